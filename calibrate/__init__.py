@@ -1,0 +1,1 @@
+"""Measure a host: identity, links, costs and layers, with their spread and where each figure comes from."""

@@ -1,0 +1,126 @@
+"""`calibrate estimate`: rerun the fit of a host that nobody can reach, show all residuals, write its files."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from calibrate.estimate_fit import FITTED_COSTS, FITTED_ROOFLINE, Estimation, fit
+from calibrate.published import published
+from sim.catalog import Request, find_host, profile_name
+from sim.console import note
+from sim.estimate import estimate
+from sim.files import HOST, PROFILE, format_record
+from sim.output import check_output, write_file
+from sim.profile import Provenance
+from sim.provenance import stamp
+from sim.trace import Trace, trace_model
+
+SHIPPED = ("resnet50", "resnet101", "hf:bert-base")
+"""Models whose estimated profiles ship, so that a first answer needs no torch."""
+
+
+@click.command("estimate")
+@click.option(
+    "--host", "host_name", default="p3.8xlarge", show_default=True, help="Shipped host or a host file."
+)
+@click.option(
+    "--model", "models", multiple=True, help="Models to write profiles for; default: those that ship."
+)
+@click.option(
+    "--out", type=click.Path(), help="Folder for hosts/ and profiles/; without it nothing is written."
+)
+@click.option("--force", is_flag=True, help="Overwrite files that exist.")
+def estimate_command(host_name: str, models: tuple[str, ...], out: str | None, force: bool) -> None:
+    """Fit what published figures cannot give, for a host nobody can reach."""
+    host = find_host(host_name)
+    facts = published(host.name)
+    models = models or SHIPPED
+    requests = [Request(model) for model in models]
+    host_path = None if out is None else Path(out) / "hosts" / f"{host.name}.yaml"
+    if host_path is not None:
+        for folder in (host_path.parent, Path(out or ".") / "profiles" / host.name):
+            folder.mkdir(parents=True, exist_ok=True)
+        check_output(host_path, force=force)
+
+    @cache
+    def trace_of(model: str, batch: int, seq: int | None) -> Trace:
+        note(f"tracing {model}, batch {batch}" + (f", {seq} tokens" if seq else ""))
+        return trace_model(model, batch=batch, seq=seq)
+
+    made: Provenance = stamp(host.name, host.gpus[0].name)
+    result = fit(host, facts, trace_of, made)
+    show(result)
+    if out is None or host_path is None:
+        return
+    files: list[tuple[Path, bytes]] = [(host_path, format_record(HOST, result.host).encode())]
+    for request in requests:
+        trace = trace_of(request.model, 1, None)
+        inputs = (f"host:{result.host.digest}", f"network:{trace.network.digest}")
+        profile = estimate(trace, result.host, stamp(host.name, host.gpus[0].name, inputs=inputs))
+        path = Path(out) / "profiles" / host.name / profile_name(request, profile.network.seq)
+        check_output(path, force=force)
+        files.append((path, format_record(PROFILE, profile).encode()))
+    for path, data in files:
+        write_file(path, data, force=force)
+        note(f"wrote {path}")
+
+
+def show(result: Estimation) -> None:
+    """Tables on stdout: constants fitted, every published latency beside its estimate, every decision."""
+    console = Console(file=sys.stdout, width=150 if not sys.stdout.isatty() else None)
+    host = result.host
+    constants = Table(
+        title=f"{host.name}: constants fitted (all others are published, derived or assumed: `sim hosts {host.name}`)"
+    )
+    for heading in ("constant", "value", "fitted to"):
+        constants.add_column(heading)
+    roofline = host.roofline
+    for name in FITTED_COSTS:
+        figure = getattr(host.costs, name)
+        constants.add_row(name, f"{figure.value:g}", figure.source)
+    for name in FITTED_ROOFLINE:
+        figure = getattr(roofline, name)
+        constants.add_row(name, f"{figure.value:g}", figure.source)
+    console.print(constants)
+    console.print(
+        f"{result.kernels.kernels} kernels: median error {result.kernels.median_error:.1%}, "
+        f"90th percentile {result.kernels.p90_error:.1%}"
+    )
+    latencies = Table(title="Published latencies beside the estimate (ms)")
+    for heading in ("what", "published", "estimated", "error", "role", "source"):
+        latencies.add_column(
+            heading, justify="right" if heading in ("published", "estimated", "error") else "left"
+        )
+    for residual in result.residuals:
+        row = residual.latency
+        what = f"{row.model} {row.strategy}"
+        what += f", batch {row.batch}" if row.batch > 1 else ""
+        what += f", {row.seq} tokens" if row.seq else ""
+        latencies.add_row(
+            what,
+            f"{row.ms:.2f}",
+            f"{residual.estimated_ms:.2f}",
+            f"{residual.error:+.1%}",
+            "fitted" if row.fitted else "held out",
+            row.source,
+        )
+    console.print(latencies)
+    decisions = Table(title="Published decisions beside the static plan")
+    for heading in ("model", "layers", "published", "decided alike"):
+        decisions.add_column(heading)
+    for verdict in result.verdicts:
+        decision = verdict.decision
+        decisions.add_row(
+            decision.model,
+            escape(f"{decision.about} ({decision.layers})"),
+            "in place" if decision.direct else "copied",
+            f"{verdict.agree} of {verdict.layers}",
+        )
+    console.print(decisions)

@@ -1,0 +1,344 @@
+"""Every layer of a network in running order: resident, read in place from host and from a peer, and the host's issue time.
+
+The executor runs whole plans; here they are chosen so that what differs between two runs is what a layer costs. A layer's
+time is from its first kernel to the next layer's first, so layers add up to the run. What reading in place adds is taken
+twice: with all reads in place, and with each layer's largest read resident. The second is what the small reads add,
+shared among them by bytes; the largest read takes the rest of the first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from calibrate.bench import MIB
+from calibrate.samples import Point
+from hwexec.arena import HostArena
+from hwexec.device import Device
+from hwexec.executor import ColdStart, prepare
+from hwexec.timing import Samples, time_ns, wall_ns
+from sim.errors import InputError, require
+from sim.host import Host
+from sim.models import Built
+from sim.network import Network
+from sim.plan import Access, Chunk, Launch, Plan
+from sim.profile import LayerTiming, Timing
+from sim.timeline import SpanKind, Timeline
+
+LARGE_BYTES = 4 * 2**30
+"""Above this, each preparation takes seconds: the runs with the largest read resident are left out."""
+SLOW_NS = 0.5e9
+"""A run that takes longer is repeated twice only."""
+EXPLAINED = 0.05
+"""Layers that miss their run by more than this part have it explained in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRun:
+    """One way to run a network. `rows[i]` are the layers' nanoseconds in the i-th watched run; `whole` unwatched runs."""
+
+    way: str
+    launch: str
+    rows: tuple[tuple[float, ...], ...]
+    whole: Point
+
+    @property
+    def ratio(self) -> float:
+        """Sum of the layers over the run they came from: above 1 where watching slowed them."""
+        return float(np.median([sum(row) for row in self.rows])) / self.whole.median_ns
+
+    def columns(self) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        """Runs by layers, scaled so that the layers add up to the unwatched run."""
+        return np.array(self.rows, dtype=float) / self.ratio
+
+
+@dataclass(frozen=True, slots=True)
+class LayersResult:
+    """Everything measured for one network on `host`: enough to make its profile again, without a GPU."""
+
+    network: Network
+    runs: tuple[LayerRun, ...]
+    beside_copies: Point | None
+    notes: tuple[str, ...]
+    host: str
+    seconds: float
+
+    def run(self, way: str) -> LayerRun | None:
+        return next((r for r in self.runs if r.way == way), None)
+
+
+def measure(
+    built: Built,
+    network: Network,
+    host: Host,
+    device: Device,
+    *,
+    repeats: int,
+    progress: Callable[[str], None],
+) -> LayersResult:
+    """Raises InputError where the network does not fit the GPU or its kernels cannot be told apart."""
+    began = time.perf_counter()
+    large = network.arena_bytes > LARGE_BYTES
+    partner = next(iter(host.partners(0)), None)
+    ways: list[tuple[str, Plan]] = [("resident", everything(network, Access.RESIDENT))]
+    ways.append(("direct", everything(network, Access.DIRECT)))
+    if not large:
+        ways.append(("direct-small", small_reads(network, Access.DIRECT)))
+    if partner is not None:
+        ways.append(("peer", everything(network, Access.PEER, partner)))
+        if not large:
+            ways.append(("peer-small", small_reads(network, Access.PEER, partner)))
+    runs: list[LayerRun] = []
+    notes: list[str] = []
+    beside: Point | None = None
+    for way, plan in ways:
+        progress(way)
+        with prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold:
+            if cold.why_eager:
+                notes.append(f"{way}: no graph ({cold.why_eager}); measured eagerly")
+            runs.append(_watch(way, cold, built, network, device, repeats))
+            if way == "resident":
+                beside = _beside_copies(cold, built, device, repeats)
+    progress("issue")
+    plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
+    with prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold:
+        runs.append(_issue(cold, built, network, device, repeats))
+    notes += [note for run in runs if (note := _explain(run))]
+    return LayersResult(network, tuple(runs), beside, tuple(notes), host.name, time.perf_counter() - began)
+
+
+def everything(
+    network: Network, access: Access, partner: int | None = None, launch: Launch = Launch.GRAPH
+) -> Plan:
+    """A plan for GPU 0 in which every layer reads every storage alike."""
+    rows = tuple(tuple(access for _ in layer.reads) for layer in network.layers)
+    return Plan(f"calibrate-{access.value}", 0, launch, rows, _kept(network, partner))
+
+
+def small_reads(network: Network, access: Access, partner: int | None = None) -> Plan:
+    """Each layer's largest read resident, the others by `access`."""
+    rows = tuple(
+        tuple(Access.RESIDENT if at == largest(network, layer) else access for at in range(len(reads.reads)))
+        for layer, reads in enumerate(network.layers)
+    )
+    return Plan(f"calibrate-{access.value}-small", 0, Launch.GRAPH, rows, _kept(network, partner))
+
+
+def _kept(network: Network, partner: int | None) -> tuple[Chunk, ...]:
+    """The whole arena on a partner, in one chunk: it lands before the first layer, so no copy runs beside a layer."""
+    return () if partner is None else (Chunk(0, network.arena_bytes, (partner,)),)
+
+
+def largest(network: Network, layer: int) -> int:
+    """Which of a layer's reads touches most bytes; the first of equals. -1 where it reads nothing."""
+    reads = network.layers[layer].reads
+    return max(range(len(reads)), key=lambda at: (reads[at].touched_bytes, -at), default=-1)
+
+
+def _watch(
+    way: str, cold: ColdStart, built: Built, network: Network, device: Device, repeats: int
+) -> LayerRun:
+    """Unwatched runs first, then the executor's own timelines of as many."""
+    inputs = tuple(t.to(device.torch_device(0)) for t in built.inputs)
+    cold(*inputs)
+    device.synchronize()
+    stream = device.stream("calibrate", 0)
+
+    def taken(count: int) -> Samples:
+        if (
+            not device.figures
+        ):  # such a device's compute stream is the calling thread, which events do not time
+            return wall_ns(lambda: cold.warm(*inputs), device, repeats=count, warmup=1)
+        return time_ns(lambda: cold.warm(*inputs), device, [stream], repeats=count, warmup=1)
+
+    count = repeats if taken(1).median_ns < SLOW_NS else 2
+    whole = taken(2 * count)
+    device.close_stream(stream)
+    rows = tuple(layer_times(cold.timeline(), len(network.layers)) for _ in range(count))
+    return LayerRun(way, cold.launch.value, rows, Point(f"whole {way}", 0, 1, whole.raw))
+
+
+def layer_times(timeline: Timeline, layers: int) -> tuple[float, ...]:
+    """From each layer's first kernel to the next layer's, the last to its own end. 0 for a layer without kernels."""
+    runs = sorted((s for s in timeline.of(SpanKind.RUN) if s.layer >= 0), key=lambda s: s.start_ns)
+    if not runs or any(s.layer < 0 for s in timeline.of(SpanKind.RUN)):
+        raise InputError(
+            "the profiler's kernels do not add up to the captured layers, so no layer can be timed; "
+            "run again, and if it stays report the model and PyTorch's version"
+        )
+    found = [0.0] * layers
+    stops = [*(s.start_ns for s in runs[1:]), runs[-1].stop_ns]
+    for span, stop in zip(runs, stops, strict=True):
+        found[span.layer] += stop - span.start_ns
+    return tuple(found)
+
+
+def _beside_copies(cold: ColdStart, built: Built, device: Device, repeats: int) -> Point:
+    """The warm run while host memory is copied to the same GPU all along: what copies cost kernels."""
+    inputs = tuple(t.to(device.torch_device(0)) for t in built.inputs)
+    size = 16 * MIB
+    arena, to = HostArena(device, size, 0), device.allocate(size, 0)
+    engine, stream = device.stream("h2d:0", 0), device.stream("calibrate", 0)
+    start, stop = device.event(timing=True), device.event(timing=True)
+    alone = time_ns(lambda: cold.warm(*inputs), device, [stream], repeats=1, warmup=1).median_ns
+    copies = min(64, 2 + int(alone / (size / 60e9 * 1e9)))
+
+    def enqueue() -> None:
+        for _ in range(copies):
+            device.copy(engine, to, arena.tensor)
+        device.record(stream, start)
+        cold.warm(*inputs)
+        device.record(stream, stop)
+
+    samples = []
+    for _ in range(repeats):
+        time_ns(enqueue, device, [stream, engine], repeats=1, warmup=0)
+        samples.append(device.elapsed_ns(start, stop))
+    arena.close()
+    for used in (engine, stream):
+        device.close_stream(used)
+    return Point("whole beside copies", 0, 1, tuple(samples))
+
+
+def _issue(cold: ColdStart, built: Built, network: Network, device: Device, repeats: int) -> LayerRun:
+    """Host time between the starts of layers' modules in eager mode; few enough kernels that the host never waits."""
+    inputs = tuple(t.to(device.torch_device(0)) for t in built.inputs)
+    rows, whole = [], []
+    with _clocked(built.module, everywhere=False) as seen:
+        for index in range(2 * repeats + 2):
+            device.synchronize()
+            seen.clear()
+            cold.resident(*inputs)
+            if index >= 2:
+                whole.append(float(seen[-1][1] - seen[0][1]))
+    with _clocked(built.module, everywhere=True) as seen:
+        for index in range(repeats + 1):
+            device.synchronize()
+            seen.clear()
+            cold.resident(*inputs)
+            if index:
+                rows.append(issue_times(seen, [layer.name for layer in network.layers]))
+    device.synchronize()
+    return LayerRun("issue", Launch.EAGER.value, tuple(rows), Point("whole issue", 0, 1, tuple(whole)))
+
+
+@contextmanager
+def _clocked(module: torch.nn.Module, *, everywhere: bool) -> Iterator[list[tuple[str, int]]]:
+    """Name and host clock at the start of each module's forward, the root's end last."""
+    seen: list[tuple[str, int]] = []
+    handles = []
+    for name, child in module.named_modules():
+        if everywhere or child is module:
+
+            def met(_module: torch.nn.Module, _args: object, name: str = name) -> None:
+                seen.append((name or "(root)", time.perf_counter_ns()))
+
+            handles.append(child.register_forward_pre_hook(met))
+    handles.append(module.register_forward_hook(lambda *_: seen.append(("(end)", time.perf_counter_ns()))))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def issue_times(seen: Sequence[tuple[str, int]], layers: Sequence[str]) -> tuple[float, ...]:
+    """Time between layers' starts; layers that begin without a call of their own module share with the one before."""
+    require(len(seen) >= 2, "no module was called: the host's issue time cannot be told")
+    starts: list[int | None] = []
+    at = 0
+    for name in layers:
+        found = next((i for i in range(at, len(seen) - 1) if seen[i][0] == name), None)
+        starts.append(None if found is None else seen[found][1])
+        at = at if found is None else found + 1
+    starts[0] = seen[0][1]  # what runs before the first layer counts for it
+    result: list[float] = []
+    index = 0
+    while index < len(layers):
+        until = next((i for i in range(index + 1, len(layers)) if starts[i] is not None), len(layers))
+        begin = starts[index]
+        end = starts[until] if until < len(layers) else seen[-1][1]
+        assert begin is not None
+        assert end is not None
+        result += [(end - begin) / (until - index)] * (until - index)
+        index = until
+    return tuple(result)
+
+
+def _explain(run: LayerRun) -> str | None:
+    """Why layers and their run differ, where they do by more than 5 %; they are scaled to the run either way."""
+    off = run.ratio - 1
+    if abs(off) <= EXPLAINED:
+        return None
+    if run.way == "issue":
+        why = "the clock hooks on every module cost host time"
+    elif off > 0:
+        why = "watched kernels are spaced apart by the profiler"
+    else:
+        why = "the unwatched run counts what comes before its first kernel: the replay's start and the inputs' copy"
+    return f"{run.way}: layers add up to {run.ratio:.3f} of the unwatched run ({why}); they are scaled to it"
+
+
+def timings(result: LayersResult) -> tuple[LayerTiming, ...]:
+    """A profile's layers: medians over the watched runs, spreads their interquartile ranges."""
+    resident, issue, direct = (_need(result, way) for way in ("resident", "issue", "direct"))
+    peer = result.run("peer")
+    direct_added = _added(result, resident, direct, result.run("direct-small"))
+    peer_added = _added(result, resident, peer, result.run("peer-small")) if peer is not None else None
+    return tuple(
+        LayerTiming(
+            _timing(resident.columns()[:, at]),
+            _timing(issue.columns()[:, at]),
+            direct_added[at],
+            peer_added[at] if peer_added is not None else (),
+        )
+        for at in range(len(result.network.layers))
+    )
+
+
+def _need(result: LayersResult, way: str) -> LayerRun:
+    run = result.run(way)
+    if run is None:
+        raise InputError(
+            f"{result.network.model}: no {way} run was measured; run `calibrate run` again to go on"
+        )
+    return run
+
+
+def _timing(samples: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Timing:
+    low, middle, high = np.percentile(samples, (25, 50, 75))
+    return Timing(max(0.0, float(middle)), float(high - low), len(samples))
+
+
+def _added(
+    result: LayersResult, resident: LayerRun, whole: LayerRun, small: LayerRun | None
+) -> tuple[tuple[Timing, ...], ...]:
+    """Per layer and read, what `whole` adds to `resident`, shared as the module says."""
+    base, full = resident.columns(), whole.columns()
+    part = small.columns() if small is not None else None
+    found = []
+    for at, layer in enumerate(result.network.layers):
+        first = _timing(base[:, at])
+        total = _timing(full[:, at])
+        added = max(0.0, total.median_ns - first.median_ns)
+        spread = float(np.hypot(total.spread_ns, first.spread_ns))
+        most = largest(result.network, at)
+        others = sum(r.touched_bytes for i, r in enumerate(layer.reads) if i != most)
+        touched = others + (layer.reads[most].touched_bytes if layer.reads else 0)
+        if part is not None:
+            little = min(added, max(0.0, float(np.median(part[:, at])) - first.median_ns))
+        else:
+            little = added * others / touched if touched else 0.0
+        if len(layer.reads) == 1:
+            little = 0.0
+        shares = [
+            added - little if i == most else (little * r.touched_bytes / others if others else 0.0)
+            for i, r in enumerate(layer.reads)
+        ]
+        found.append(tuple(Timing(share, spread, total.samples) for share in shares))
+    return tuple(found)

@@ -1,0 +1,379 @@
+"""`calibrate run`: identity, link cases, networks, fits, files; what is measured is on disk before the next thing starts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from calibrate.assemble import Assembled, GpuFacts, assemble
+from calibrate.bench import FULL, NO_FIGURES, QUICK, Bench, Case, Effort, Mismatch
+from calibrate.identity import (
+    GpuState,
+    HostIdentity,
+    Nvml,
+    flags,
+    load_nvml,
+    read_identity,
+    read_states,
+    session,
+)
+from calibrate.layers import LayersResult, measure, timings
+from calibrate.links import LINK_CASES
+from calibrate.overheads import OVERHEAD_CASES
+from calibrate.samples import CaseResult
+from calibrate.store import Calibration, Session, Store
+from calibrate.topology import Topology, Wire, from_identity
+from hwexec.device import Device
+from sim.catalog import Request
+from sim.errors import InputError
+from sim.hints import error_line
+from sim.host import Host
+from sim.models import build
+from sim.network import Network
+from sim.profile import Profile, ProfileKind
+from sim.provenance import stamp
+from sim.trace import trace_model
+
+CASES: tuple[Case, ...] = LINK_CASES + OVERHEAD_CASES
+NETWORK_SECONDS = 12.0
+"""A first guess of what one network takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What `calibrate run` was asked for."""
+
+    name: str
+    models: tuple[Request, ...]
+    quick: bool = False
+    fresh: bool = False
+    keep_bad: bool = False
+
+
+class Progress(Protocol):
+    """What a run tells while it goes. The command line shows a bar; tests listen."""
+
+    def plan(self, seconds: float) -> None:
+        """How long everything that is left will take, at a guess."""
+        ...
+
+    def begins(self, what: str) -> None: ...
+
+    def ended(self, what: str, seconds: float, said: str) -> None:
+        """`seconds` as planned, not as they were."""
+        ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Paths written, and what a person should know."""
+
+    host: Path
+    profiles: tuple[Path, ...]
+    samples: Path
+    flags: tuple[str, ...]
+
+
+def choose_gpus(wanted: Sequence[int] | None, environ: dict[str, str] | os._Environ[str]) -> None:
+    """Show CUDA only these GPUs, numbered as NVML and `nvidia-smi` number them. Before CUDA is first used."""
+    environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if wanted is None:
+        return
+    shown = environ.get("CUDA_VISIBLE_DEVICES")
+    names = shown.split(",") if shown else None
+    if names is not None and max(wanted) >= len(names):
+        raise InputError(
+            f"--gpus {max(wanted)}: CUDA_VISIBLE_DEVICES={shown} shows {len(names)}; choose among them"
+        )
+    environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[g] if names else str(g) for g in wanted)
+
+
+def visible(identity: HostIdentity, shown: str | None) -> HostIdentity:
+    """The identity of the GPUs that CUDA_VISIBLE_DEVICES leaves, in its order and numbered from 0."""
+    if not shown:
+        return identity
+    order = []
+    for name in shown.split(","):
+        found = next(
+            (
+                g.index
+                for g in identity.gpus
+                if name.strip() in (str(g.index), g.uuid) or g.uuid.startswith(name.strip())
+            ),
+            None,
+        )
+        if found is None:
+            break  # as CUDA does: what stands behind a wrong name is not seen
+        order.append(found)
+    pairs = []
+    for first in range(len(order)):
+        for second in range(first + 1, len(order)):
+            low, high = sorted((order[first], order[second]))
+            pair = next(p for p in identity.pairs if (p.first, p.second) == (low, high))
+            pairs.append(replace(pair, first=first, second=second))
+    gpus = tuple(replace(identity.gpus[old], index=new) for new, old in enumerate(order))
+    return replace(identity, gpus=gpus, pairs=tuple(pairs))
+
+
+class Watch:
+    """Asks NVML who the GPUs are and how they do; silent for a device that only plays them."""
+
+    def __init__(self, nvml: Nvml | None, shown: str | None = None) -> None:
+        self.nvml = nvml
+        self.identity: HostIdentity | None = None
+        self._order: tuple[int, ...] = ()
+        if nvml is not None:
+            with session(nvml):
+                whole = read_identity(nvml)
+                self.identity = visible(whole, shown)
+            by_uuid = {g.uuid: g.index for g in whole.gpus}
+            self._order = tuple(by_uuid[g.uuid] for g in self.identity.gpus)
+
+    def states(self) -> tuple[GpuState, ...]:
+        if self.nvml is None:
+            return ()
+        with session(self.nvml):
+            states = read_states(self.nvml)
+        return tuple(states[index] for index in self._order)
+
+
+def watch_for(device: str) -> Watch:
+    """NVML where there are real GPUs."""
+    return Watch(load_nvml(), os.environ.get("CUDA_VISIBLE_DEVICES")) if device == "cuda" else Watch(None)
+
+
+def run(
+    ask: Ask,
+    device: Device,
+    watch: Watch,
+    store: Store,
+    progress: Progress,
+    *,
+    cases: Sequence[Case] = CASES,
+) -> Outcome:
+    """Measure what is not measured yet and write everything.
+
+    Raises InputError, what was measured so far kept, where the GPU is lost, a file cannot be written, or a fit is refused.
+    """
+    began = time.perf_counter()
+    before = watch.states()
+    for text in flags(before):
+        progress.note(text)
+    opened = _session(ask, device, watch)
+    store.open(opened, fresh=ask.fresh)
+    effort = _effort(ask, device)
+    topology = _topology(watch, device)
+    networks = [(request, _network(request)) for request in ask.models]
+    left = [case for case in cases if store.case(case.name) is None]
+    missing = [pair for pair in networks if store.layers(ask.name, pair[1]) is None]
+    pace = 0.3 if ask.quick else 1.0
+    progress.plan(sum(c.seconds * pace for c in left) + NETWORK_SECONDS * len(missing))
+    results = _links(device, topology, effort, cases, store, progress, pace)
+    draft = assemble(ask.name, opened.about, opened.gpus, results, keep_bad=True, figures=device.figures)
+    failed = _networks(missing, draft.host, device, store, progress, effort)
+    after = watch.states()
+    found = [*flags(before, after), *_unsteady(results)]
+    store.keep_calibration(
+        Calibration(
+            ask.name, opened.provenance, device.figures, watch.identity, before, after, tuple(found),
+            draft.refused, results, draft.fits, time.perf_counter() - began,
+        )
+    )  # fmt: skip
+    outcome = finish(store, keep_bad=ask.keep_bad or not device.figures, flags=tuple(found))
+    if failed:
+        raise InputError(f"all but {len(failed)} of the networks were measured: {'; '.join(failed)}")
+    return outcome
+
+
+def finish(store: Store, *, keep_bad: bool, flags: tuple[str, ...] = ()) -> Outcome:
+    """Fit what a folder's samples say and write host and profiles. Needs no GPU. Raises InputError for a refused fit."""
+    opened = store.session()
+    results = [r for case in CASES if (r := store.case(case.name)) is not None]
+    made = assemble(
+        opened.name, opened.about, opened.gpus, results, keep_bad=keep_bad, figures=opened.figures
+    )
+    host = store.keep_host(made.host)
+    profiles = [
+        store.keep_profile(opened.name, profile_of(result, made, opened))
+        for result in store.all_layers(opened.name)
+    ]
+    return Outcome(host, tuple(profiles), store.samples_path(opened.name), (*flags, *made.refused))
+
+
+def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profile:
+    """A network's profile on the host that was just assembled."""
+    inputs = (f"host:{made.host.digest}", f"network:{result.network.digest}")
+    provenance = replace(opened.provenance, inputs=inputs)
+    kind: ProfileKind = "measured" if opened.figures else "estimated"
+    return Profile(kind, result.network, made.host.digest, timings(result), provenance)
+
+
+def _links(
+    device: Device,
+    topology: Topology,
+    effort: Effort,
+    cases: Sequence[Case],
+    store: Store,
+    progress: Progress,
+    pace: float,
+) -> tuple[CaseResult, ...]:
+    bench = Bench(device, topology, effort)
+    results = []
+    try:
+        for case in cases:
+            result = store.case(case.name)
+            if result is None:
+                progress.begins(case.name)
+                result = _measured(case, bench, store)
+                store.keep_case(result)
+                said = f"waived: {result.waived}" if result.waived else f"{result.seconds:.1f} s"
+                progress.ended(case.name, case.seconds * pace, said)
+            results.append(result)
+    finally:
+        _close(bench)
+    return tuple(results)
+
+
+def _close(bench: Bench) -> None:
+    try:
+        bench.close()
+    except RuntimeError:  # a lost GPU cannot give anything back: the error that told of it is the one to show
+        return
+
+
+def _measured(case: Case, bench: Bench, store: Store) -> CaseResult:
+    began = time.perf_counter()
+    bench.verified = None
+    try:
+        reason = case.waived(bench)
+        points = () if reason else case.measure(bench)
+    except Mismatch:
+        raise
+    except InputError as error:
+        points, reason = (), str(error)
+    except bench.device.out_of_memory as error:
+        points, reason = (), f"not enough GPU memory ({error_line(error)})"
+    except RuntimeError as error:
+        raise _lost(case.name, error, store) from error
+    seconds = time.perf_counter() - began
+    return CaseResult(case.name, case.about, tuple(points), reason, bench.verified, seconds)
+
+
+def _lost(what: str, error: Exception, store: Store) -> InputError:
+    return InputError(
+        f"{what}: the GPU failed ({error_line(error)}); what was measured before is kept in {store.folder}: "
+        "look at nvidia-smi and dmesg, then run the same command to go on"
+    )
+
+
+def _networks(
+    missing: Sequence[tuple[Request, Network]],
+    host: Host,
+    device: Device,
+    store: Store,
+    progress: Progress,
+    effort: Effort,
+) -> list[str]:
+    """Those that cannot be measured are told at the end, and cost the others nothing."""
+    failed = []
+    for request, network in missing:
+        what = f"{request.model} {request.precision}"
+        progress.begins(what)
+        try:
+            built = build(request.model, batch=request.samples, dtype=request.precision, seq=request.seq)
+            result = measure(
+                built,
+                network,
+                host,
+                device,
+                repeats=effort.repeats // 2 + 1,
+                progress=lambda way, what=what: progress.begins(f"{what}: {way}"),  # type: ignore[misc]
+            )
+        except InputError as error:
+            failed.append(f"{what}: {error}")
+            progress.ended(what, NETWORK_SECONDS, f"failed: {error}")
+            continue
+        except RuntimeError as error:
+            raise _lost(what, error, store) from error
+        store.keep_layers(host.name, result)
+        for text in result.notes:
+            progress.note(f"{what}: {text}")
+        progress.ended(what, NETWORK_SECONDS, f"{result.seconds:.1f} s")
+    return failed
+
+
+def _network(request: Request) -> Network:
+    return trace_model(request.model, batch=request.samples, dtype=request.precision, seq=request.seq).network
+
+
+def _effort(ask: Ask, device: Device) -> Effort:
+    if not device.figures:
+        return NO_FIGURES
+    return QUICK if ask.quick else FULL
+
+
+def _session(ask: Ask, device: Device, watch: Watch) -> Session:
+    identity = watch.identity
+    gpus = tuple(
+        GpuFacts(device.describe(gpu), device.memory(gpu).total_bytes) for gpu in range(device.gpu_count)
+    )
+    effort = "none" if not device.figures else "quick" if ask.quick else "full"
+    return Session(
+        ask.name,
+        _about(gpus, identity, device.figures),
+        effort,
+        device.figures,
+        gpus,
+        tuple(g.uuid for g in identity.gpus) if identity is not None else (),
+        stamp(
+            ask.name,
+            gpus[0].name,
+            driver=identity.driver if identity is not None else "",
+            cuda=torch.version.cuda or "",
+            torch=torch.__version__,
+        ),
+    )
+
+
+def _about(gpus: Sequence[GpuFacts], identity: HostIdentity | None, figures: bool) -> str:
+    if not figures:
+        return f"{len(gpus)} GPUs played by threads: no figure here means anything"
+    text = f"{len(gpus)} x {gpus[0].name}"
+    if identity is None:
+        return text
+    first = identity.gpus[0]
+    if first.pcie_generation_max is not None:
+        text += f", PCIe {first.pcie_generation_max}.0 x{first.pcie_width_max}"
+    if identity.pairs and identity.pairs[0].nvlinks:
+        text += f", NVLink NV{identity.pairs[0].nvlinks} between GPUs 0 and 1"
+    return f"{text}, driver {identity.driver}"
+
+
+def _topology(watch: Watch, device: Device) -> Topology:
+    count = device.gpu_count
+    if watch.identity is not None and len(watch.identity.gpus) == count:
+        return from_identity(watch.identity)
+    wires = tuple(Wire(a, b, 0, None) for a in range(count) for b in range(a + 1, count))
+    return Topology(count, wires, (None,) * count)
+
+
+def _unsteady(results: Sequence[CaseResult]) -> list[str]:
+    """One line per case whose samples scatter by more than 10 % of their median."""
+    found = []
+    for result in results:
+        points = [p for p in result.points if p.unsteady]
+        if points:
+            worst = max(points, key=lambda p: p.iqr_ns / p.median_ns)
+            found.append(
+                f"case {result.case}: {len(points)} of {len(result.points)} points scatter by more than 10 %, "
+                f"most {worst.label} ({worst.size_bytes} bytes): {worst.iqr_ns / worst.median_ns:.0%}"
+            )
+    return found

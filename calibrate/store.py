@@ -1,0 +1,178 @@
+"""What a calibration keeps on disk, each file whole or not at all: a state file per case, then samples, host and profiles.
+
+DIR/state/session.yaml, case-*.yaml     what has been measured: an interrupted run goes on from here
+DIR/samples/NAME.yaml                   identity, every case's raw samples, the fits and their residuals
+DIR/samples/NAME/MODEL....yaml          raw layer times of one network
+DIR/hosts/NAME.yaml                     the Host
+DIR/profiles/NAME/MODEL....yaml         a Profile per network
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calibrate.assemble import GpuFacts
+from calibrate.fit import Fit
+from calibrate.identity import GpuState, HostIdentity
+from calibrate.layers import LayersResult
+from calibrate.samples import CaseResult
+from sim.catalog import Request, profile_name
+from sim.errors import InputError
+from sim.files import FileKind, read_record, write_host, write_profile, write_record
+from sim.host import Host
+from sim.network import Network
+from sim.profile import Profile, Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a state folder belongs to: another host or another effort must not be mixed into it."""
+
+    name: str
+    about: str
+    effort: str
+    figures: bool
+    gpus: tuple[GpuFacts, ...]
+    uuids: tuple[str, ...]
+    """Empty where nobody could ask."""
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Everything about a host but its networks: what was asked of it and what was made of that."""
+
+    name: str
+    provenance: Provenance
+    figures: bool
+    """False where GPUs were only played, and no number means anything."""
+    identity: HostIdentity | None
+    before: tuple[GpuState, ...]
+    after: tuple[GpuState, ...]
+    flags: tuple[str, ...]
+    """Reasons to distrust figures: throttled or busy GPUs, samples that scatter."""
+    refused: tuple[str, ...]
+    """Fits that explain their samples badly, in words."""
+    cases: tuple[CaseResult, ...]
+    fits: tuple[Fit, ...]
+    seconds: float
+
+
+SESSION = FileKind("calibration-session", 1, Session)
+CASE = FileKind("calibration-case", 1, CaseResult)
+CALIBRATION = FileKind("calibration", 1, Calibration)
+LAYERS = FileKind("layer-samples", 1, LayersResult)
+
+Write = Callable[..., None]
+
+
+class Store:
+    """A calibration's folder. `write` is `sim.files.write_record`, or in tests one that fails."""
+
+    def __init__(self, folder: Path, write: Write = write_record) -> None:
+        self.folder = folder
+        self._write = write
+
+    # State
+
+    def open(self, session: Session, *, fresh: bool) -> None:
+        """Take up the folder. Raises InputError where it holds the state of another host or effort."""
+        path = self.folder / "state" / "session.yaml"
+        if fresh and path.parent.is_dir():
+            shutil.rmtree(path.parent)
+            shutil.rmtree(self._layers(session.name), ignore_errors=True)
+        if path.exists():
+            found = read_record(path, SESSION)
+            for what, had, has in (
+                ("name", found.name, session.name),
+                ("effort", found.effort, session.effort),
+                ("GPUs", [g.name for g in found.gpus], [g.name for g in session.gpus]),
+                ("GPUs", found.uuids, session.uuids),
+                ("driver", found.provenance.driver, session.provenance.driver),
+            ):
+                if had != has:
+                    raise InputError(
+                        f"{path.parent}: holds what was measured with {what} {had}, and now it is {has}; "
+                        "pass --fresh to start over, or another --out"
+                    )
+            return
+        self.put(path, SESSION, session)
+
+    def session(self) -> Session:
+        path = self.folder / "state" / "session.yaml"
+        if not path.exists():
+            raise InputError(
+                f"{self.folder}: nothing was measured here; run `calibrate run --out` with this folder"
+            )
+        return read_record(path, SESSION)
+
+    def case(self, name: str) -> CaseResult | None:
+        path = self.folder / "state" / f"case-{name}.yaml"
+        return read_record(path, CASE) if path.exists() else None
+
+    def keep_case(self, result: CaseResult) -> None:
+        self.put(self.folder / "state" / f"case-{result.case}.yaml", CASE, result)
+
+    # Networks
+
+    def _layers(self, name: str) -> Path:
+        return self.folder / "samples" / name
+
+    def layers(self, name: str, network: Network) -> LayersResult | None:
+        """What was measured for this very network, None where nothing was, or for another of its name."""
+        path = self._layers(name) / file_name(network)
+        if not path.exists():
+            return None
+        found = read_record(path, LAYERS)
+        return found if found.network.digest == network.digest else None
+
+    def all_layers(self, name: str) -> tuple[LayersResult, ...]:
+        return tuple(read_record(path, LAYERS) for path in sorted(self._layers(name).glob("*.yaml")))
+
+    def keep_layers(self, name: str, result: LayersResult) -> None:
+        self.put(self._layers(name) / file_name(result.network), LAYERS, result)
+
+    # Results
+
+    def samples_path(self, name: str) -> Path:
+        return self.folder / "samples" / f"{name}.yaml"
+
+    def keep_calibration(self, calibration: Calibration) -> Path:
+        path = self.samples_path(calibration.name)
+        self.put(path, CALIBRATION, calibration)
+        return path
+
+    def keep_host(self, host: Host) -> Path:
+        path = self.folder / "hosts" / f"{host.name}.yaml"
+        _folder(path)
+        write_host(path, host, force=True)
+        return path
+
+    def keep_profile(self, name: str, profile: Profile) -> Path:
+        path = self.folder / "profiles" / name / file_name(profile.network)
+        _folder(path)
+        write_profile(path, profile, force=True)
+        return path
+
+    def put(self, path: Path, kind: FileKind[Any], record: object) -> None:
+        _folder(path)
+        try:
+            self._write(path, kind, record, force=True)
+        except InputError as error:
+            raise InputError(f"{error}; what was measured before is kept in {self.folder}") from None
+
+
+def file_name(network: Network) -> str:
+    request = Request(network.model, network.batch, network.dtype, network.seq)
+    return profile_name(request, network.seq)
+
+
+def _folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be made ({error.strerror}); choose another --out") from None

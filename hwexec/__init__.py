@@ -1,0 +1,52 @@
+"""Plans run for real: the second interpreter of a program, on CUDA streams and graphs, or on threads that play them.
+
+    import hwexec
+
+    with hwexec.prepare(module, plan, example_inputs, network=network, host=host) as cold:
+        y = cold(*inputs)           # one cold start: every copy of the plan, every layer behind its waits
+        y = cold.warm(*inputs)      # weights as the cold start left them: layers read in place still are
+        cold.settle()               # bring what is read in place into GPU memory, in the background
+        cold.evict()                # fill the GPUs' arenas with 0xFF; what follows is cold or wrong
+        cold.timeline()             # one more cold start, watched: a measured sim.timeline.Timeline
+        cold.resident(*inputs)      # the reference: everything in GPU memory, launched the same way
+        cold.launch, cold.why_eager, cold.moved_bytes
+
+`prepare(module, plan, example_inputs, *, network=None, host=None, device=None, weights=None)`: `example_inputs` is a
+tensor, a tuple of positional arguments, or a mapping of keyword arguments; `network` is traced from the module if None;
+`device` is "cuda", "cpu" or a `Device`; `weights` is None (the module's own), a state_dict, or paths of safetensors files.
+Outputs belong to the ColdStart: in graph mode the next start of the same kind overwrites them.
+
+For those who measure (`calibrate`): `CudaDevice` and `CpuDevice` implement `Device` (hwexec/device.py documents every
+method: stream, event, record, wait, copy, view, pin, allocate, capture, trace), `HostArena` is exact-size pinned host
+memory (hwexec/arena.py), and `time_ns`, `wall_ns`, `Samples` are the timing core (hwexec/timing.py):
+
+    device = hwexec.open_device("cuda")
+    host = HostArena(device, size_bytes, gpu=0)           # host.tensor: uint8, pinned; host.close()
+    arena = device.allocate(size_bytes, gpu=0)
+    stream = device.stream("h2d:0", 0)
+    samples = time_ns(lambda: device.copy(stream, arena, host.tensor), device, [stream])
+    in_place = host.view(0)                               # a cuda:0 tensor that kernels read over PCIe
+"""
+
+from hwexec.arena import HostArena
+from hwexec.device import Activity, CaptureError, Device, Event, Graph, Memory, Stream, forked
+from hwexec.executor import ColdStart, open_device, prepare
+from hwexec.timing import Samples, time_ns, wall_ns
+
+__all__ = [
+    "Activity",
+    "CaptureError",
+    "ColdStart",
+    "Device",
+    "Event",
+    "Graph",
+    "HostArena",
+    "Memory",
+    "Samples",
+    "Stream",
+    "forked",
+    "open_device",
+    "prepare",
+    "time_ns",
+    "wall_ns",
+]

@@ -1,0 +1,341 @@
+"""CUDA through stock PyTorch: the only file that names torch.cuda.
+
+What it had to learn (all tried on two H200, torch 2.11): a pinned host pointer, or another GPU's pointer, wrapped as a
+DLPack capsule that names this GPU becomes a tensor of this GPU. Kernels read it in place, and `copy_` from it is a plain
+asynchronous copy on the current stream, without the barrier that PyTorch puts round a copy between two devices.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import resource
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils import dlpack
+
+from hwexec.device import Activity, CaptureError, Event, Memory, Stream
+from sim.errors import InputError, require
+
+_cuda: Any = torch.cuda  # much of it has no types
+_CUDA_DEVICE_TYPE = 2  # kDLCUDA
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU, not only the current one
+_GATE_HZ = 2e9  # no GPU of today clocks higher by much; a slower one holds longer
+
+
+class CudaDevice:
+    """All GPUs that this process sees. InputError where there is none."""
+
+    kind = "cuda"
+    figures = True
+    out_of_memory: type[Exception] = torch.cuda.OutOfMemoryError
+
+    def __init__(self) -> None:
+        require(
+            torch.cuda.is_available(),
+            "no CUDA device: this machine or this build of PyTorch has none; device 'cpu' plays one, without figures",
+        )
+        _cuda.init()
+        self._profiled = False
+
+    @property
+    def gpu_count(self) -> int:
+        return torch.cuda.device_count()
+
+    def describe(self, gpu: int) -> str:
+        return torch.cuda.get_device_name(gpu)
+
+    def torch_device(self, gpu: int) -> torch.device:
+        return torch.device("cuda", gpu)
+
+    def memory(self, gpu: int) -> Memory:
+        free, total = torch.cuda.mem_get_info(gpu)
+        cached = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+        return Memory(free + cached, total)
+
+    def allocated_bytes(self, gpu: int) -> int:
+        """Bytes of living tensors, PyTorch's own count."""
+        return torch.cuda.memory_allocated(gpu)
+
+    def numa_node(self, gpu: int) -> int | None:
+        if len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) < 2:
+            return None
+        about: Any = torch.cuda.get_device_properties(gpu)
+        with suppress(AttributeError, OSError, ValueError):
+            slot = f"{about.pci_domain_id:04x}:{about.pci_bus_id:02x}:{about.pci_device_id:02x}.0"
+            node = int(Path(f"/sys/bus/pci/devices/{slot}/numa_node").read_text())
+            return node if node >= 0 else None  # virtual machines say -1
+        return None
+
+    # Memory
+
+    def pin(self, address: int, size_bytes: int) -> None:
+        cudart = _cuda.cudart()
+        code = int(cudart.cudaHostRegister(address, size_bytes, _PORTABLE))
+        if code == 0:
+            return
+        with suppress(
+            RuntimeError
+        ):  # the runtime keeps the error for the next launch to report: let this one have it
+            torch.zeros(1, device="cuda")
+        limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+        said = "none" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
+        raise InputError(
+            f"host memory: the system refuses to pin {size_bytes} bytes (cudaHostRegister error {code}, limit on locked "
+            f"memory: {said}); free memory, raise the limit (ulimit -l), or take a smaller model"
+        )
+
+    def unpin(self, address: int) -> None:
+        cudart = _cuda.cudart()
+        cudart.cudaHostUnregister(address)
+
+    def allocate(self, size_bytes: int, gpu: int) -> torch.Tensor:
+        return torch.empty(size_bytes, dtype=torch.uint8, device=self.torch_device(gpu))
+
+    def trim(self) -> None:
+        torch.cuda.empty_cache()
+
+    def view(self, source: torch.Tensor, gpu: int, owner: object) -> torch.Tensor:
+        return _labelled(source.data_ptr(), source.numel(), gpu, (owner, source))
+
+    def connect(self, source: int, destination: int) -> None:
+        require(
+            torch.cuda.can_device_access_peer(destination, source),
+            f"GPU {destination} cannot read GPU {source}'s memory (no peer access between them); "
+            "plan over one link, or over a partner that has it",
+        )
+        # PyTorch enables peer access, in one direction, at the first copy between two devices
+        for one, other in ((source, destination), (destination, source)):
+            torch.zeros(1, device=self.torch_device(one)).to(self.torch_device(other))
+        self.synchronize()
+
+    # Streams and events
+
+    def stream(self, name: str, gpu: int) -> Stream:
+        return Stream(name, gpu, _cuda.Stream(device=gpu))
+
+    def close_stream(self, stream: Stream) -> None:
+        """PyTorch's streams come from a pool and are never destroyed."""
+
+    @contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
+        caller = torch.cuda.current_stream(stream.gpu)
+        stream.raw.wait_stream(caller)
+        with torch.cuda.stream(stream.raw):
+            yield
+        caller.wait_stream(stream.raw)
+
+    def event(self, timing: bool = False) -> Event:
+        return Event(timing, _cuda.Event(enable_timing=timing))
+
+    def record(self, stream: Stream, event: Event) -> None:
+        event.raw.record(stream.raw)
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        stream.raw.wait_event(event.raw)
+
+    def wait_on_host(self, event: Event) -> None:
+        event.raw.synchronize()
+
+    def happened(self, event: Event) -> bool:
+        return bool(event.raw.query())
+
+    def elapsed_ns(self, start: Event, stop: Event) -> float:
+        return float(start.raw.elapsed_time(stop.raw)) * 1e6
+
+    def copy(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
+        with torch.cuda.stream(stream.raw):
+            destination.copy_(source, non_blocking=True)
+
+    def fill(self, stream: Stream, destination: torch.Tensor, byte: int) -> None:
+        with torch.cuda.stream(stream.raw):
+            destination.fill_(byte)
+
+    def gate(self, stream: Stream, hold_ns: float) -> None:
+        with torch.cuda.stream(stream.raw):
+            _cuda._sleep(int(hold_ns * 1e-9 * _GATE_HZ))
+
+    def synchronize(self) -> None:
+        for gpu in range(self.gpu_count):
+            torch.cuda.synchronize(gpu)
+
+    # Graphs
+
+    @contextmanager
+    def capture(self, stream: Stream) -> Iterator[CudaGraph]:
+        graph = CudaGraph(stream)
+        inside: BaseException | None = None
+        try:
+            with (
+                torch.cuda.device(stream.gpu),
+                # thread_local: another thread that allocates must not break this capture
+                torch.cuda.graph(graph.raw, stream=stream.raw, capture_error_mode="thread_local"),
+            ):
+                try:
+                    yield graph
+                except BaseException as error:
+                    inside = error
+                    raise
+        except BaseException as error:
+            cause = inside or error  # ending a broken capture raises an error of its own, which says less
+            graph.abandon()
+            if isinstance(cause, RuntimeError) and not isinstance(cause, self.out_of_memory):
+                raise CaptureError(_first_line(cause)) from cause
+            if cause is error:
+                raise
+            raise cause from None
+        graph.capturing = False
+
+    def trace(self, call: Callable[[], None]) -> tuple[Activity, ...]:
+        self.synchronize()
+        if not self._profiled:  # the first use of the profiler starts CUPTI, which takes long
+            with profile(activities=[ProfilerActivity.CUDA]):
+                self.synchronize()
+            self._profiled = True
+        with profile(activities=[ProfilerActivity.CUDA]) as watched:
+            call()
+            self.synchronize()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            watched.export_chrome_trace(str(path))
+            events = json.loads(path.read_text())["traceEvents"]
+        found = [activity for event in events if (activity := _activity(event)) is not None]
+        return tuple(sorted(found, key=lambda a: (a.start_ns, a.stop_ns)))
+
+    def close(self) -> None:
+        pass
+
+
+class CudaGraph:
+    """A torch.cuda.CUDAGraph that can count its nodes while it is captured."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.raw: Any = torch.cuda.CUDAGraph()
+        self.stream = stream
+        self.capturing = True
+
+    def nodes(self) -> int | None:
+        return _captured_nodes(self.stream.raw.cuda_stream) if self.capturing else None
+
+    def replay(self) -> None:
+        self.raw.replay()
+
+    def close(self) -> None:
+        self.raw.reset()
+
+    def abandon(self) -> None:
+        """After a capture that broke: let the allocator and the random generator know that it is over."""
+        gpu = self.stream.gpu
+        with suppress(RuntimeError):
+            torch.cuda.synchronize(gpu)
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(gpu, self.raw.pool())
+        with suppress(RuntimeError), torch.cuda.device(gpu):
+            number, spare = torch.zeros(1, device="cuda"), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(spare, stream=self.stream.raw, capture_error_mode="thread_local"):
+                number.add_(1)
+        with suppress(RuntimeError):
+            self.raw.reset()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _activity(event: dict[str, Any]) -> Activity | None:
+    """One event of a profiler's trace; None for those that are no GPU work."""
+    category, name = event.get("cat", ""), event.get("name", "")
+    start = float(event.get("ts", 0)) * 1e3
+    stop = start + float(event.get("dur", 0)) * 1e3
+    about = event.get("args", {})
+    if category in ("cuda_runtime", "cuda_driver"):
+        return Activity("launch", -1, start, stop, 0, name) if "GraphLaunch" in name else None
+    if category not in ("gpu_memcpy", "gpu_memset", "kernel"):
+        return None
+    gpu, size = int(about.get("device", -1)), int(about.get("bytes", 0))
+    if category == "gpu_memcpy" and "HtoD" in name:
+        return Activity("h2d", gpu, start, stop, size, name)
+    if category == "gpu_memcpy" and ("DtoD" in name or "PtoP" in name):
+        return Activity("d2d", gpu, start, stop, size, name)
+    return Activity("kernel", gpu, start, stop, size, name)
+
+
+# DLPack: a pointer becomes a tensor of the GPU that we name. See dmlc/dlpack, dlpack.h, DLManagedTensor.
+
+
+class _DLDevice(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_int), ("id", ctypes.c_int))
+
+
+class _DLDataType(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", _DLDevice),
+        ("ndim", ctypes.c_int),
+        ("dtype", _DLDataType),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class _DLManagedTensor(ctypes.Structure):
+    _fields_ = (("tensor", _DLTensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
+
+
+_alive: dict[int, object] = {}
+"""By address of the managed tensor: itself, its arrays, and the memory's owner, until PyTorch calls the deleter."""
+
+
+def _forget(address: int, _alive: dict[int, object] = _alive) -> None:
+    _alive.pop(address, None)
+
+
+_deleter = _Deleter(_forget)
+# PyTorch may call it when the interpreter has already cleared this module: neither may ever be freed
+for _immortal in (_deleter, _alive):
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_immortal))
+
+_new_capsule = ctypes.pythonapi.PyCapsule_New
+_new_capsule.restype = ctypes.py_object
+_new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+
+
+def _labelled(pointer: int, size_bytes: int, gpu: int, owner: object) -> torch.Tensor:
+    """uint8 tensor of `gpu` over `size_bytes` at `pointer`; `owner` lives as long as it."""
+    shape, strides = (ctypes.c_int64 * 1)(size_bytes), (ctypes.c_int64 * 1)(1)
+    tensor = _DLTensor(pointer, _DLDevice(_CUDA_DEVICE_TYPE, gpu), 1, _DLDataType(1, 8, 1), shape, strides, 0)
+    managed = _DLManagedTensor(tensor, None, _deleter)
+    address = ctypes.addressof(managed)
+    _alive[address] = (managed, shape, strides, owner)
+    made: torch.Tensor = dlpack.from_dlpack(_new_capsule(address, b"dltensor", None))
+    return made
+
+
+def _captured_nodes(stream: int) -> int | None:
+    """Nodes of the graph being captured on a stream: the driver tells, PyTorch does not."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        status, graph, count = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t()
+        code = driver.cuStreamGetCaptureInfo_v2(
+            ctypes.c_void_p(stream), ctypes.byref(status), None, ctypes.byref(graph), None, None
+        )
+        if code != 0 or not graph.value:
+            return None
+        code = driver.cuGraphGetNodes(graph, None, ctypes.byref(count))
+    except (OSError, AttributeError):
+        return None
+    return count.value if code == 0 else None

@@ -1,0 +1,203 @@
+"""What an executor needs of a device: streams, events, arenas, copies, capture and replay, and nothing more.
+
+Two things implement it: `cuda.CudaDevice`, the only file that names torch.cuda, and `cpu.CpuDevice`, whose streams are
+threads with delays on purpose. A GPU is an index everywhere; host memory has no index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+
+POISON = 0xFF
+"""What evicted arenas are filled with: NaN in every floating dtype, -1 in every integer one."""
+
+
+class CaptureError(Exception):
+    """The work given to `Device.capture` cannot be captured; the message is the device's own."""
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """Operations in order on one GPU. `raw` is the device's own handle."""
+
+    name: str
+    gpu: int
+    raw: Any
+
+
+@dataclass(slots=True, eq=False)
+class Event:
+    """A point on a stream, once recorded; recording again moves it. Only one made with `timing` has a time."""
+
+    timing: bool
+    raw: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one GPU: `free_bytes` counts what the process has cached and could reuse."""
+
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What a device was seen doing. `launch` is the host's call that started a graph."""
+
+    kind: Literal["h2d", "d2d", "kernel", "launch"]
+    gpu: int
+    start_ns: float
+    stop_ns: float
+    size_bytes: int
+    name: str
+
+
+class Graph(Protocol):
+    """Captured work. Its inputs, outputs and addresses are fixed."""
+
+    def nodes(self) -> int | None:
+        """While capturing: kernels and copies captured so far; None where the device cannot tell."""
+        ...
+
+    def replay(self) -> None:
+        """Enqueue everything captured on the current stream (see `Device.on`), as one operation."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Device(Protocol):
+    """One host's GPUs. Methods that enqueue return at once; only `synchronize` and `wait_on_host` block."""
+
+    kind: str
+    """`cuda` or `cpu`."""
+    figures: bool
+    """Whether its times mean anything. On the CPU they do not, and whoever prints one says so."""
+    out_of_memory: type[Exception]
+
+    @property
+    def gpu_count(self) -> int: ...
+
+    def describe(self, gpu: int) -> str:
+        """The GPU's name."""
+        ...
+
+    def torch_device(self, gpu: int) -> torch.device: ...
+
+    def memory(self, gpu: int) -> Memory: ...
+
+    def numa_node(self, gpu: int) -> int | None:
+        """The NUMA node nearest to a GPU, None where there is one node or nobody knows."""
+        ...
+
+    # Memory
+
+    def pin(self, address: int, size_bytes: int) -> None:
+        """Let copy engines and kernels reach host memory. InputError where the system refuses."""
+        ...
+
+    def unpin(self, address: int) -> None: ...
+
+    def allocate(self, size_bytes: int, gpu: int) -> torch.Tensor:
+        """uint8, on that GPU, not initialised. Raises `out_of_memory`."""
+        ...
+
+    def trim(self) -> None:
+        """Give memory that is cached but unused back to the system."""
+        ...
+
+    def view(self, source: torch.Tensor, gpu: int, owner: object) -> torch.Tensor:
+        """`source`, pinned host memory or another GPU's arena (uint8), as a tensor that kernels and copies of `gpu` read in place.
+
+        `owner` stays alive as long as any view does.
+        """
+        ...
+
+    def connect(self, source: int, destination: int) -> None:
+        """Let `destination` read `source`'s memory. InputError where the two have no peer access."""
+        ...
+
+    # Streams and events
+
+    def stream(self, name: str, gpu: int) -> Stream:
+        """A new stream; a name that starts with `compute` is the one that layers run on."""
+        ...
+
+    def close_stream(self, stream: Stream) -> None: ...
+
+    def on(self, stream: Stream) -> AbstractContextManager[None]:
+        """Make `stream` current: after all that the caller's stream holds; the caller's stream goes on after it."""
+        ...
+
+    def event(self, timing: bool = False) -> Event: ...
+
+    def record(self, stream: Stream, event: Event) -> None: ...
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """`stream` goes on once `event`, as last recorded, has happened."""
+        ...
+
+    def wait_on_host(self, event: Event) -> None:
+        """The calling thread goes on once `event` has happened."""
+        ...
+
+    def happened(self, event: Event) -> bool: ...
+
+    def elapsed_ns(self, start: Event, stop: Event) -> float:
+        """Between two timing events of one GPU that have both happened."""
+        ...
+
+    def copy(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
+        """Bytes, both tensors uint8 and contiguous.
+
+        `destination` is on the stream's GPU; `source` is pinned host memory, or on that GPU, or a `view` for that GPU: a
+        pull over the peer link, which holds up no other stream.
+        """
+        ...
+
+    def fill(self, stream: Stream, destination: torch.Tensor, byte: int) -> None: ...
+
+    def gate(self, stream: Stream, hold_ns: float) -> None:
+        """Keep `stream` busy with nothing for about `hold_ns`, so that what follows is enqueued before it starts."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all streams are idle. Raises what went wrong on them."""
+        ...
+
+    # Graphs
+
+    def capture(self, stream: Stream) -> AbstractContextManager[Graph]:
+        """Capture what is enqueued inside on `stream` and on streams that wait for it. All must be joined before the end.
+
+        Raises CaptureError where the work cannot be captured; the device is usable afterwards.
+        """
+        ...
+
+    def trace(self, call: Callable[[], None]) -> tuple[Activity, ...]:
+        """What the GPUs do during `call`, which may replay a graph, in order of start."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the device itself holds; streams and arenas are their makers'."""
+        ...
+
+
+@contextmanager
+def forked(device: Device, origin: Stream, others: Sequence[Stream]) -> Iterator[None]:
+    """`others` start after what `origin` holds now, and `origin` goes on after all that they were given inside."""
+    start = device.event()
+    device.record(origin, start)
+    for stream in others:
+        device.wait(stream, start)
+    yield
+    for stream in others:
+        done = device.event()
+        device.record(stream, done)
+        device.wait(origin, done)

@@ -1,0 +1,402 @@
+"""A plan run for real: prepare a module once, then start it cold as often as one likes.
+
+`ColdStart` owns what it takes (arenas, streams, graphs, the module's binding) and gives all of it back, also when making
+it fails half way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from hwexec import spans
+from hwexec.arena import Weights
+from hwexec.cpu import CpuDevice
+from hwexec.cuda import CudaDevice
+from hwexec.device import CaptureError, Device, Event, Graph
+from hwexec.hooks import LayerHooks, Learned, follow, learn
+from hwexec.stage import Stage
+from hwexec.walk import Marks, Pairs, Walk
+from sim.errors import InputError, require
+from sim.host import Host
+from sim.models import DTYPES, Built
+from sim.network import Network
+from sim.plan import Launch, Plan
+from sim.program import Program, lower
+from sim.timeline import Timeline
+from sim.trace import trace
+
+_WARM_UP = 2
+"""Runs before capture, after the one that learns: libraries choose their kernels in the first ones."""
+
+
+def open_device(device: Device | str | None = None, gpus: int = 4) -> Device:
+    """A device by name: "cuda" (also for None) or "cpu", whose times are no figures. InputError where there is no CUDA."""
+    if device is None or device == "cuda":
+        return CudaDevice()
+    if device == "cpu":
+        return CpuDevice(gpus)
+    if isinstance(device, str):
+        raise InputError(f"device {device!r}: there is 'cuda' and 'cpu'; choose one of them")
+    return device
+
+
+def prepare(
+    module: torch.nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    *,
+    network: Network | None = None,
+    host: Host,
+    device: Device | str | None = None,
+    weights: Weights | None = None,
+) -> ColdStart:
+    """Make a module ready for cold starts by a plan.
+
+    `example_inputs` is a tensor, a tuple of positional arguments or a mapping of keyword arguments; later inputs must have
+    its shapes and dtypes. `network` is traced from the module where it is None. `weights`: None for the module's own, a
+    state_dict, or paths of safetensors files. Raises InputError, and leaves nothing behind, where something does not fit.
+    """
+    args, kwargs = _arguments(example_inputs)
+    require(
+        not module.training,
+        f"{type(module).__name__} is in training mode, whose results are not the same twice; call eval() first",
+    )
+    if network is None:
+        network = _trace(module, args, kwargs)
+    program = lower(plan, network, host)
+    own = device is None or isinstance(device, str)
+    return ColdStart(module, program, args, kwargs, open_device(device, len(host.gpus)), weights, own)
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
+
+
+def _trace(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Network:
+    name = type(module).__name__
+    require(
+        not kwargs,
+        f"{name}: inputs by keyword cannot be traced here; trace the network first and give network=",
+    )
+    tensors = [a for a in args if isinstance(a, torch.Tensor)]
+    batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
+    floats = [p.dtype for p in module.parameters() if p.is_floating_point()]
+    dtype = next((n for n, d in DTYPES.items() if floats and d is floats[0]), "fp32")
+    return trace(Built(module, args, batch, dtype, None, name)).network
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@dataclass(slots=True)
+class _Captured:
+    graph: Graph
+    output: Any
+    walk: Walk
+
+
+class ColdStart:
+    """A module made ready: see `prepare`. A context manager; `close` gives the module and all memory back.
+
+    Outputs of graph starts are overwritten by the next start of the same kind (cold, warm, resident): clone what must last.
+    Between starts the module's tensors are CPU views of the host arena, which a next cold start brings.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        program: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        device: Device,
+        weights: Weights | None,
+        own_device: bool,
+    ) -> None:
+        self.module, self.program, self.device = module, program, device
+        self.plan, self.network = program.plan, program.network
+        self.launch: Launch = program.launch
+        self.why_eager = ""
+        """Why a plan for a graph runs eagerly all the same; empty where it does not."""
+        self.moved_bytes = 0
+        """Host memory to GPUs, by copies, in the last cold start; of a graph, what every replay copies."""
+        self.relayed_bytes = 0
+        """GPU to GPU, likewise."""
+        self._graphs: dict[str, _Captured] = {}
+        self._hot = self._full = False
+        self._settling: Event | None = None
+        self._closed = False
+        self._stack = ExitStack()
+        try:
+            if own_device:
+                self._stack.callback(device.close)
+            self._stage = Stage(module, program, device, weights, self._stack)
+            self._static(args, kwargs)
+            self._make_ready()
+            self.evict()
+        except device.out_of_memory as error:
+            self.close()
+            target = device.memory(self.plan.target)
+            raise InputError(
+                f"out of memory while preparing {self.network.model} ({_first_line(error)}); GPU "
+                f"{self.plan.target} has {target.free_bytes} bytes free: stop what else runs there, or take a smaller model"
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    # Making ready
+
+    def _static(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Inputs that never move; each start copies its own into them."""
+        leaves, self._spec = pytree.tree_flatten((args, kwargs))
+        where = self.device.torch_device(self.plan.target)
+        self._leaves = [
+            leaf.detach().clone().to(where) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
+        ]
+        self._stack.callback(self._leaves.clear)
+
+    def _make_ready(self) -> None:
+        """Learn where layers begin, warm libraries up, and capture; or say why not."""
+        self._stack.callback(self._drop_graphs)
+        self._fill()
+        where = self.device.torch_device(self.plan.target)
+        learned = self._with_tensors(
+            "resident", lambda: learn(self.module, self.network, self._stage.find, where, self._forward)
+        )
+        for _ in range(_WARM_UP):
+            self._with_tensors("resident", self._forward)
+        self.device.synchronize()
+        if self.launch is Launch.GRAPH:
+            self._capture(learned)
+        if self.launch is Launch.EAGER:  # planned so, or because it could not be captured
+            self._learned = learned
+            self._hooks = LayerHooks(learned, self._stage.needed(), self.network)
+            self._stack.callback(lambda: self._hooks.remove())
+
+    def _with_tensors(self, kind: str, call: Callable[[], Any]) -> Any:
+        """`call` on the compute stream, with the module's tensors where `kind` wants them, and then at rest again."""
+        with self._stage.pointed(kind), torch.no_grad(), self.device.on(self._stage.compute):
+            return call()
+
+    def _forward(self) -> Any:
+        args, kwargs = pytree.tree_unflatten(self._leaves, self._spec)
+        return self.module(*args, **kwargs)
+
+    def _capture(self, learned: Learned) -> None:
+        same = not self._stage.in_place
+        try:
+            if learned.blocker:
+                raise CaptureError(learned.blocker)
+            for kind in ("cold", "resident") if same else ("cold", "warm", "resident"):
+                self._graphs[kind] = self._capture_one(kind)
+        except CaptureError as error:
+            self._drop_graphs()
+            self.launch, self.why_eager = Launch.EAGER, str(error)
+            return
+        if same:
+            self._graphs["warm"] = self._graphs["resident"]
+        walk = self._graphs["cold"].walk
+        self.moved_bytes, self.relayed_bytes = walk.moved_bytes, walk.relayed_bytes
+
+    def _capture_one(self, kind: str) -> _Captured:
+        walk: Walk | None = None
+        try:
+            with (
+                self._stage.pointed(kind),
+                torch.no_grad(),
+                self.device.capture(self._stage.compute) as graph,
+            ):
+                walk = self._stage.walk(kind, graph=graph)
+                walk.begin()
+                with follow(self.module, self.network, self._stage.find, walk.reach):
+                    output = self._forward()
+                walk.finish()
+        except CaptureError as error:
+            at = max(0, walk.reached if walk is not None else 0)
+            raise CaptureError(
+                f"layer {at} ({self.network.layers[at].name}) cannot be captured: {error}"
+            ) from None
+        return _Captured(graph, output, walk)
+
+    def _drop_graphs(self) -> None:
+        for captured in {id(c): c for c in self._graphs.values()}.values():
+            captured.graph.close()
+        self._graphs.clear()
+
+    # Running
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One cold start: every copy of the plan, every layer behind its waits. Returns the module's output.
+
+        Ordered after the caller's stream and before it, as any PyTorch call; nothing is waited for.
+        """
+        self._open()
+        output = self._start("cold", args, kwargs)
+        self._hot = True
+        return output
+
+    def warm(self, *args: Any, **kwargs: Any) -> Any:
+        """One run with weights as the cold start left them, or, once settled, all in GPU memory. InputError before any."""
+        self._open()
+        require(self._hot or self._full, "no weights are in GPU memory: make a cold start before a warm run")
+        return self._start("resident" if self._full else "warm", args, kwargs)
+
+    def resident(self, *args: Any, **kwargs: Any) -> Any:
+        """The reference: every weight brought to GPU memory beforehand, launched like a cold start."""
+        self._open()
+        if not self._full:
+            self._fill()
+        return self._start("resident", args, kwargs)
+
+    def settle(self) -> None:
+        """Copy what the plan reads in place into GPU memory, in the background; warm runs from now on wait for it."""
+        self._open()
+        require(self._hot or self._full, "nothing to settle: make a cold start first")
+        if self._full:
+            return
+        self._settling, self._full = self._stage.settle(), True
+
+    def evict(self) -> None:
+        """Fill every arena with 0xFF, what the plan holds resident excepted. Blocks. The next start is cold or wrong."""
+        self._open()
+        self._hot = self._full = False
+        self._settling = None
+        self._stage.poison()
+
+    def timeline(self) -> Timeline:
+        """One more cold start, with the last inputs, watched: measured spans of each copy and each layer.
+
+        Eager: timing events round them. Graph: what the profiler sees inside the replay. Watching costs a little, so take
+        times first and timelines last.
+        """
+        self._open()
+        self.device.synchronize()
+        if self.launch is Launch.GRAPH:
+            captured = self._graphs["cold"]
+            seen = self.device.trace(self._replay(captured))
+            self._hot = True
+            return spans.of_graph(self.program, seen, captured.walk.layer_nodes())
+        self._hooks.remove()
+        try:
+            self._hooks = LayerHooks(self._learned, frozenset(range(len(self.network.layers))), self.network)
+            marks = Marks(self.device, self._stage.compute, list(self._stage.streams.values()))
+            with torch.no_grad(), self.device.on(self._stage.compute):
+                self._eager("cold", marks)
+            self.device.synchronize()
+            self._hot = True
+            return spans.of_rows(self.program, marks.rows())
+        finally:
+            self._hooks.remove()
+            self._hooks = LayerHooks(self._learned, self._stage.needed(), self.network)
+
+    def _open(self) -> None:
+        require(not self._closed, "this cold start is closed; prepare the module again")
+
+    def _fill(self) -> None:
+        self._stage.fill()
+        self._full = True
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pairs:
+        """The static inputs, each with what a start was given for it."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        who, pairs = self.network.model, []
+        require(
+            spec == self._spec,
+            f"{who}: the inputs are not built like the example's; give as many, by the same names",
+        )
+        for number, (fixed, given) in enumerate(zip(self._leaves, leaves, strict=True)):
+            if not isinstance(fixed, torch.Tensor) or not isinstance(given, torch.Tensor):
+                require(
+                    fixed is given or (type(fixed) is type(given) and bool(fixed == given)),
+                    f"{who}: input {number} is {given!r}, but {fixed!r} in the example; prepare the module again for that",
+                )
+                continue
+            require(
+                (given.shape, given.dtype) == (fixed.shape, fixed.dtype),
+                f"{who}: input {number} is {given.dtype} {list(given.shape)}, but {fixed.dtype} {list(fixed.shape)} in the "
+                "example; a prepared module takes that only",
+            )
+            pairs.append((fixed, given))
+        return pairs
+
+    def _start(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs = self._given(args, kwargs)
+        try:
+            with torch.no_grad(), self.device.on(self._stage.compute):
+                for fixed, given in inputs:
+                    fixed.copy_(given, non_blocking=True)
+                if self._settling is not None:
+                    self.device.wait(self._stage.compute, self._settling)
+                    self._settling = None
+                if self.launch is Launch.EAGER:
+                    return self._eager(kind)
+                captured = self._graphs[kind]
+                captured.graph.replay()
+                return captured.output
+        except self.device.out_of_memory as error:
+            self._give_up()
+            raise InputError(
+                f"out of memory while running {self.network.model} ({_first_line(error)}); "
+                "stop what else runs on the GPU, or take a smaller batch"
+            ) from None
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        """A start broke half way: nothing in the arenas can be relied on."""
+        self._hot = self._full = False
+        self._settling = None
+        with suppress(Exception):
+            self.device.synchronize()
+
+    def _eager(self, kind: str, marks: Marks | None = None) -> Any:
+        """On the current stream, which is the compute stream."""
+        walk, hooks = self._stage.walk(kind, marks=marks), self._hooks
+        try:
+            walk.begin()  # copies are under way while the module's tensors are re-pointed
+            with self._stage.pointed(kind):
+                hooks.start(walk)
+                output = self._forward()
+                hooks.stop()
+            walk.finish()
+        finally:
+            hooks.abandon()
+        if kind == "cold":
+            self.moved_bytes, self.relayed_bytes = walk.moved_bytes, walk.relayed_bytes
+        return output
+
+    def _replay(self, captured: _Captured) -> Callable[[], None]:
+        def replay() -> None:
+            with self.device.on(self._stage.compute):
+                captured.graph.replay()
+
+        return replay
+
+    # Going again
+
+    def close(self) -> None:
+        """Give everything back: the module its own memory and hooks, the GPUs and the host theirs. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            with suppress(Exception):
+                self.device.synchronize()
+            self._stack.close()
+
+    def __enter__(self) -> ColdStart:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,127 @@
+"""What was measured, as a Timeline with the program's own spans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from hwexec.device import Activity
+from sim.program import HOST, Copy, Op, Program, Record, Run, Wait
+from sim.timeline import Span, SpanKind, Timeline
+
+Row = tuple[int, float, float]
+"""An operation of the program, its start and its stop in nanoseconds since the request."""
+
+
+def of_rows(program: Program, rows: Iterable[Row], extra: Sequence[Span] = ()) -> Timeline:
+    """Spans of operations, and between them the stalls of the compute stream with their cause."""
+    spans = list(extra)
+    for index, start, stop in rows:
+        op = program.ops[index]
+        if isinstance(op, Copy):
+            label = f"chunk {op.chunk} ({op.size_bytes / 2**20:.2f} MiB)"
+            spans.append(Span(op.stream, SpanKind.COPY, start, stop, label, index, chunk=op.chunk))
+        elif isinstance(op, Run):
+            layer = program.network.layers[op.layer]
+            label = f"{op.layer}-{layer.kind} {layer.name}"
+            spans.append(Span(op.stream, SpanKind.RUN, start, stop, label, index, layer=op.layer))
+        else:
+            spans.append(
+                Span(op.stream, SpanKind.STALL, start, stop, "wait", index, cause=_cause(program, op))
+            )
+    spans.extend(_stalls(program, spans))
+    end = max((span.stop_ns for span in spans), default=0.0)
+    order = {name: at for at, name in enumerate((HOST, *program.streams))}
+    return Timeline(
+        "measured", end, tuple(sorted(spans, key=lambda s: (order[s.stream], s.start_ns, s.stop_ns)))
+    )
+
+
+def of_graph(program: Program, seen: Sequence[Activity], layer_nodes: tuple[int, ...] | None) -> Timeline:
+    """Activities inside a replayed graph, told apart by order and size: a graph's own streams have no names.
+
+    Copies of one size from one place to one GPU keep their order; what is no copy of the program runs on the compute
+    stream, in order, and `layer_nodes` says how many are of each layer. Without it, or where it does not add up, all
+    kernels are one span.
+    """
+    launches = [a for a in seen if a.kind == "launch"]
+    left = [a for a in seen if a.kind != "launch"]
+    if not left:
+        return of_rows(program, ())
+    zero = launches[0].start_ns if launches else left[0].start_ns
+    extra = []
+    if launches:
+        extra.append(Span(HOST, SpanKind.ISSUE, 0.0, launches[0].stop_ns - zero, "launch graph"))
+    rows: list[Row] = []
+    landed: dict[int, float] = {}
+    used: set[int] = set()
+    for index, op in enumerate(program.ops):
+        if not isinstance(op, Copy):
+            continue
+        kind = "h2d" if op.source is None else "d2d"
+        for at, activity in enumerate(left):
+            if (
+                at not in used
+                and (activity.kind, activity.gpu, activity.size_bytes)
+                == (kind, op.destination, op.size_bytes)
+                and activity.start_ns >= landed.get(op.chunk, 0.0)
+            ):
+                used.add(at)
+                landed[op.chunk] = activity.stop_ns
+                rows.append((index, activity.start_ns - zero, activity.stop_ns - zero))
+                break
+    runs = [(index, op) for index, op in enumerate(program.ops) if isinstance(op, Run)]
+    kernels = [a for at, a in enumerate(left) if at not in used and a.gpu == program.plan.target]
+    if layer_nodes is None or sum(layer_nodes) != len(kernels):
+        if kernels:
+            stop = max(k.stop_ns for k in kernels)
+            stream = runs[0][1].stream
+            extra.append(Span(stream, SpanKind.RUN, kernels[0].start_ns - zero, stop - zero, "all layers"))
+        return of_rows(program, rows, extra)
+    at = 0
+    for (index, _), count in zip(runs, layer_nodes, strict=True):
+        own = kernels[at : at + count]
+        at += count
+        if own:
+            rows.append((index, own[0].start_ns - zero, max(k.stop_ns for k in own) - zero))
+    return of_rows(program, rows, extra)
+
+
+def _stalls(program: Program, spans: Sequence[Span]) -> list[Span]:
+    """Gaps on the compute stream right before a layer that waits for something."""
+    runs = sorted((s for s in spans if s.kind is SpanKind.RUN and s.op >= 0), key=lambda s: s.start_ns)
+    found, before = [], 0.0
+    for run in runs:
+        at = run.op - 1
+        if (
+            run.start_ns > before
+            and at >= 0
+            and isinstance(op := program.ops[at], Wait)
+            and op.stream == run.stream
+        ):
+            cause, chunk = _cause(program, op), _chunk(program, op)
+            found.append(
+                Span(run.stream, SpanKind.STALL, before, run.start_ns, "stall", at, chunk=chunk, cause=cause)
+            )
+        before = max(before, run.stop_ns)
+    return found
+
+
+def _copy_behind(program: Program, wait: Op) -> Copy | None:
+    """The copy that an event stands behind."""
+    last: dict[str, Copy] = {}
+    for op in program.ops:
+        if isinstance(op, Copy):
+            last[op.stream] = op
+        elif isinstance(op, Record) and isinstance(wait, Wait) and op.event == wait.event:
+            return last.get(op.stream)
+    return None
+
+
+def _chunk(program: Program, wait: Op) -> int:
+    copy = _copy_behind(program, wait)
+    return -1 if copy is None else copy.chunk
+
+
+def _cause(program: Program, wait: Op) -> str:
+    copy = _copy_behind(program, wait)
+    return "an event" if copy is None else f"chunk {copy.chunk} over {' and '.join(copy.route)}"

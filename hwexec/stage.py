@@ -1,0 +1,274 @@
+"""What a plan takes of a machine: arenas, streams, ready-made copies, and a module's tensors pointed into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from hwexec.arena import Binding, Extents, HostArena, Weights, load, point, region, slots_of
+from hwexec.device import POISON, Device, Event, Graph, Stream
+from hwexec.hooks import Finder
+from hwexec.walk import Marks, Move, Pairs, Walk
+from sim.errors import InputError, require
+from sim.plan import Access, Launch, Sync
+from sim.program import HOST, Copy, Op, Program, Run
+
+HEADROOM_BYTES = 256 * 2**20
+"""Left free on a GPU beside its arena, for library workspaces and graphs; activations come on top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to run the module: which operations, where its tensors point at first, and before which layer that changes."""
+
+    ops: tuple[Op, ...]
+    initial: Pairs
+    repoint: Mapping[int, Pairs]
+
+
+class Stage:
+    """Everything a program needs to run on a device. What it takes it notes on `stack`, which gives it back.
+
+    `ways` has three: "cold" is the program, "warm" its layers alone, "resident" its layers with all weights in the target's
+    arena. Raises InputError, or the device's `out_of_memory`, where something does not fit.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        program: Program,
+        device: Device,
+        weights: Weights | None,
+        stack: ExitStack,
+    ) -> None:
+        self.module, self.program, self.device = module, program, device
+        self.plan, self.network = program.plan, program.network
+        self._check()
+        self._build(weights, stack)
+
+    @property
+    def arena(self) -> torch.Tensor:
+        """The target's: every storage at its offset."""
+        return self.arenas[self.plan.target]
+
+    def _check(self) -> None:
+        plan, device, network = self.plan, self.device, self.network
+        for gpu in plan.gpus:
+            require(
+                gpu < device.gpu_count,
+                f"plan {plan.name!r} uses GPU {gpu}, but this machine has {device.gpu_count}; search a plan for this host",
+            )
+        require(
+            plan.launch is Launch.EAGER or plan.sync is Sync.STREAM,
+            f"plan {plan.name!r}: the host thread waits for copies ({plan.sync}), which no graph can hold; launch it eagerly",
+        )
+        self._extents = {plan.target: Extents.of([(0, network.arena_bytes)])}
+        for gpu in plan.gpus[1:]:
+            crossing = [(c.start_bytes, c.stop_bytes) for c in plan.chunks if gpu in c.path]
+            self._extents[gpu] = Extents.of(crossing)
+        activations = 2 * max(layer.activation_bytes for layer in network.layers)
+        for gpu, extents in self._extents.items():
+            need = extents.size_bytes + HEADROOM_BYTES + (activations if gpu == plan.target else 0)
+            memory = device.memory(gpu)
+            require(
+                need <= memory.free_bytes,
+                f"GPU {gpu} ({device.describe(gpu)}) has {memory.free_bytes} of {memory.total_bytes} bytes free, and "
+                f"{network.model} needs {need} there; stop what else runs on it, or take a smaller model",
+            )
+
+    def _build(self, weights: Weights | None, stack: ExitStack) -> None:
+        """Arenas, streams, the binding; each knows how to go again."""
+        plan, device, network = self.plan, self.device, self.network
+        target = plan.target
+        stack.callback(device.trim)
+        slots = slots_of(self.module, network)
+        self.host = HostArena(device, network.arena_bytes, target)
+        stack.callback(self.host.close)
+        load(slots, network, self.host.tensor, weights, type(self.module).__name__)
+        for op in self.program.ops:
+            if isinstance(op, Copy) and op.source is not None:
+                device.connect(op.source, op.destination)
+        for gpu in plan.gpus[1:]:
+            if any(c.path == (gpu,) for c in plan.chunks):
+                device.connect(gpu, target)
+        self.arenas: dict[int, torch.Tensor] = {}
+        stack.callback(self.arenas.clear)
+        for gpu, extents in self._extents.items():
+            self.arenas[gpu] = device.allocate(extents.size_bytes, gpu)
+        self.streams: dict[str, Stream] = {}
+        stack.callback(self._close_streams)
+        self.compute = self._stream(f"compute:{target}", target)
+        self.background = self._stream("settle", target)
+        for op in self.program.ops:
+            if op.stream != HOST and op.stream not in self.streams:
+                # a copy between GPUs is a pull: its stream is the destination's, so that no other device's stream is held up
+                gpu = int(op.stream.partition(":")[2].rpartition(">")[2])
+                self._stream(op.stream, gpu)
+        self._moves: dict[int, Move] = {}
+        stack.callback(self._moves.clear)
+        for index, op in enumerate(self.program.ops):
+            if isinstance(op, Copy):
+                self._moves[index] = self._move(op)
+        self.binding = Binding(slots, network, self.host.tensor)
+        stack.callback(self.binding.release)
+        self.ways = self._ways()
+        stack.callback(self.ways.clear)
+
+    def _stream(self, name: str, gpu: int) -> Stream:
+        stream = self.streams[name] = self.device.stream(name, gpu)
+        return stream
+
+    def _close_streams(self) -> None:
+        for stream in self.streams.values():
+            self.device.close_stream(stream)
+        self.streams.clear()
+
+    def _move(self, op: Copy) -> Move:
+        start, stop, gpu = op.start_bytes, op.stop_bytes, op.destination
+        destination = self._extents[gpu].slice(self.arenas[gpu], start, stop)
+        if op.source is None:
+            return Move(destination, self.host.tensor[start:stop])
+        return Move(destination, self._peer(op.source, start, stop, gpu))
+
+    def _peer(self, source: int, start: int, stop: int, gpu: int) -> torch.Tensor:
+        held = self._extents[source].slice(self.arenas[source], start, stop)
+        return self.device.view(held, gpu, self.arenas[source])
+
+    def _ways(self) -> dict[str, Way]:
+        """Cold, warm and resident: the program with and without its copies, and the tensors' places in each."""
+        network, plan, binding = self.network, self.plan, self.binding
+        target = plan.target
+        arena, in_place = self.arenas[target], self.host.view(target)
+        pairs: dict[tuple[int, Access], Pairs] = {}
+
+        def at(storage: int, access: Access) -> Pairs:
+            access = Access.COPIED if access is Access.RESIDENT else access
+            if (storage, access) not in pairs:
+                pairs[storage, access] = binding.views(storage, place(storage, access))
+            return pairs[storage, access]
+
+        def place(storage: int, access: Access) -> torch.Tensor:
+            if access is Access.COPIED:
+                return region(network, arena, storage)
+            if access is Access.DIRECT:
+                return region(network, in_place, storage)
+            holder, start = plan.holder(network, storage), network.offsets[storage]
+            if holder is None:
+                raise InputError(f"plan {plan.name!r}: {network.storages[storage].name} is on no partner")
+            return self._peer(holder, start, start + network.storages[storage].size_bytes, target)
+
+        everything = range(-1, len(network.storages))
+        # what no layer reads is read in place: right whoever asks
+        initial: dict[int, Access] = dict.fromkeys(everything, Access.DIRECT)
+        seen: dict[int, Access] = {}
+        kept: set[int] = set()
+        repoint: dict[int, Pairs] = {}
+        for index, (layer, accesses) in enumerate(zip(network.layers, plan.access, strict=True)):
+            changed: list[tuple[torch.Tensor, torch.Tensor]] = []
+            for read, access in zip(layer.reads, accesses, strict=True):
+                if access is Access.RESIDENT:
+                    kept.add(read.storage)
+                    access = Access.COPIED
+                if read.storage not in seen:
+                    initial[read.storage] = access
+                elif seen[read.storage] is not access:
+                    changed.extend(at(read.storage, access))
+                seen[read.storage] = access
+            if changed:
+                repoint[index] = changed
+        self._kept = sorted(kept)
+        runs = tuple(op for op in self.program.ops if isinstance(op, Run))
+        first = [pair for storage, access in initial.items() for pair in at(storage, access)]
+        home = [pair for storage in everything for pair in at(storage, Access.COPIED)]
+        self.in_place = sorted({s for s, access in pairs if s in seen and access is not Access.COPIED})
+        self.find = Finder((storage, place(storage, access)) for storage, access in pairs)
+        return {
+            "cold": Way(self.program.ops, first, repoint),
+            "warm": Way(runs, first, repoint),
+            "resident": Way(runs, home, {}),
+        }
+
+    def needed(self) -> frozenset[int]:
+        """Layers before which an eager run must issue something or re-point a tensor."""
+        needed = set(self.ways["cold"].repoint)
+        since = False
+        for op in self.program.ops:
+            if isinstance(op, Run):
+                if since:
+                    needed.add(op.layer)
+                since = False
+            else:
+                since = since or op.stream in (HOST, self.compute.name)
+        return frozenset(needed)
+
+    @contextmanager
+    def pointed(self, way: str) -> Iterator[None]:
+        """The module's tensors where `way` wants them at first; at rest again afterwards."""
+        try:
+            point(self.ways[way].initial)
+            with _unfused():
+                yield
+        finally:
+            self.binding.rest()
+
+    def walk(self, way: str, graph: Graph | None = None, marks: Marks | None = None) -> Walk:
+        ops, repoint = self.ways[way].ops, self.ways[way].repoint
+        return Walk(
+            self.device,
+            self.network,
+            ops,
+            self.streams,
+            self._moves,
+            repoint,
+            compute=self.compute,
+            graph=graph,
+            marks=marks,
+        )
+
+    def fill(self) -> None:
+        """All weights into the target's arena, on the compute stream."""
+        self.device.copy(self.compute, self.arena, self.host.tensor)
+
+    def settle(self) -> Event:
+        """What the plan reads in place into the target's arena, in the background; the event is its end."""
+        last, done = self.device.event(), self.device.event()
+        self.device.record(self.compute, last)
+        self.device.wait(self.background, last)
+        for storage in self.in_place:
+            self.device.copy(
+                self.background,
+                region(self.network, self.arena, storage),
+                region(self.network, self.host.tensor, storage),
+            )
+        self.device.record(self.background, done)
+        return done
+
+    def poison(self) -> None:
+        """Fill every arena with 0xFF, then bring what the plan holds resident. Blocks."""
+        device = self.device
+        device.synchronize()
+        for gpu, arena in self.arenas.items():
+            device.fill(next(s for s in self.streams.values() if s.gpu == gpu), arena, POISON)
+        device.synchronize()
+        for storage in self._kept:
+            device.copy(
+                self.compute,
+                region(self.network, self.arena, storage),
+                region(self.network, self.host.tensor, storage),
+            )
+        device.synchronize()
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """PyTorch's fused transformer kernels off, as when layers were traced: with them, other operators would run."""
+    mha = torch.backends.mha
+    before = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(before)

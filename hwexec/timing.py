@@ -1,0 +1,122 @@
+"""The one timing core: nvbandwidth's protocol for work on streams, a synchronised clock for whole calls. Samples stay raw."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hwexec.device import Device, Stream, forked
+from sim.errors import require
+
+NOISY = 0.10
+"""A spread (interquartile range over median) above this is flagged."""
+
+_FIRST_HOLD_NS = 200_000.0
+_LONGEST_HOLD_NS = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Times of one thing done many times, nanoseconds, in the order they were taken."""
+
+    raw: tuple[float, ...]
+    gated: bool = False
+    """Whether everything was enqueued before the first of it could start, in every sample."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.raw), "no samples were taken: repeats must be at least 1")
+
+    @property
+    def median_ns(self) -> float:
+        return statistics.median(self.raw)
+
+    @property
+    def minimum_ns(self) -> float:
+        return min(self.raw)
+
+    @property
+    def iqr_ns(self) -> float:
+        """Distance between the quartiles; 0 of a single sample."""
+        if len(self.raw) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.raw, n=4, method="inclusive")
+        return high - low
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over median."""
+        return self.iqr_ns / self.median_ns if self.median_ns > 0 else 0.0
+
+    @property
+    def noisy(self) -> bool:
+        return self.spread > NOISY
+
+
+def time_ns(
+    enqueue: Callable[[], None],
+    device: Device,
+    streams: Sequence[Stream],
+    *,
+    repeats: int = 10,
+    warmup: int = 2,
+    gate: bool = True,
+    before: Callable[[], None] | None = None,
+) -> Samples:
+    """Time what `enqueue` puts on `streams`, by events on the first of them; the others are forked from it and joined to it.
+
+    With `gate` the first stream is held until everything is enqueued, so that the host's issue cost does not count; a gate
+    that opened too early is tried again, twice as long. `before` runs ahead of each sample, untimed, and is waited for.
+    Neither bytes nor results are looked at: that is the caller's duty.
+    """
+    origin, *others = streams
+    hold_ns = _FIRST_HOLD_NS
+    raw: list[float] = []
+    gated = gate
+    taken = 0
+    start, stop = device.event(timing=True), device.event(timing=True)
+    while taken < warmup + repeats:
+        if before is not None:
+            before()
+        device.synchronize()
+        began = time.perf_counter_ns()
+        if gate:
+            device.gate(origin, hold_ns)
+        device.record(origin, start)
+        with forked(device, origin, others), device.on(origin):
+            enqueue()
+        device.record(origin, stop)
+        early = gate and device.happened(start)
+        issue_ns = time.perf_counter_ns() - began
+        device.synchronize()
+        if early and hold_ns < _LONGEST_HOLD_NS:
+            hold_ns = max(2 * hold_ns, 1.5 * issue_ns)
+            continue
+        gated = gated and not early
+        if taken >= warmup:
+            raw.append(device.elapsed_ns(start, stop))
+        taken += 1
+    return Samples(tuple(raw), gated)
+
+
+def wall_ns(
+    call: Callable[[], object],
+    device: Device,
+    *,
+    repeats: int = 10,
+    warmup: int = 2,
+    before: Callable[[], None] | None = None,
+) -> Samples:
+    """Time `call` from an idle device until it is idle again, by the host's clock. `before` as in `time_ns`."""
+    raw: list[float] = []
+    for index in range(warmup + repeats):
+        if before is not None:
+            before()
+        device.synchronize()
+        began = time.perf_counter_ns()
+        call()
+        device.synchronize()
+        if index >= warmup:
+            raw.append(float(time.perf_counter_ns() - began))
+    return Samples(tuple(raw))

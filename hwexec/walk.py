@@ -1,0 +1,207 @@
+"""Walking a program's operations while the network runs: what is issued before which layer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hwexec.arena import point
+from hwexec.device import Device, Event, Graph, Stream
+from sim.errors import InputError
+from sim.network import Network
+from sim.program import HOST, Copy, Op, Record, Run, Wait
+
+Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""Tensors, and the views they are pointed at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A Copy made ready: bytes of arenas as tensors of the stream's device."""
+
+    destination: torch.Tensor
+    source: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A stretch of one stream between two timing events, or of the host between two clock readings."""
+
+    op: int
+    stream: str
+    start: Event | float
+    stop: Event | float
+
+
+class Marks:
+    """Timing events round each copy and each layer, for an eager start that is watched."""
+
+    def __init__(self, device: Device, compute: Stream, streams: Iterable[Stream]) -> None:
+        self.device, self.compute = device, compute
+        self.gpu = {stream.name: stream.gpu for stream in streams}
+        self.found: list[Mark] = []
+        # one origin per GPU, on idle streams one right after the other: events of two GPUs have no common clock
+        device.synchronize()
+        self._origins = {stream.gpu: self.at(stream) for stream in streams}
+        self.began_ns = time.perf_counter_ns()
+        self._layer: tuple[int, str, Event] | None = None
+
+    def at(self, stream: Stream) -> Event:
+        event = self.device.event(timing=True)
+        self.device.record(stream, event)
+        return event
+
+    def layer_ends(self) -> None:
+        if self._layer is not None:
+            op, stream, start = self._layer
+            self.found.append(Mark(op, stream, start, self.at(self.compute)))
+            self._layer = None
+
+    def layer_begins(self, op: int, stream: str) -> None:
+        self._layer = (op, stream, self.at(self.compute))
+
+    def rows(self) -> list[tuple[int, float, float]]:
+        """(operation, start, stop) in nanoseconds since the request; all must have happened."""
+        return [(m.op, self._ns(m.stream, m.start), self._ns(m.stream, m.stop)) for m in self.found]
+
+    def _ns(self, stream: str, at: Event | float) -> float:
+        return at if isinstance(at, float) else self.device.elapsed_ns(self._origins[self.gpu[stream]], at)
+
+
+class Walk:
+    """One pass over `ops`, in issue order, in step with the network. The same for eager runs and for capture."""
+
+    def __init__(
+        self,
+        device: Device,
+        network: Network,
+        ops: Sequence[Op],
+        streams: Mapping[str, Stream],
+        moves: Mapping[int, Move],
+        repoint: Mapping[int, Pairs],
+        *,
+        compute: Stream,
+        graph: Graph | None = None,
+        marks: Marks | None = None,
+    ) -> None:
+        self.device, self.network, self.ops = device, network, ops
+        self.streams, self.moves, self.repoint = streams, moves, repoint
+        self.compute, self.graph, self.marks = compute, graph, marks
+        self.events: dict[int, Event] = {}
+        self.cursor = 0
+        self.reached = -1
+        """The layer that is running, or the last whose operations have been issued."""
+        self.moved_bytes = 0
+        """From host memory."""
+        self.relayed_bytes = 0
+        """From one GPU to another."""
+        self._before: list[int | None] = []
+        """Nodes in the graph when a layer is about to begin, and at the end."""
+        self._after: list[int | None] = []
+        """Nodes when the layer's own operators come next."""
+        self._early: int | None = None
+        self._others = [
+            s
+            for name in dict.fromkeys(op.stream for op in ops)
+            if (s := streams.get(name)) and s is not compute
+        ]
+
+    def begin(self) -> None:
+        """Fork the copy streams from the compute stream and issue what stands before the first layer's waits."""
+        start = self.device.event()
+        self.device.record(self.compute, start)
+        for stream in self._others:
+            self.device.wait(stream, start)
+        while self.cursor < len(self.ops) and self.ops[self.cursor].stream not in (HOST, self.compute.name):
+            self._issue()
+        if self.graph is not None:
+            self._early = self.graph.nodes()
+
+    def reach(self, layer: int) -> None:
+        """`layer` is about to run its first operator: issue all that stands before, and count what layers captured."""
+        if layer <= self.reached:
+            return
+        if self.graph is not None:
+            self._before.append(self.graph.nodes())
+        if self.marks is not None:
+            self.marks.layer_ends()
+        while self.reached < layer:
+            if self.cursor >= len(self.ops):
+                raise self.differs(f"a layer {layer} after the last")
+            self._issue()
+        if self.graph is not None:
+            self._after.append(self.graph.nodes())
+
+    def finish(self) -> None:
+        """All layers have run: issue the rest, and let the compute stream go on only after every copy."""
+        count = len(self.network.layers)
+        if self.reached != count - 1:
+            raise self.differs("the end")
+        if self.graph is not None:
+            self._before.append(self.graph.nodes())
+        if self.marks is not None:
+            self.marks.layer_ends()
+        while self.cursor < len(self.ops):
+            self._issue()
+        for stream in self._others:
+            done = self.device.event()
+            self.device.record(stream, done)
+            self.device.wait(self.compute, done)
+
+    def layer_nodes(self) -> tuple[int, ...] | None:
+        """Kernels and copies that each layer's own operators put into the graph, None where nobody counted."""
+        pairs = list(zip(self._after, self._before[1:], strict=False))
+        counts = [b - a for a, b in pairs if a is not None and b is not None]
+        if counts and self._early is not None and self._before[0] is not None:
+            counts[0] += self._before[0] - self._early  # operators before the first layer count as its own
+        return tuple(counts) if len(counts) == len(self.network.layers) else None
+
+    def differs(self, met: str) -> InputError:
+        at, layers = self.reached + 1, self.network.layers
+        wanted = f"layer {at} ({layers[at].name})" if at < len(layers) else "the end"
+        return InputError(differs(self.network, met, wanted))
+
+    def _issue(self) -> None:
+        index, op = self.cursor, self.ops[self.cursor]
+        self.cursor += 1
+        device = self.device
+        if isinstance(op, Copy):
+            stream, move = self.streams[op.stream], self.moves[index]
+            start = self.marks.at(stream) if self.marks is not None else None
+            device.copy(stream, move.destination, move.source)
+            if self.marks is not None and start is not None:
+                self.marks.found.append(Mark(index, op.stream, start, self.marks.at(stream)))
+            if op.source is None:
+                self.moved_bytes += op.size_bytes
+            else:
+                self.relayed_bytes += op.size_bytes
+        elif isinstance(op, Record):
+            event = self.events[op.event] = device.event()
+            device.record(self.streams[op.stream], event)
+        elif isinstance(op, Wait):
+            if op.stream == HOST:
+                began = time.perf_counter_ns()
+                device.wait_on_host(self.events[op.event])
+                if self.marks is not None:
+                    origin = self.marks.began_ns
+                    self.marks.found.append(
+                        Mark(index, HOST, float(began - origin), float(time.perf_counter_ns() - origin))
+                    )
+            else:
+                device.wait(self.streams[op.stream], self.events[op.event])
+        else:
+            assert isinstance(op, Run)
+            point(self.repoint.get(op.layer, ()))
+            self.reached = op.layer
+            if self.marks is not None:
+                self.marks.layer_begins(index, op.stream)
+
+
+def differs(network: Network, met: str, wanted: str) -> str:
+    return (
+        f"{network.model}: the run met {met} where the traced network has {wanted}; "
+        "trace the network with this module and this input, and plan again"
+    )

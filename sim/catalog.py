@@ -1,0 +1,165 @@
+"""What ships with the package, found by name: hosts, and profiles that spare the first answer torch and a trace."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
+
+from sim.console import note
+from sim.errors import InputError, require
+from sim.files import read_host, read_profile
+from sim.host import Host
+from sim.network import Network
+from sim.profile import Profile
+from sim.provenance import stamp
+
+DEFAULT_HOST = "p3.8xlarge"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A model as a user asks for it. None where nothing was asked: batch 1, fp32, the model's own length."""
+
+    model: str
+    batch: int | None = None
+    dtype: str | None = None
+    seq: int | None = None
+
+    @property
+    def samples(self) -> int:
+        return 1 if self.batch is None else self.batch
+
+    @property
+    def precision(self) -> str:
+        return "fp32" if self.dtype is None else self.dtype
+
+
+def host_names() -> tuple[str, ...]:
+    """The shipped hosts, sorted."""
+    found = (entry.name for entry in _folder("hosts").iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml")))
+
+
+def find_host(name_or_path: str) -> Host:
+    """A shipped host by name, or any host by the path of its file (a path has a `/` or ends in .yaml)."""
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        return read_host(name_or_path)
+    names = host_names()
+    if name_or_path not in names:
+        near = get_close_matches(name_or_path, names, 3, 0.3) or names[:3]
+        raise InputError(
+            f"host {name_or_path!r} is not known; nearest: {', '.join(near)}; "
+            "`sim hosts` lists all, and a path to a host file works too"
+        )
+    with as_file(_folder("hosts") / f"{name_or_path}.yaml") as path:
+        return read_host(path)
+
+
+def profile_name(request: Request, seq: int | None) -> str:
+    """Where a shipped profile lies, in its host's folder: `hf-bert-base.fp32.b1.s384.yaml`."""
+    model = re.sub(r"[^A-Za-z0-9._=,+-]", "-", request.model)
+    tokens = "" if seq is None else f".s{seq}"
+    return f"{model}.{request.precision}.b{request.samples}{tokens}.yaml"
+
+
+def find_profile(host: Host, request: Request) -> Profile | None:
+    """The shipped profile of this model with these options on this very host, or None.
+
+    Without a length asked for, the only one shipped is taken: profiles ship for a model's own length alone.
+    """
+    folder = _folder("profiles") / host.name
+    if "/" in host.name or not folder.is_dir():
+        return None
+    exact = profile_name(request, request.seq)
+    names = [exact]
+    if request.seq is None:
+        stem = exact.removesuffix(".yaml")
+        lengths = [
+            e.name for e in folder.iterdir() if re.fullmatch(re.escape(stem) + r"\.s\d+\.yaml", e.name)
+        ]
+        names += lengths if len(lengths) == 1 else []
+    for name in names:
+        try:
+            if not (folder / name).is_file():
+                continue
+        except (OSError, ValueError):  # a name that no file can have
+            continue
+        with as_file(folder / name) as path:
+            profile = read_profile(path)
+        if profile.network.model == request.model and profile.host_digest == host.digest:
+            return profile
+    return None
+
+
+def obtain_profile(host: Host, request: Request, path: str | None = None) -> Profile:
+    """The profile at `path`, else the shipped one, else one traced and estimated now. Raises InputError for a wrong one."""
+    if path is not None:
+        profile = read_profile(path)
+        _check(profile, host, request, path)
+        return profile
+    shipped = find_profile(host, request)
+    if shipped is not None:
+        return shipped
+    require(
+        host.roofline is not None,
+        f"host {host.name!r} has no roofline figures to estimate from; measure a profile there with `calibrate run` "
+        "and pass it with --profile",
+    )
+    note(
+        f"{request.model}: no profile at hand; tracing it and estimating one for {host.name} (imports torch)"
+    )
+    from sim.estimate import estimate  # noqa: PLC0415 - torch takes seconds to import, and a shipped profile needs none
+    from sim.trace import trace_model  # noqa: PLC0415 - the same
+
+    trace = trace_model(
+        request.model,
+        batch=request.samples,
+        dtype=request.precision,
+        seq=request.seq,
+    )
+    inputs = (f"host:{host.digest}", f"network:{trace.network.digest}")
+    return estimate(trace, host, stamp(host.name, host.gpus[0].name, inputs=inputs))
+
+
+def obtain_network(request: Request) -> Network:
+    """The network alone: from a shipped profile of any host, else traced now."""
+    for name in host_names():
+        profile = find_profile(find_host(name), request)
+        if profile is not None:
+            return profile.network
+    note(f"{request.model}: tracing it (imports torch)")
+    from sim.trace import trace_model  # noqa: PLC0415 - torch takes seconds to import, and a shipped profile needs none
+
+    return trace_model(
+        request.model,
+        batch=request.samples,
+        dtype=request.precision,
+        seq=request.seq,
+    ).network
+
+
+def _check(profile: Profile, host: Host, request: Request, path: str) -> None:
+    network = profile.network
+    for what, asked, found in (
+        ("model", request.model, network.model),
+        ("batch", request.batch, network.batch),
+        ("dtype", request.dtype, network.dtype),
+        ("seq", request.seq, network.seq),
+    ):
+        require(
+            asked is None or asked == found,
+            f"{path}: a profile of another network: its {what} is {found}, not {asked}; "
+            f"pass the profile of {request.model}, or ask for what it holds",
+        )
+    require(
+        profile.host_digest == host.digest,
+        f"{path}: a profile made on {profile.provenance.host or 'another host'}, not for {host.name} as its file has it "
+        "now; pass its host with --host, or make the profile again",
+    )
+
+
+def _folder(name: str) -> Traversable:
+    return files("scenarios") / name

@@ -1,0 +1,221 @@
+"""What each `sim` command does, from checked options to print and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sim.bound import bound_ns
+from sim.catalog import Request, find_host, host_names, obtain_network, obtain_profile
+from sim.console import note
+from sim.errors import require
+from sim.files import PlanFile, read_plan, write_plan
+from sim.host import Host
+from sim.listing import host_table, hosts_table, layers_json, layers_table
+from sim.output import check_output, write_file
+from sim.picture import check_format, chrome_trace, picture
+from sim.profile import Profile
+from sim.program import lower
+from sim.provenance import stamp
+from sim.report import (
+    Answer,
+    footnote,
+    layer_choices,
+    mib,
+    ms,
+    search_json,
+    search_words,
+    show,
+    strategy_table,
+    title,
+)
+from sim.search import Options, search
+from sim.simulate import simulate
+from sim.timeline import Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class SearchCall:
+    """The options of `sim search`, sizes and GPUs parsed."""
+
+    model: str
+    batch: int | None
+    dtype: str | None
+    seq: int | None
+    host: str
+    profile: str | None
+    gpus: tuple[int, ...] | None
+    memory_budget: int | None
+    runs: int
+    layers: bool
+    out: str | None
+    as_json: bool
+    trace: str | None
+    plot: str | None
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SimulateCall:
+    """The options of `sim simulate`."""
+
+    plan: str
+    host: str | None
+    profile: str | None
+    as_json: bool
+    trace: str | None
+    plot: str | None
+    force: bool
+
+
+def search_plan(call: SearchCall) -> None:
+    _check_outputs((call.out, call.trace, call.plot), call.plot, call.force)
+    target, *partners = call.gpus or (0,)
+    options = Options(target, None if call.gpus is None else tuple(partners), call.memory_budget, call.runs)
+    host = find_host(call.host)
+    for gpu in call.gpus or ():
+        host.gpu(gpu)
+    profile = obtain_profile(host, Request(call.model, call.batch, call.dtype, call.seq), call.profile)
+    answer = Answer(profile, host, options, search(profile, host, options))
+    best = answer.outcome.best
+    if call.out is not None:
+        mean_ns = best.mean_ns if options.runs > 1 else None
+        file = plan_file(profile, host, answer, mean_ns)
+        write_plan(call.out, file, force=call.force)
+    _write_timeline(call.trace, call.plot, call.force, best.timeline, title(profile, host, target))
+    if call.as_json:
+        print(search_json(answer))
+        return
+    show(strategy_table(answer), *search_words(answer))
+    if call.layers:
+        show(*layer_choices(answer))
+    _say_written((call.out, call.trace, call.plot))
+
+
+def plan_file(profile: Profile, host: Host, answer: Answer, mean_ns: float | None) -> PlanFile:
+    network, best = profile.network, answer.outcome.best
+    inputs = (f"host:{host.digest}", f"network:{network.digest}")
+    return PlanFile(
+        model=network.model,
+        dtype=network.dtype,
+        batch=network.batch,
+        seq=network.seq,
+        network_digest=network.digest,
+        host=host.name,
+        host_digest=host.digest,
+        profile_kind=profile.kind,
+        provenance=stamp(host.name, host.gpus[0].name, inputs=inputs),
+        plan=best.plan,
+        mean_ns=mean_ns,
+        predicted_ns=best.makespan_ns,
+        bound_ns=answer.outcome.bound_ns,
+    )
+
+
+def simulate_plan(call: SimulateCall) -> None:
+    _check_outputs((call.trace, call.plot), call.plot, call.force)
+    file = read_plan(call.plan)
+    host = find_host(call.host or file.host)
+    require(
+        host.digest == file.host_digest,
+        f"{call.plan}: made for {file.host} with other constants than {host.name} has now; "
+        "search again, or pass the file of its host with --host",
+    )
+    profile = obtain_profile(host, Request(file.model, file.batch, file.dtype, file.seq), call.profile)
+    require(
+        profile.network.digest == file.network_digest,
+        f"{call.plan}: made for another network than {file.model} is here (its layers or storages differ); search again",
+    )
+    plan, network = file.plan, profile.network
+    timeline = simulate(lower(plan, network, host), profile)
+    lowest = bound_ns(profile, host, plan.gpus)
+    about = title(profile, host, plan.target)
+    _write_timeline(call.trace, call.plot, call.force, timeline, about)
+    if call.as_json:
+        print(
+            json.dumps(
+                {
+                    "model": network.model,
+                    "host": host.name,
+                    "profile_kind": profile.kind,
+                    "name": plan.name,
+                    "latency_ms": timeline.makespan_ns / 1e6,
+                    "copied_bytes": plan.copied_bytes,
+                    "direct_bytes": plan.direct_bytes(network),
+                    "chunks": len(plan.chunks),
+                    "gpus": list(plan.gpus),
+                    "launch": plan.launch.value,
+                    "recorded_ms": file.predicted_ns / 1e6,
+                    "bound_ms": lowest / 1e6,
+                },
+                allow_nan=False,
+            )
+        )
+        return
+    same = timeline.makespan_ns == file.predicted_ns
+    show(
+        about,
+        f"Plan {plan.name} fits its host and network: {len(plan.chunks)} chunks, {mib(plan.copied_bytes)} MiB copied, "
+        f"{mib(plan.direct_bytes(network))} MiB read in place, over GPUs {'+'.join(map(str, plan.gpus))}, {plan.launch.value}.",
+        f"Predicted: {ms(timeline.makespan_ns)} ms, "
+        + (
+            "as the file says"
+            if same
+            else f"where the file says {ms(file.predicted_ns)} ms (from another profile)"
+        )
+        + f"; no plan over these GPUs can be under {ms(lowest)} ms.",
+        footnote(profile, host),
+    )
+    _say_written((call.trace, call.plot))
+
+
+def list_layers(model: str, batch: int | None, dtype: str | None, seq: int | None, as_json: bool) -> None:
+    network = obtain_network(Request(model, batch, dtype, seq))
+    if as_json:
+        print(layers_json(network))
+    else:
+        show(layers_table(network))
+
+
+def list_hosts(host: str | None) -> None:
+    if host is None:
+        show(hosts_table(tuple(find_host(name) for name in host_names())))
+    else:
+        show(host_table(find_host(host)))
+
+
+def list_models() -> None:
+    from sim.models import known_models  # noqa: PLC0415 - torch takes seconds to import, and only this list needs it
+
+    for name in known_models():
+        print(name)
+    note(
+        "also: any package.module:callable that returns a torch module; `hf:` shapes of your own, as hf:llama:layers=4"
+    )
+
+
+def _check_outputs(paths: Iterable[str | None], plot: str | None, force: bool) -> None:
+    """Before the long work: every output can be written, and no two are one file."""
+    given = [path for path in paths if path is not None]
+    if plot is not None:
+        check_format(plot)
+    for path in given:
+        check_output(path, force=force)
+    resolved = [Path(path).resolve() for path in given]
+    for at, path in enumerate(given):
+        require(resolved[at] not in resolved[:at], f"{path}: named for two outputs; give each its own path")
+
+
+def _write_timeline(trace: str | None, plot: str | None, force: bool, timeline: Timeline, about: str) -> None:
+    if trace is not None:
+        write_file(trace, chrome_trace((timeline,), about), force=force)
+    if plot is not None:
+        write_file(plot, picture((timeline,), about, Path(plot).suffix), force=force)
+
+
+def _say_written(paths: Iterable[str | None]) -> None:
+    for path in paths:
+        if path is not None:
+            note(f"wrote {path}")

@@ -1,0 +1,67 @@
+"""How commands end: results on stdout, one line per error on stderr, exit codes. Every command line here uses `run_command`.
+
+0 done · 2 bad input or usage · 130 interrupted · 141 the reader of our output went away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from sim.errors import InputError
+
+
+def run_command(command: click.Command, prog: str, args: Sequence[str] | None = None) -> int:
+    """Run a click command and return its exit code. Anything but bad input, ours included, keeps its traceback."""
+    try:
+        code = command.main(args=args, prog_name=prog, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except InputError as error:
+        return _complain(prog, str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx is not None else prog
+        return _complain(prog, f"{error.format_message().rstrip('.')}; see `{path} --help`")
+    except click.ClickException as error:
+        return _complain(prog, error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        return _complain(prog, "interrupted", 130)
+    except BrokenPipeError:
+        _drop_stdout()
+        return 141
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        _drop_stdout()
+        return _complain(
+            prog, f"the output cannot be written ({error.strerror}); free some space or redirect it"
+        )
+
+
+def note(text: str) -> None:
+    """A line of progress, beside the result."""
+    click.echo(text, err=True)
+
+
+def one_line(text: str) -> str:
+    """Text without line ends or control characters, so that an error is one line whatever a file or name holds."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+
+
+def _complain(prog: str, text: str, code: int = 2) -> int:
+    with contextlib.suppress(OSError):
+        click.echo(f"{prog}: {one_line(text)}", err=True)
+    return code
+
+
+def _drop_stdout() -> None:
+    """So that the interpreter's last flush finds nothing to fail on."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

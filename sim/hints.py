@@ -1,0 +1,20 @@
+"""Parts of an error line: the nearest known names, and an exception from elsewhere in few words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from sim.errors import InputError
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
+    """`model 'resnet5': not known; nearest: resnet50, ...`: up to four of `known`, the most like `name` first."""
+    nearest = difflib.get_close_matches(name, sorted(known), n=4, cutoff=0.0)
+    return InputError(f"{what} {name!r}: not known; nearest: {', '.join(nearest)}")
+
+
+def error_line(error: BaseException) -> str:
+    """Type and first line of the message of an exception, at most about 200 characters."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,248 @@
+"""A host: GPUs, the links between them and host memory, what each action costs, and where each figure comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import astuple, dataclass, fields
+from functools import cached_property
+from typing import Literal
+
+from sim.errors import InputError, require
+
+FigureKind = Literal["measured", "published", "derived", "fitted", "assumed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number with its origin. `low`..`high` is the published range or the measured spread, where there is one."""
+
+    value: float
+    kind: FigureKind
+    source: str
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        for number in (self.value, self.low, self.high):
+            require(
+                number is None or (math.isfinite(number) and number >= 0),
+                f"figure {number} ({self.source}): must be finite and not negative",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One direction of one wire, or a capacity that several GPUs share (a switch's uplink)."""
+
+    name: str
+    bytes_per_s: Figure
+
+    def __post_init__(self) -> None:
+        require(self.bytes_per_s.value > 0, f"link {self.name!r}: bandwidth must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """`h2d` lists the links a host-to-device copy crosses: its own PCIe lane and any uplink it shares."""
+
+    index: int
+    name: str
+    memory_bytes: int
+    h2d: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Copies and reads that `source`'s memory can serve to `destination`, over these links."""
+
+    source: int
+    destination: int
+    links: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What actions cost beside the bytes they move. Times are nanoseconds."""
+
+    copy_latency_ns: Figure
+    """Copy engine, once per host-to-device copy, before bytes flow."""
+    peer_latency_ns: Figure
+    """The same for a device-to-device copy."""
+    issue_copy_ns: Figure
+    """Host thread, to enqueue one copy."""
+    issue_event_ns: Figure
+    """Host thread, to record an event or make a stream wait for one."""
+    issue_kernel_ns: Figure
+    """Host thread, to enqueue one layer's kernels where a profile has no figure of its own."""
+    host_sync_ns: Figure
+    """Host thread, from an event's completion until the thread runs on."""
+    wait_ns: Figure
+    """Stream, for each wait on an event of the same device."""
+    wait_cross_ns: Figure
+    """Stream, for each wait on an event of another device."""
+    start_ns: Figure
+    """Eager mode: from the request to the first operation issued, and from the last kernel to the answer."""
+    launch_ns: Figure
+    """Graph mode: launch of a graph on one device until its first node may run."""
+    launch_node_ns: Figure
+    """Graph mode: added launch time per node."""
+    launch_cross_ns: Figure
+    """Graph mode: added launch time per dependency between devices."""
+    direct_bytes_per_s: Figure
+    """Highest rate of one kernel reading host memory in place."""
+    direct_weight: Figure
+    """Share of a contended link that a read in place takes for each share a copy takes (1 = equal)."""
+    peer_read_bytes_per_s: Figure
+    """Highest rate of one kernel reading another GPU's memory in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """What an estimate needs of a GPU. sim/estimate.py has the formulas these enter."""
+
+    peak_fp32_flops_per_s: Figure
+    peak_fp16_flops_per_s: Figure
+    """fp16 and bf16, matrix units included."""
+    gemm_efficiency: Figure
+    """Share of the peak that a large matrix product reaches."""
+    gemm_half_outputs: Figure
+    """Outputs (rows x columns) at which a matrix product reaches half of that: few outputs leave multiprocessors idle."""
+    gemm_half_depth: Figure
+    """Depth (the summed dimension) at which it reaches half of that: short sums do not fill the pipeline."""
+    gemm_floor_ns: Figure
+    """Shortest matrix product or convolution."""
+    kernel_floor_ns: Figure
+    """Shortest kernel of any other kind."""
+    memory_bytes_per_s: Figure
+    tile_rows: Figure
+    """Rows of the output that one pass over the weights serves; m rows read them ceil(m / tile_rows) times."""
+    direct_floor_ns: Figure
+    """What reading in place adds to a kernel however few the bytes."""
+    direct_stream_bytes_per_s: Figure
+    """In-place read rate of a kernel that tiles its weights."""
+    direct_aligned_bytes_per_s: Figure
+    """In-place read rate of a kernel that reads whole rows once, in order."""
+    direct_strided_bytes_per_s: Figure
+    """In-place read rate of requests of 32 bytes each, the smallest that cross PCIe."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine. Raises InputError where a GPU or a peer names a link that is not there."""
+
+    name: str
+    about: str
+    gpus: tuple[Gpu, ...]
+    links: tuple[Link, ...]
+    peers: tuple[Peer, ...]
+    costs: Costs
+    roofline: Roofline | None = None
+
+    def __post_init__(self) -> None:
+        require(bool(self.gpus), f"host {self.name!r} has no GPU: list at least one")
+        names = {link.name for link in self.links}
+        require(
+            len(names) == len(self.links), f"host {self.name!r}: two links share a name; names must differ"
+        )
+        indices = [gpu.index for gpu in self.gpus]
+        require(
+            indices == list(range(len(indices))),
+            f"host {self.name!r}: GPUs must be numbered from 0 in order, not {indices}",
+        )
+        for gpu in self.gpus:
+            require(
+                bool(gpu.h2d),
+                f"host {self.name!r}: GPU {gpu.index} has no link to host memory; list one in h2d",
+            )
+        for owner, links in [(f"GPU {g.index}", g.h2d) for g in self.gpus] + [
+            (f"peer {p.source}>{p.destination}", p.links) for p in self.peers
+        ]:
+            for link in links:
+                require(
+                    link in names,
+                    f"host {self.name!r}: {owner} names link {link!r}, which is not among its links",
+                )
+        for peer in self.peers:
+            require(
+                peer.source != peer.destination and {peer.source, peer.destination} <= set(indices),
+                f"host {self.name!r}: peer {peer.source}>{peer.destination} must join two different GPUs of 0..{len(indices) - 1}",
+            )
+
+    @cached_property
+    def bandwidth(self) -> dict[str, float]:
+        """Capacity of each link, bytes per second, by name."""
+        return {link.name: link.bytes_per_s.value for link in self.links}
+
+    def gpu(self, index: int) -> Gpu:
+        """Raises InputError where the host has no such GPU."""
+        if not 0 <= index < len(self.gpus):
+            raise InputError(
+                f"GPU {index}: {self.name} has GPUs 0 to {len(self.gpus) - 1}; choose among them"
+            )
+        return self.gpus[index]
+
+    @cached_property
+    def _peer_links(self) -> dict[tuple[int, int], tuple[str, ...]]:
+        return {(p.source, p.destination): p.links for p in self.peers}
+
+    def reaches(self, source: int, destination: int) -> bool:
+        """Whether bytes in `source`'s memory can go straight to `destination`."""
+        return (source, destination) in self._peer_links
+
+    def peer_route(self, source: int, destination: int) -> tuple[str, ...]:
+        """Links from one GPU's memory to another's. Raises InputError where there is no route."""
+        links = self._peer_links.get((source, destination))
+        if links is None:
+            able = sorted(s for s, d in self._peer_links if d == destination)
+            raise InputError(
+                f"GPU {source} has no route to GPU {destination} on {self.name}; "
+                + (
+                    f"partners that have one: {', '.join(map(str, able))}"
+                    if able
+                    else "no GPU has one: use a single link"
+                )
+            )
+        return links
+
+    def h2d_route(self, gpu: int) -> tuple[str, ...]:
+        """Links from host memory to a GPU."""
+        return self.gpu(gpu).h2d
+
+    def rate(self, route: tuple[str, ...]) -> float:
+        """Bytes per second over an idle route."""
+        return min(self.bandwidth[link] for link in route)
+
+    def partners(self, target: int) -> tuple[int, ...]:
+        """GPUs that can relay to `target`, best first.
+
+        One that shares no link with those before it comes first, then the one with the faster peer route, then the lower index.
+        """
+        left = [g.index for g in self.gpus if g.index != target and self.reaches(g.index, target)]
+        used = set(self.h2d_route(target))
+        chosen: list[int] = []
+        while left:
+            best = min(
+                left,
+                key=lambda g: (
+                    len(used & set(self.h2d_route(g))),
+                    -self.rate(self.peer_route(g, target)),
+                    g,
+                ),
+            )
+            chosen.append(best)
+            left.remove(best)
+            used |= set(self.h2d_route(best))
+        return tuple(chosen)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the values that a profile or a prediction uses; sources and words do not count."""
+        values = [
+            [(link.name, link.bytes_per_s.value) for link in self.links],
+            [astuple(g) for g in self.gpus],
+            [astuple(p) for p in self.peers],
+            [getattr(self.costs, field.name).value for field in fields(Costs)],
+            self.roofline and [getattr(self.roofline, field.name).value for field in fields(Roofline)],
+        ]
+        return hashlib.sha256(repr(values).encode()).hexdigest()

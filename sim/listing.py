@@ -1,0 +1,97 @@
+"""What there is: hosts with their figures, layers of a network, as tables and as JSON."""
+
+from __future__ import annotations
+
+import json
+
+from rich.table import Table
+from rich.text import Text
+
+from sim.host import Figure, Host
+from sim.network import Network
+from sim.report import MIB, figure_kinds, figures, subject
+
+
+def hosts_table(hosts: tuple[Host, ...]) -> Table:
+    table = _table("Hosts", ("host", "GPUs", "host link GB/s", "GPU links", "constants from"), "lrrrl")
+    for host in hosts:
+        rates = sorted({host.rate(gpu.h2d) / 1e9 for gpu in host.gpus})
+        kinds = (f"{len(names)} {kind}" for kind, names in figure_kinds(host).items())
+        name = f"{len(host.gpus)}x {host.gpus[0].name}"
+        joined = " to ".join(f"{rate:.4g}" for rate in (rates if len(rates) < 3 else (rates[0], rates[-1])))
+        _row(table, host.name, name, joined, str(len(host.peers)), ", ".join(kinds))
+    return table
+
+
+def host_table(host: Host) -> Table:
+    """Every figure of a host, with its unit, range, kind and source."""
+    table = _table(f"{host.name}: {host.about}", ("figure", "value", "range", "from", "source"), "lrrll")
+    for link in host.links:
+        users = [f"GPU {gpu.index}" for gpu in host.gpus if link.name in gpu.h2d]
+        users += [f"GPU {p.source} to {p.destination}" for p in host.peers if link.name in p.links]
+        _figure(table, f"link {link.name} ({', '.join(users) or 'unused'})", "bytes_per_s", link.bytes_per_s)
+    for name, figure in figures(host):
+        _figure(table, name, name, figure)
+    return table
+
+
+def _figure(table: Table, label: str, name: str, figure: Figure) -> None:
+    ends = (figure.low, figure.high)
+    spread = " to ".join(_value(name, end) for end in ends if end is not None)
+    _row(table, label, _value(name, figure.value), spread, figure.kind, figure.source)
+
+
+def _value(name: str, value: float) -> str:
+    """A figure with the unit that its name carries."""
+    for ending, scale, unit in (
+        ("flops_per_s", 1e12, "TFLOP/s"),
+        ("bytes_per_s", 1e9, "GB/s"),
+        ("_ns", 1e3, "us"),
+    ):
+        if name.endswith(ending):
+            return f"{value / scale:.4g} {unit}"
+    return f"{value:.4g}"
+
+
+def layers_table(network: Network) -> Table:
+    title = f"{subject(network)}: {len(network.layers)} layers, {network.total_bytes / MIB:.1f} MiB"
+    table = _table(title, ("layer", "name", "kind", "MiB", "MFLOP", "storages"), "rllrrl")
+    for index, layer in enumerate(network.layers):
+        storages = ", ".join(network.storages[read.storage].name for read in layer.reads)
+        size, work = f"{network.layer_bytes(index) / MIB:.3f}", f"{layer.flops / 1e6:.1f}"
+        _row(table, str(index), layer.name, layer.kind, size, work, storages)
+    return table
+
+
+def layers_json(network: Network) -> str:
+    return json.dumps(
+        {
+            "model": network.model,
+            "dtype": network.dtype,
+            "batch": network.batch,
+            "seq": network.seq,
+            "total_bytes": network.total_bytes,
+            "layers": [
+                {
+                    "index": index,
+                    "name": layer.name,
+                    "kind": layer.kind,
+                    "bytes": network.layer_bytes(index),
+                    "flops": layer.flops,
+                    "storages": [network.storages[read.storage].name for read in layer.reads],
+                }
+                for index, layer in enumerate(network.layers)
+            ],
+        }
+    )
+
+
+def _table(title: str, columns: tuple[str, ...], align: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
+    for name, side in zip(columns, align, strict=True):
+        table.add_column(name, justify="left" if side == "l" else "right", overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*(Text(cell) for cell in cells))

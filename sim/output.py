@@ -1,0 +1,77 @@
+"""Files appear whole or not at all, and never over another without --force."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from sim.errors import InputError
+
+
+def write_file(path: str | Path, data: bytes, *, force: bool = False) -> None:
+    """Raises InputError where `path` exists (unless `force`) or cannot be written; then nothing is left behind."""
+    path = Path(path)
+    check_output(path, force=force)
+    try:
+        target = path.resolve() if force else path
+        temporary = target.parent / f".deepplan-{secrets.token_hex(8)}.tmp"
+        try:
+            with open(temporary, "xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            _place(temporary, target, force)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def check_output(path: str | Path, *, force: bool = False) -> None:
+    """What `write_file` would refuse, told before the long work starts. Tries a file in the folder, and removes it."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a directory; name a file in it")
+        if os.path.lexists(path):
+            if not force:
+                raise _exists(path)
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path}: is not a regular file; choose another path")
+        folder = (path.resolve() if force else path).parent
+        if not folder.is_dir():
+            raise InputError(f"{path}: there is no folder {folder}; make it first")
+        probe = folder / f".deepplan-{secrets.token_hex(8)}.tmp"
+        try:
+            open(probe, "xb").close()
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from None
+
+
+def _place(temporary: Path, target: Path, force: bool) -> None:
+    if force:
+        os.replace(temporary, target)
+        return
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise _exists(target) from None
+    except OSError:  # a file system without hard links: the check and the move are then two steps
+        if os.path.lexists(target):
+            raise _exists(target) from None
+        os.replace(temporary, target)
+
+
+def _exists(path: Path) -> InputError:
+    return InputError(f"{path}: exists; choose another path or pass --force")
+
+
+def _unwritable(path: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return InputError(f"{path}: cannot be written ({reason}); choose another path")

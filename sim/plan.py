@@ -1,0 +1,192 @@
+"""A plan: how each layer reads each storage, and which byte range of the arena crosses which GPUs in what order."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from itertools import pairwise
+
+from sim.errors import InputError, require
+from sim.host import Host
+from sim.network import Network
+
+
+class Access(StrEnum):
+    """How one layer reads one storage."""
+
+    COPIED = "copied"
+    """From the target GPU's memory, after the copy."""
+    DIRECT = "direct"
+    """In place from host memory, over PCIe, by the kernel itself."""
+    PEER = "peer-direct"
+    """In place from a partner GPU's memory, after the copy to that partner."""
+    RESIDENT = "resident"
+    """From the target GPU's memory, there before the request: a warm run."""
+
+
+class Launch(StrEnum):
+    """EAGER: a host thread issues every operation. GRAPH: one launch of a captured CUDA graph."""
+
+    EAGER = "eager"
+    GRAPH = "graph"
+
+
+class Sync(StrEnum):
+    """Who waits for a copy: the compute stream for its event, or the host thread (before all layers, or before each group)."""
+
+    STREAM = "stream"
+    HOST_ALL = "host-all"
+    HOST_GROUP = "host-group"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes [start_bytes, stop_bytes) of the arena, copied at once.
+
+    `path` names the GPUs whose links it crosses, first to last; the last is where it lands.
+    (0,) goes straight to GPU 0; (2, 0) over GPU 2's PCIe lane and on to GPU 0; (2,) in a plan for GPU 0 stays on GPU 2
+    and is read there in place.
+    """
+
+    start_bytes: int
+    stop_bytes: int
+    path: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stop_bytes - self.start_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to every weight. `access[i][j]` is how layer i reads its j-th storage; `chunks` are in issue order.
+
+    A plan is only data; `check` says whether it is one for a network and a host, and `program.lower` replays it.
+    """
+
+    name: str
+    target: int
+    launch: Launch
+    access: tuple[tuple[Access, ...], ...]
+    chunks: tuple[Chunk, ...]
+    sync: Sync = Sync.STREAM
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes that cross from host memory by copies, arena padding included."""
+        return sum(c.size_bytes for c in self.chunks)
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """Target first, then every other GPU whose links are used, by index."""
+        others = {gpu for chunk in self.chunks for gpu in chunk.path} - {self.target}
+        return (self.target, *sorted(others))
+
+    def held_bytes(self) -> int:
+        """Bytes that lie in the target's memory once all copies have landed."""
+        return sum(c.size_bytes for c in self.chunks if c.path[-1] == self.target)
+
+    def direct_bytes(self, network: Network) -> int:
+        """Bytes of the storages that at least one layer reads in place from host memory."""
+        found = {
+            read.storage
+            for layer, accesses in zip(network.layers, self.access, strict=True)
+            for read, access in zip(layer.reads, accesses, strict=True)
+            if access is Access.DIRECT
+        }
+        return sum(network.storages[s].size_bytes for s in found)
+
+    def check(self, network: Network, host: Host) -> None:
+        """Raise InputError unless every chunk has a route, no byte arrives twice, and every copied read is covered."""
+        host.gpu(self.target)
+        require(
+            self.sync is Sync.STREAM or self.launch is Launch.EAGER,
+            f"plan {self.name!r}: {self.sync} waits on the host thread, which a graph cannot; launch it eagerly",
+        )
+        require(
+            len(self.access) == len(network.layers),
+            f"plan {self.name!r}: access for {len(self.access)} layers, but {network.model} has {len(network.layers)}",
+        )
+        for chunk in self.chunks:
+            self._check_chunk(chunk, network, host)
+        landed: dict[int, list[tuple[int, int]]] = {}
+        for chunk in self.chunks:
+            landed.setdefault(chunk.path[-1], []).append((chunk.start_bytes, chunk.stop_bytes))
+        self._check_once()
+        for ranges in landed.values():
+            ranges.sort()
+        for index, (layer, accesses) in enumerate(zip(network.layers, self.access, strict=True)):
+            require(
+                len(accesses) == len(layer.reads),
+                f"plan {self.name!r}: layer {index} ({layer.name}) has {len(accesses)} accesses for {len(layer.reads)} reads",
+            )
+            for read, access in zip(layer.reads, accesses, strict=True):
+                start = network.offsets[read.storage]
+                stop = start + network.storages[read.storage].size_bytes
+                where = f"plan {self.name!r}: layer {index} ({layer.name}) reads {network.storages[read.storage].name}"
+                if access is Access.COPIED:
+                    require(
+                        covered(landed.get(self.target, []), start, stop),
+                        f"{where} copied, but no chunks bring all of it to GPU {self.target}; add them or read it in place",
+                    )
+                elif access is Access.PEER and self.holder(network, read.storage) is None:
+                    raise InputError(
+                        f"{where} peer-direct, but it lands whole on no one partner; add a chunk that stays there"
+                    )
+
+    @cached_property
+    def _stays(self) -> dict[int, list[tuple[int, int]]]:
+        """Arena ranges that land on a partner and stay there, sorted, by GPU."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for chunk in self.chunks:
+            if chunk.path[-1] != self.target:
+                found.setdefault(chunk.path[-1], []).append((chunk.start_bytes, chunk.stop_bytes))
+        return {gpu: sorted(ranges) for gpu, ranges in sorted(found.items())}
+
+    def holder(self, network: Network, storage: int) -> int | None:
+        """The partner GPU on which a storage lands whole and stays, or None."""
+        start = network.offsets[storage]
+        stop = start + network.storages[storage].size_bytes
+        for gpu, ranges in self._stays.items():
+            if covered(ranges, start, stop):
+                return gpu
+        return None
+
+    def _check_chunk(self, chunk: Chunk, network: Network, host: Host) -> None:
+        where = f"plan {self.name!r}: chunk {chunk.start_bytes}..{chunk.stop_bytes}"
+        require(
+            0 <= chunk.start_bytes < chunk.stop_bytes <= network.arena_bytes,
+            f"{where} is no range of the arena of {network.arena_bytes} bytes",
+        )
+        require(
+            bool(chunk.path) and len(set(chunk.path)) == len(chunk.path),
+            f"{where}: path {list(chunk.path)} must name at least one GPU and none twice",
+        )
+        for gpu in chunk.path:
+            host.gpu(gpu)
+        for source, destination in pairwise(chunk.path):
+            host.peer_route(source, destination)
+        if chunk.path[-1] != self.target:
+            host.peer_route(chunk.path[-1], self.target)
+
+    def _check_once(self) -> None:
+        ranges = sorted((c.start_bytes, c.stop_bytes) for c in self.chunks)
+        for (_, stop), (start, _) in pairwise(ranges):
+            require(
+                start >= stop,
+                f"plan {self.name!r}: byte {start} of the arena arrives twice; chunks must not overlap",
+            )
+
+
+def covered(ranges: list[tuple[int, int]], start: int, stop: int) -> bool:
+    """Whether sorted, disjoint `ranges` together contain [start, stop)."""
+    at = max(0, bisect_right(ranges, (start, float("inf"))) - 1)
+    while at < len(ranges) and start < stop:
+        low, high = ranges[at]
+        if low > start:
+            return False
+        start = max(start, high)
+        at += 1
+    return start >= stop

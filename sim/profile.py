@@ -1,0 +1,91 @@
+"""A host's timings for one network: measured there, or estimated from the host's constants."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sim.errors import require
+from sim.network import Network
+
+ProfileKind = Literal["estimated", "measured"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Median and interquartile range in nanoseconds of `samples` runs; 0 samples where it is an estimate."""
+
+    median_ns: float
+    spread_ns: float = 0.0
+    samples: int = 0
+
+    def __post_init__(self) -> None:
+        for number in (self.median_ns, self.spread_ns):
+            require(
+                math.isfinite(number) and number >= 0, f"timing {number} ns: must be finite and not negative"
+            )
+        require(self.samples >= 0, f"timing of {self.samples} samples: cannot be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTiming:
+    """One layer. `direct[i]` and `peer[i]` are what reading `layer.reads[i]` in place *adds* to `resident`.
+
+    `peer` is empty where no GPU of the host can read another's memory.
+    """
+
+    resident: Timing
+    """On the GPU, weights in its memory."""
+    issue: Timing
+    """Host thread, to enqueue the layer's kernels eagerly."""
+    direct: tuple[Timing, ...]
+    """Added by reading host memory in place, link idle."""
+    peer: tuple[Timing, ...] = ()
+    """Added by reading another GPU's memory in place, link idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where figures come from: enough to run the same thing again."""
+
+    host: str
+    gpu: str
+    command: str
+    date: str
+    commit: str
+    driver: str = ""
+    cuda: str = ""
+    torch: str = ""
+    inputs: tuple[str, ...] = ()
+    """Digests of the files and the host the figures were made from, as `what:sha256`."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Raises InputError where the timings do not fit the network layer by layer and read by read."""
+
+    kind: ProfileKind
+    network: Network
+    host_digest: str
+    layers: tuple[LayerTiming, ...]
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        layers = self.network.layers
+        require(
+            len(self.layers) == len(layers),
+            f"profile of {self.network.model!r}: {len(self.layers)} timings for {len(layers)} layers; make the profile again",
+        )
+        for index, (timing, layer) in enumerate(zip(self.layers, layers, strict=True)):
+            for what, reads in (("direct", timing.direct), ("peer", timing.peer)):
+                require(
+                    len(reads) == len(layer.reads) or (what == "peer" and not reads),
+                    f"profile of {self.network.model!r}: layer {index} has {len(reads)} {what} timings "
+                    f"for {len(layer.reads)} reads",
+                )
+
+    @property
+    def warm_ns(self) -> float:
+        """Sum of the layers with all weights in GPU memory."""
+        return sum(t.resident.median_ns for t in self.layers)

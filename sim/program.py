@@ -1,0 +1,327 @@
+"""A plan lowered to operations on streams, and the proof that every read happens after its copies.
+
+One list in the order in which a host thread issues the operations; streams are in order. The simulator and the executors
+interpret this very list.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from sim.errors import InputError, require
+from sim.host import Host
+from sim.network import Network
+from sim.plan import Access, Launch, Plan, Sync, covered
+
+HOST = "host"
+"""The stream of the issuing host thread: only Wait stands on it."""
+
+
+def compute_stream(gpu: int) -> str:
+    return f"compute:{gpu}"
+
+
+def h2d_stream(gpu: int) -> str:
+    """The stream of the copy engine that brings host memory over `gpu`'s PCIe lane."""
+    return f"h2d:{gpu}"
+
+
+def peer_stream(source: int, destination: int) -> str:
+    return f"p2p:{source}>{destination}"
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Move arena bytes of a chunk. `source` and `destination` are GPU indices, or None for host memory."""
+
+    stream: str
+    chunk: int
+    start_bytes: int
+    stop_bytes: int
+    source: int | None
+    destination: int
+    route: tuple[str, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stop_bytes - self.start_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run a layer's kernels; `access` as in the plan."""
+
+    stream: str
+    layer: int
+    access: tuple[Access, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    stream: str
+    event: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The stream goes on only after the event. On stream HOST the host thread itself waits."""
+
+    stream: str
+    event: int
+    cross_device: bool
+
+
+Op = Copy | Run | Record | Wait
+
+
+@dataclass(frozen=True)
+class Program:
+    """Operations in issue order. Constructing one replays it: InputError unless it is valid.
+
+    Valid means: an event is recorded once and before anything waits for it; each copied byte arrives once; a relay's
+    second copy is ordered after its first; every Run is ordered after the copies of all bytes it reads.
+    """
+
+    network: Network
+    host: Host
+    plan: Plan
+    ops: tuple[Op, ...]
+    events: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "events", 1 + max((o.event for o in self.ops if isinstance(o, Record)), default=-1)
+        )
+        _replay(self)
+
+    @property
+    def launch(self) -> Launch:
+        return self.plan.launch
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names in order of first use."""
+        return tuple(dict.fromkeys(op.stream for op in self.ops))
+
+    @property
+    def cross_edges(self) -> int:
+        """Dependencies between devices: what a captured graph pays for at launch."""
+        return sum(1 for op in self.ops if isinstance(op, Wait) and op.cross_device)
+
+
+def lower(plan: Plan, network: Network, host: Host) -> Program:
+    """Turn a plan into operations. Raises InputError where the plan does not fit the network or the host.
+
+    Copies are issued first, in the plan's order, then the layers in running order, each behind the fewest waits that
+    order it: streams run in order, so of all chunks a layer needs on one stream only the last is waited for, and only
+    if nothing earlier on the compute stream has waited for it or a later one. Events nobody waits for are not recorded.
+    """
+    plan.check(network, host)
+    ops = list(_Lowering(plan, network, host).ops())
+    waited = dict.fromkeys(op.event for op in ops if isinstance(op, Wait))
+    number = {event: at for at, event in enumerate(waited)}
+    kept = [
+        replace(op, event=number[op.event]) if isinstance(op, Record | Wait) else op
+        for op in ops
+        if not isinstance(op, Record) or op.event in waited
+    ]
+    return Program(network, host, plan, tuple(kept))
+
+
+class _Lowering:
+    def __init__(self, plan: Plan, network: Network, host: Host) -> None:
+        self.plan, self.network, self.host = plan, network, host
+        self.compute = compute_stream(plan.target)
+        self.copies: list[list[Op]] = []
+        """Per chunk, the operations that bring it, its final Record last."""
+        self.landing: list[str] = []
+        """Per chunk, the stream of its last copy."""
+        self.waited: dict[tuple[str, str], int] = {}
+        """Highest chunk that a stream (first) has waited for on a copy stream (second)."""
+        event = 0
+        for index in range(len(plan.chunks)):
+            ops, event = self._copies(index, event)
+            self.copies.append(ops)
+            self.landing.append(ops[-1].stream)
+        self.by_start = sorted(range(len(plan.chunks)), key=lambda i: plan.chunks[i].start_bytes)
+        self.starts = [plan.chunks[i].start_bytes for i in self.by_start]
+
+    def ops(self) -> Iterator[Op]:
+        if self.plan.sync is Sync.HOST_GROUP:
+            yield from self._grouped()
+            return
+        for ops in self.copies:
+            yield from ops
+        if self.plan.sync is Sync.HOST_ALL:
+            yield from self._waits(HOST, range(len(self.plan.chunks)))
+        for layer in range(len(self.network.layers)):
+            if self.plan.sync is Sync.STREAM:
+                yield from self._waits(self.compute, self._needs(layer))
+            yield self._run(layer)
+
+    def _grouped(self) -> Iterator[Op]:
+        """PipeSwitch: the host waits for a group's copy, then issues the group's layers."""
+        for ops in self.copies:
+            yield from ops
+        for layer in range(len(self.network.layers)):
+            yield from self._waits(HOST, self._needs(layer))
+            yield self._run(layer)
+
+    def _run(self, layer: int) -> Run:
+        return Run(self.compute, layer, self.plan.access[layer])
+
+    def _copies(self, index: int, event: int) -> tuple[list[Op], int]:
+        chunk = self.plan.chunks[index]
+        first, *rest = chunk.path
+        ops: list[Op] = []
+        stream = h2d_stream(first)
+        ops.append(
+            Copy(stream, index, chunk.start_bytes, chunk.stop_bytes, None, first, self.host.h2d_route(first))
+        )
+        ops.append(Record(stream, event))
+        for source, destination in zip(chunk.path, rest, strict=False):
+            stream = peer_stream(source, destination)
+            ops.append(Wait(stream, event, cross_device=False))
+            route = self.host.peer_route(source, destination)
+            ops.append(Copy(stream, index, chunk.start_bytes, chunk.stop_bytes, source, destination, route))
+            event += 1
+            ops.append(Record(stream, event))
+        return ops, event + 1
+
+    def _needs(self, layer: int) -> Iterator[int]:
+        """Chunks that hold bytes a layer reads from a GPU's memory."""
+        for read, access in zip(self.network.layers[layer].reads, self.plan.access[layer], strict=True):
+            if access not in (Access.COPIED, Access.PEER):
+                continue
+            start = self.network.offsets[read.storage]
+            stop = start + self.network.storages[read.storage].size_bytes
+            at = max(0, bisect_left(self.starts, start + 1) - 1)
+            while at < len(self.starts) and self.starts[at] < stop:
+                index = self.by_start[at]
+                if self.plan.chunks[index].stop_bytes > start:
+                    yield index
+                at += 1
+
+    def _waits(self, waiter: str, chunks: Iterator[int] | range) -> Iterator[Op]:
+        last: dict[str, int] = {}
+        for chunk in chunks:
+            stream = self.landing[chunk]
+            last[stream] = max(chunk, last.get(stream, -1))
+        for stream, chunk in sorted(last.items()):
+            if chunk <= self.waited.get((waiter, stream), -1):
+                continue
+            self.waited[waiter, stream] = chunk
+            record = self.copies[chunk][-1]
+            assert isinstance(record, Record)
+            yield Wait(
+                waiter, record.event, cross_device=waiter != HOST and _device(stream) != self.plan.target
+            )
+
+
+def _device(stream: str) -> int:
+    """The GPU whose context a stream belongs to: where its copies are issued."""
+    return int(stream.partition(":")[2].partition(">")[0])
+
+
+class _Landings:
+    """Copies of a replayed program on one GPU, sorted by where they start; they cannot overlap."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.rows: list[tuple[int, int, str, int]] = []
+        """start, stop, stream, position on that stream."""
+
+    def add(self, start: int, stop: int, stream: str, position: int) -> bool:
+        """False where a byte of it has landed before."""
+        at = bisect_left(self.starts, start)
+        if at > 0 and self.rows[at - 1][1] > start:
+            return False
+        if at < len(self.rows) and self.rows[at][0] < stop:
+            return False
+        self.starts.insert(at, start)
+        self.rows.insert(at, (start, stop, stream, position))
+        return True
+
+    def behind(self, clock: dict[str, int], start: int, stop: int) -> bool:
+        """Whether copies that `clock` has behind it cover [start, stop)."""
+        at = max(0, bisect_left(self.starts, start + 1) - 1)
+        ranges = []
+        while at < len(self.rows) and self.starts[at] < stop:
+            low, high, stream, position = self.rows[at]
+            if clock.get(stream, 0) >= position:
+                ranges.append((low, high))
+            at += 1
+        return covered(ranges, start, stop)
+
+
+def _replay(program: Program) -> None:
+    """Vector clocks: what each stream is known to have behind it, in one pass over the issue order."""
+    network, plan = program.network, program.plan
+    clocks: dict[str, dict[str, int]] = {stream: {} for stream in (HOST, *program.streams)}
+    position: dict[str, int] = dict.fromkeys(clocks, 0)
+    events: dict[int, dict[str, int]] = {}
+    landings: dict[int, _Landings] = {gpu.index: _Landings() for gpu in program.host.gpus}
+    layer = 0
+    who = f"program of {plan.name!r}"
+
+    def after(clock: dict[str, int], gpu: int, start: int, stop: int, what: str) -> None:
+        if not landings[gpu].behind(clock, start, stop):
+            raise InputError(
+                f"{who}: {what} needs bytes {start}..{stop} on GPU {gpu}, and nothing orders it after their copies; "
+                "a Wait is missing"
+            )
+
+    for op in program.ops:
+        clock = clocks[op.stream]
+        if op.stream != HOST:
+            _merge(clock, clocks[HOST])
+        if isinstance(op, Wait):
+            require(
+                op.event in events, f"{who}: {op.stream} waits for event {op.event} before it is recorded"
+            )
+            _merge(clock, events[op.event])
+            continue
+        position[op.stream] += 1
+        clock[op.stream] = position[op.stream]
+        if isinstance(op, Record):
+            require(op.event not in events, f"{who}: event {op.event} is recorded twice")
+            events[op.event] = dict(clock)
+        elif isinstance(op, Copy):
+            if op.source is not None:
+                after(clock, op.source, op.start_bytes, op.stop_bytes, f"copy of chunk {op.chunk} onward")
+            require(
+                landings[op.destination].add(op.start_bytes, op.stop_bytes, op.stream, position[op.stream]),
+                f"{who}: bytes of chunk {op.chunk} arrive twice on GPU {op.destination}",
+            )
+        else:
+            require(op.layer == layer, f"{who}: layer {op.layer} runs where layer {layer} should")
+            layer += 1
+            for read, access in zip(network.layers[op.layer].reads, op.access, strict=True):
+                gpu = _reader_gpu(plan, network, read.storage, access)
+                if gpu is None:
+                    require(
+                        access is not Access.PEER,
+                        f"{who}: layer {op.layer} reads a partner that holds nothing",
+                    )
+                    continue
+                start = network.offsets[read.storage]
+                stop = start + network.storages[read.storage].size_bytes
+                after(clock, gpu, start, stop, f"layer {op.layer} ({network.layers[op.layer].name})")
+    require(layer == len(network.layers), f"{who}: {layer} of {len(network.layers)} layers run")
+
+
+def _merge(clock: dict[str, int], other: dict[str, int]) -> None:
+    for stream, at in other.items():
+        if at > clock.get(stream, 0):
+            clock[stream] = at
+
+
+def _reader_gpu(plan: Plan, network: Network, storage: int, access: Access) -> int | None:
+    """The GPU in whose memory a read finds its bytes, None where it needs no copy."""
+    if access is Access.COPIED:
+        return plan.target
+    if access is Access.PEER:
+        return plan.holder(network, storage)
+    return None

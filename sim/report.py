@@ -1,0 +1,359 @@
+"""Records to tables, words and JSON. Every print says whether its profile was measured or estimated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sim.account import Account, account, in_place
+from sim.baselines import Setting, dha, dha_static, published_partner
+from sim.host import Costs, Figure, FigureKind, Host, Roofline
+from sim.network import Network
+from sim.plan import Access, Launch, Plan
+from sim.profile import Profile
+from sim.search import Candidate, Options, Outcome
+
+MIB = 2**20
+FIGURE_KINDS: tuple[FigureKind, ...] = ("measured", "published", "derived", "fitted", "assumed")
+WIDE = 160
+"""Columns where the output is no terminal: nothing is folded, a pipe may cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """All that one search's print needs."""
+
+    profile: Profile
+    host: Host
+    options: Options
+    outcome: Outcome
+
+
+def show(*parts: Table | str) -> None:
+    """Print tables and lines. Lines are left whole for the terminal to fold."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=WIDE, color_system=None)
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part, soft_wrap=True)
+        else:
+            console.print(part)
+
+
+# What is asked -------------------------------------------------------------------------------------------------------
+
+
+def subject(network: Network) -> str:
+    """`resnet50, fp32, batch 1`."""
+    tokens = "" if network.seq is None else f", {network.seq} tokens"
+    return f"{network.model}, {network.dtype}, batch {network.batch}{tokens}"
+
+
+def title(profile: Profile, host: Host, target: int) -> str:
+    label = "ESTIMATED, not measured" if profile.kind == "estimated" else "measured"
+    return f"{subject(profile.network)} on {host.name}, GPU {target} ({label})"
+
+
+def footnote(profile: Profile, host: Host) -> str:
+    """Where the figures come from: who measured, or which host constants are published, fitted, assumed."""
+    made = profile.provenance
+    if profile.kind == "measured":
+        parts = [made.host or host.name, made.gpu]
+        parts += [
+            f"{what} {value}" for what, value in (("driver", made.driver), ("CUDA", made.cuda)) if value
+        ]
+        parts += [f"torch {made.torch}"] if made.torch else []
+        return f"Measured on {', '.join(p for p in parts if p)}, {made.date}."
+    kinds = figure_kinds(host)
+    lines = (f"  {kind}: {', '.join(kinds[kind])}" for kind in FIGURE_KINDS if kind in kinds)
+    return "\n".join(
+        (
+            f"Estimated: nobody measured {subject(profile.network)} on {host.name}. Layer times and costs follow from "
+            f"constants of the host, each shown with its source by `sim hosts {host.name}`:",
+            *lines,
+        )
+    )
+
+
+def figure_kinds(host: Host) -> dict[str, list[str]]:
+    """Names of a host's constants by where they come from; its links are counted."""
+    kinds: dict[str, list[str]] = {}
+    for kind in FIGURE_KINDS:
+        count = sum(link.bytes_per_s.kind == kind for link in host.links)
+        if count:
+            kinds[kind] = [f"{count} link rates"]
+    for name, figure in figures(host):
+        kinds.setdefault(figure.kind, []).append(name)
+    return kinds
+
+
+def figures(host: Host) -> Iterator[tuple[str, Figure]]:
+    """Costs and roofline of a host, by name."""
+    for field in fields(Costs):
+        yield field.name, getattr(host.costs, field.name)
+    if host.roofline is not None:
+        for field in fields(Roofline):
+            yield field.name, getattr(host.roofline, field.name)
+
+
+# The search ----------------------------------------------------------------------------------------------------------
+
+
+def strategy_table(answer: Answer) -> Table:
+    outcome, options = answer.outcome, answer.options
+    network = answer.profile.network
+    table = Table(
+        title=title(answer.profile, answer.host, options.target), title_justify="left", title_style="bold"
+    )
+    label = "estimated" if answer.profile.kind == "estimated" else "predicted"
+    columns = [
+        "strategy",
+        f"{label} ms",
+        "vs demand",
+        "copied MiB",
+        "in place MiB",
+        "chunks",
+        "GPUs",
+        "launch",
+    ]
+    if options.runs > 1:
+        columns.insert(2, f"mean of {options.runs} ms")
+    if options.memory_budget_bytes is not None:
+        columns.append("held MiB")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("strategy", "GPUs", "launch") else "right")
+    demand = next((c for c in outcome.strategies if c.name == "demand"), None)
+    for candidate in outcome.strategies:
+        plan = candidate.plan
+        row = [
+            candidate.name,
+            ms(candidate.makespan_ns),
+            "" if demand is None else f"{demand.mean_ns / candidate.mean_ns:.2f}x",
+            mib(plan.copied_bytes),
+            mib(_in_place_bytes(plan, network)),
+            str(len(plan.chunks)),
+            "+".join(map(str, plan.gpus)),
+            plan.launch.value,
+        ]
+        if options.runs > 1:
+            row.insert(2, ms(candidate.mean_ns) + ("*" if candidate.settles else ""))
+        if options.memory_budget_bytes is not None:
+            row.append(mib(plan.held_bytes()))
+        table.add_row(*(Text(cell) for cell in row), style="bold" if candidate is outcome.best else "")
+    return table
+
+
+def search_words(answer: Answer) -> tuple[str, ...]:
+    """The best plan in two lines, its gap to the bound, what is missing from the table, where the figures come from."""
+    lines = [what_it_does(answer), why_faster(answer), gap_words(answer)]
+    if any(c.settles for c in answer.outcome.strategies):
+        lines.append(
+            "* copies what it reads in place in the background, after the first answer and before the next run"
+        )
+    lines += [f"not shown: {name} ({reason})" for name, reason in answer.outcome.left_out]
+    lines.append(footnote(answer.profile, answer.host))
+    return tuple(lines)
+
+
+def what_it_does(answer: Answer) -> str:
+    best, network = answer.outcome.best.plan, answer.profile.network
+    done = account(best, answer.host, answer.outcome.best.timeline)
+    parts = [_copies_words(best, done)] if best.chunks else ["copies nothing"]
+    direct = in_place(best, network)
+    if direct.layers:
+        parts.append(
+            f"reads {mib(direct.size_bytes)} MiB in place from host memory ({_layer_words(network, direct.layers)})"
+        )
+    peer = in_place(best, network, Access.PEER)
+    if peer.layers:
+        parts.append(
+            f"reads {mib(peer.size_bytes)} MiB in place in a partner's memory ({_layer_words(network, peer.layers)})"
+        )
+    if not direct.layers and not peer.layers:
+        parts.append("reads nothing in place")
+    parts.append(
+        "is launched as one graph" if best.launch is Launch.GRAPH else "is issued from the host, op by op"
+    )
+    return f"Best plan: {', '.join(parts[:-1])} and {parts[-1]}."
+
+
+def why_faster(answer: Answer) -> str:
+    """Against the fastest published strategy: how much, and which parts of the two timelines make the difference."""
+    outcome, host = answer.outcome, answer.host
+    rivals = outcome.strategies[:-1]
+    if not rivals:
+        return "Why: no published strategy fits what was asked, so there is nothing to compare it with."
+    rival = min(rivals, key=lambda c: c.mean_ns)
+    ahead = rival.mean_ns - outcome.best.mean_ns
+    if ahead <= 1e-6 * rival.mean_ns:
+        return f"Why: {rival.name} is as fast, at {ms(rival.mean_ns)} ms; nothing that was tried beats it."
+    over = "" if answer.options.runs == 1 else f" in the mean of {answer.options.runs} runs"
+    head = f"Why: {ms(ahead)} ms faster than {rival.name}{over}, the best published strategy"
+    new, old = (
+        account(outcome.best.plan, host, outcome.best.timeline),
+        account(rival.plan, host, rival.timeline),
+    )
+    reasons = sorted(_reasons(new, old, outcome.best, rival), reverse=True)
+    span = max(1.0, rival.makespan_ns - outcome.best.makespan_ns)
+    told = [text for gain, text in reasons if gain >= 0.02 * span]
+    lost = [text for gain, text in reasons if gain <= -0.02 * span]
+    text = "; ".join(told) or "in warm runs, not in the first one"
+    return f"{head}: {text}{'; but ' + '; '.join(lost) if lost else ''}."
+
+
+def _reasons(new: Account, old: Account, best: Candidate, rival: Candidate) -> Iterator[tuple[float, str]]:
+    """What each part of the makespan gained, in words that say by what."""
+    gain = old.host_ns - new.host_ns
+    how = ""
+    if best.plan.launch is Launch.GRAPH and rival.plan.launch is Launch.EAGER:
+        how = f" (one graph launch of {ms(new.issue_ns)} ms instead of {old.issued} operations issued in {ms(old.issue_ns)} ms)"
+    elif new.issued != old.issued:
+        how = f" ({new.issued} operations issued instead of {old.issued})"
+    yield gain, f"{_change(gain)} waiting for the host and between operations{how}"
+    gain = old.copies_ns - new.copies_ns
+    how = f" ({', '.join(_copy_reasons(new, old))})" if gain > 0 else ""
+    yield gain, f"{_change(gain)} waiting for bytes{how}"
+    gain = old.run_ns - new.run_ns
+    yield gain, f"{_change(gain)} in kernels, reads in place included"
+
+
+def _copy_reasons(new: Account, old: Account) -> Iterator[str]:
+    yield f"the last byte lands at {ms(new.landed_ns)} instead of {ms(old.landed_ns)} ms"
+    if new.copies < old.copies:
+        saved = ms(old.latency_ns - new.latency_ns)
+        yield f"{new.copies} copies instead of {old.copies}: {saved} ms less of per-copy cost"
+    if old.copied_bytes - new.copied_bytes >= 0.005 * old.copied_bytes:
+        yield f"{mib(old.copied_bytes - new.copied_bytes)} MiB less to copy"
+    if len(new.lanes) > len(old.lanes):
+        yield f"{len(new.lanes)} links to host memory instead of {len(old.lanes)}"
+    elif 1 < len(new.lanes) == len(old.lanes) and new.together > old.together + 0.02:
+        yield f"its links work together {new.together:.0%} of the copying time, not {old.together:.0%}"
+
+
+def gap_words(answer: Answer) -> str:
+    outcome = answer.outcome
+    budget = " (whatever the memory)" if answer.options.memory_budget_bytes is not None else ""
+    exact = (
+        "every plan cut between storages was tried" if outcome.exact else f"{outcome.evaluated} plans tried"
+    )
+    return (
+        f"Bound: no plan on this host with these figures can be under {ms(outcome.bound_ns)} ms{budget}; the best is "
+        f"{outcome.gap:.1%} over it ({exact}, {outcome.seconds:.2f} s)."
+    )
+
+
+def _copies_words(plan: Plan, done: Account) -> str:
+    sizes = [c.size_bytes for c in plan.chunks]
+    chunks = (
+        f"1 chunk of {mib(sizes[0])} MiB"
+        if len(sizes) == 1
+        else f"{len(sizes)} chunks of {mib(min(sizes))} to {mib(max(sizes))} MiB"
+    )
+    lanes = [f"{mib(size)} MiB over GPU {gpu}'s lane{_onward(plan, gpu)}" for gpu, size in done.lanes]
+    where = (
+        f"all over GPU {done.lanes[0][0]}'s lane{_onward(plan, done.lanes[0][0])}"
+        if len(lanes) == 1
+        else ", ".join(lanes)
+    )
+    return f"copies {mib(plan.copied_bytes)} MiB in {chunks} ({where})"
+
+
+def _onward(plan: Plan, gpu: int) -> str:
+    paths = {c.path for c in plan.chunks if c.path[0] == gpu}
+    relayed = any(p[-1] == plan.target for p in paths) and gpu != plan.target
+    stay = any(p[-1] != plan.target for p in paths)
+    return (" and on to the target" if relayed else "") + (" to stay there" if stay and not relayed else "")
+
+
+def _layer_words(network: Network, layers: tuple[int, ...]) -> str:
+    names = [network.layers[i].name or network.layers[i].kind for i in layers[:3]]
+    count = f"{len(layers)} layers: " if len(layers) > 3 else ""
+    return count + ", ".join(names) + (", ..." if len(layers) > 3 else "")
+
+
+# Layers --------------------------------------------------------------------------------------------------------------
+
+
+def layer_choices(answer: Answer) -> Iterator[str]:
+    """DeepPlan's layer table: `0-Conv2d (0.036 MB) | O | X (direct-host-access) | O`, one column per plan.
+
+    MB are 2**20 bytes of all the storages a layer reads, as published. O: copied to the GPU. X: read in place. A layer
+    that does both has both. `-`: no weights (the published tables count those as not loaded).
+    """
+    network, target = answer.profile.network, answer.options.target
+    setting = Setting(answer.profile, answer.host, target, published_partner(answer.host, target))
+    columns = {
+        "static plan": dha_static(setting),
+        "adaptive plan": dha(setting),
+        "best plan": answer.outcome.best.plan,
+    }
+    yield " | ".join(["layer", *columns])
+    for index, layer in enumerate(network.layers):
+        cells = [f"{index}-{layer.kind} ({network.layer_bytes(index) / MIB:.3f} MB)"]
+        yield " | ".join([*cells, *(_choice(plan.access[index]) for plan in columns.values())])
+
+
+def _choice(row: tuple[Access, ...]) -> str:
+    marks = {
+        Access.COPIED: "O",
+        Access.RESIDENT: "O (resident)",
+        Access.DIRECT: "X (direct-host-access)",
+        Access.PEER: "X (peer-direct-access)",
+    }
+    return " + ".join(marks[access] for access in marks if access in row) or "-"
+
+
+# JSON ----------------------------------------------------------------------------------------------------------------
+
+
+def search_json(answer: Answer) -> str:
+    """One object. `latency_ms` is what was minimised: of one cold start, or with --runs the mean. `gap` is best / bound - 1."""
+    outcome, network = answer.outcome, answer.profile.network
+    best = strategy_object(outcome.best, network)
+    return json.dumps(
+        {
+            "model": network.model,
+            "host": answer.host.name,
+            "profile_kind": answer.profile.kind,
+            "strategies": [strategy_object(c, network) for c in outcome.strategies],
+            "best": {**best, "launch": outcome.best.plan.launch.value},
+            "bound_ms": outcome.bound_ns / 1e6,
+            "gap": outcome.gap,
+            "search_seconds": outcome.seconds,
+        },
+        allow_nan=False,
+    )
+
+
+def strategy_object(candidate: Candidate, network: Network) -> dict[str, object]:
+    plan = candidate.plan
+    return {
+        "name": candidate.name,
+        "latency_ms": candidate.mean_ns / 1e6,
+        "copied_bytes": plan.copied_bytes,
+        "direct_bytes": plan.direct_bytes(network),
+        "chunks": len(plan.chunks),
+        "gpus": list(plan.gpus),
+    }
+
+
+def _in_place_bytes(plan: Plan, network: Network) -> int:
+    return in_place(plan, network).size_bytes + in_place(plan, network, Access.PEER).size_bytes
+
+
+def ms(time_ns: float) -> str:
+    return f"{time_ns / 1e6:.2f}"
+
+
+def _change(gain_ns: float) -> str:
+    return f"{ms(abs(gain_ns))} ms {'less' if gain_ns >= 0 else 'more'}"
+
+
+def mib(size_bytes: int) -> str:
+    return f"{size_bytes / MIB:.1f}"

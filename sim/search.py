@@ -1,0 +1,478 @@
+"""Search for the plan with the lowest predicted cost. Knows baselines and bounds; decides nothing by the clock.
+
+Small networks are enumerated, so the answer there is exact among plans cut at storage boundaries. Larger ones start from
+the published plans and from a ladder of chunk sizes over each set of links, then move reads between copied and in place in
+the order of what a byte in place costs, then improve the best by local moves where its timeline stalls. The number of
+plans tried depends on the network's size alone, so the same input gives the same plan on any machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise, permutations, product
+
+from sim.baselines import BASELINES, Setting, published_partner
+from sim.bound import bound_ns, intake, warm_ns
+from sim.draft import Draft, ReadKey, needed, plan_of, ranges_of
+from sim.errors import InputError, require
+from sim.host import Host
+from sim.network import Network
+from sim.plan import Access, Chunk, Launch, Plan
+from sim.profile import Profile
+from sim.program import lower
+from sim.simulate import simulate
+from sim.timeline import SpanKind, Timeline
+
+LADDER_BYTES = tuple(2**exponent for exponent in range(18, 28))
+"""Chunk sizes tried: 256 KiB to 128 MiB."""
+EXHAUSTIVE_PLANS = 4000
+"""Networks with no more plans than this are enumerated."""
+LOCAL_MOVES = 160
+"""Plans tried by local search on a network of up to 200 layers; fewer in proportion on longer ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`partners` None: published strategies take DeepPlan's partner, the search what the topology favours.
+
+    `memory_budget_bytes` limits the bytes of weights held on the target; `runs` > 1 minimises the mean of one cold start
+    and runs - 1 warm runs.
+    """
+
+    target: int = 0
+    partners: tuple[int, ...] | None = None
+    memory_budget_bytes: int | None = None
+    runs: int = 1
+
+    def __post_init__(self) -> None:
+        require(
+            self.runs >= 1, f"--runs {self.runs}: at least the cold start itself must run; give 1 or more"
+        )
+        require(
+            self.memory_budget_bytes is None or self.memory_budget_bytes >= 0,
+            f"--memory-budget {self.memory_budget_bytes}: cannot be negative; 0 reads everything in place",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan with its prediction. `mean_ns` is the mean over Options.runs runs; the makespan where there is one run.
+
+    `settles`: the mean counts on copying what is read in place after the first answer, before the next run.
+    """
+
+    name: str
+    plan: Plan
+    makespan_ns: float
+    mean_ns: float
+    settles: bool
+    timeline: Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`strategies` are the published ones in order, those that fit the options, then the best. `gap` is best / bound - 1.
+
+    `left_out` says which published strategies are missing, and why.
+    """
+
+    best: Candidate
+    strategies: tuple[Candidate, ...]
+    left_out: tuple[tuple[str, str], ...]
+    bound_ns: float
+    gap: float
+    exact: bool
+    evaluated: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Score:
+    value_ns: float
+    makespan_ns: float
+    settles: bool
+
+
+def search(profile: Profile, host: Host, options: Options) -> Outcome:
+    """Raises InputError for a GPU or partner that is not there, a partner without a route, a profile of another host."""
+    began = time.perf_counter()
+    require(
+        profile.host_digest == host.digest,
+        f"the profile of {profile.network.model} was made for another host or other constants than {host.name} has now; "
+        "make it again for this host",
+    )
+    finder = _Finder(profile, host, options)
+    best, exact = finder.best()
+    strategies = [finder.candidate(plan.name, plan) for plan in finder.published]
+    winner = finder.candidate("best", replace(best, name="best"))
+    lowest = bound_ns(profile, host, (options.target, *finder.partners))
+    if options.runs > 1:
+        lowest = (lowest + (options.runs - 1) * warm_ns(profile, host)) / options.runs
+    return Outcome(
+        winner,
+        (*strategies, winner),
+        tuple(finder.left_out),
+        lowest,
+        winner.mean_ns / lowest - 1 if lowest > 0 else 0.0,
+        exact,
+        finder.evaluated,
+        time.perf_counter() - began,
+    )
+
+
+class _Finder:
+    def __init__(self, profile: Profile, host: Host, options: Options) -> None:
+        host.gpu(options.target)
+        for partner in options.partners or ():
+            require(partner != options.target, f"GPU {partner} is the target; name other GPUs as partners")
+            host.peer_route(partner, options.target)
+        self.profile, self.host, self.options = profile, host, options
+        self.network: Network = profile.network
+        self.partners = host.partners(options.target) if options.partners is None else options.partners
+        self.evaluated = 0
+        self.scores: dict[tuple[object, ...], _Score] = {}
+        self.left_out: list[tuple[str, str]] = []
+        self.published = tuple(self._published())
+        self.reads = self._reads_by_cost()
+        layers = len(self.network.layers)
+        self.moves = max(12, min(LOCAL_MOVES, LOCAL_MOVES * 200 // max(1, layers)))
+
+    # What a plan costs
+
+    def score(self, plan: Plan) -> _Score:
+        key = (plan.launch, plan.sync, plan.access, plan.chunks)
+        known = self.scores.get(key)
+        if known is None:
+            self.evaluated += 1
+            program = lower(plan, self.network, self.host)
+            makespan = simulate(program, self.profile, detail=False).makespan_ns
+            known = self.scores[key] = self._mean(plan, makespan)
+        return known
+
+    def _mean(self, plan: Plan, makespan: float) -> _Score:
+        runs = self.options.runs
+        if runs == 1:
+            return _Score(makespan, makespan, False)
+        full = warm_ns(self.profile, self.host)
+        slower = sum(
+            (timing.direct[j] if access is Access.DIRECT else timing.peer[j]).median_ns
+            for timing, accesses in zip(self.profile.layers, plan.access, strict=True)
+            for j, access in enumerate(accesses)
+            if access in (Access.DIRECT, Access.PEER)
+        )
+        stay = makespan + (runs - 1) * (full + slower)
+        in_place = self._in_place_bytes(plan)
+        if in_place and self._fits(plan.held_bytes() + in_place):
+            rate = self.host.rate(self.host.h2d_route(self.options.target)) * 1e-9
+            settle = makespan + in_place / rate + (runs - 1) * full
+            if settle < stay:
+                return _Score(settle / runs, makespan, True)
+        return _Score(stay / runs, makespan, False)
+
+    def _in_place_bytes(self, plan: Plan) -> int:
+        storages = {
+            read.storage
+            for layer, accesses in zip(self.network.layers, plan.access, strict=True)
+            for read, access in zip(layer.reads, accesses, strict=True)
+            if access in (Access.DIRECT, Access.PEER)
+        }
+        return sum(self.network.storages[s].size_bytes for s in storages)
+
+    def _fits(self, held_bytes: int) -> bool:
+        budget = self.options.memory_budget_bytes
+        return budget is None or held_bytes <= budget
+
+    def candidate(self, name: str, plan: Plan) -> Candidate:
+        score = self.score(plan)
+        timeline = simulate(lower(plan, self.network, self.host), self.profile)
+        return Candidate(name, plan, score.makespan_ns, score.value_ns, score.settles, timeline)
+
+    # Where it looks
+
+    def best(self) -> tuple[Plan, bool]:
+        """The best plan found, and whether it is exact."""
+        starts = [p for p in self.published if self._fits(p.held_bytes())]
+        small = self._all_plans()
+        plans: list[Plan] = starts if small is None else [*starts, *small]
+        best = self._least(plans)
+        if small is None or best is None:
+            found = self._structured()
+            best = found if best is None else self._better(best, found)
+        return best, small is not None
+
+    def _least(self, plans: Iterable[Plan]) -> Plan | None:
+        best: Plan | None = None
+        for plan in plans:
+            best = plan if best is None else self._better(best, plan)
+        return best
+
+    def _better(self, a: Plan, b: Plan) -> Plan:
+        """The cheaper one; the first on a tie."""
+        return b if self.score(b).value_ns < self.score(a).value_ns else a
+
+    def _published(self) -> Iterator[Plan]:
+        partner = published_partner(self.host, self.options.target)
+        if self.options.partners is not None:
+            partner = self.options.partners[0] if self.options.partners else None
+        setting = Setting(self.profile, self.host, self.options.target, partner)
+        for baseline in BASELINES:
+            if baseline.relays and partner is None:
+                self.left_out.append(
+                    (baseline.name, f"GPU {self.options.target} has no partner to relay through")
+                )
+                continue
+            plan = baseline.make(setting)
+            if not self._fits(plan.held_bytes()):
+                self.left_out.append(
+                    (baseline.name, f"holds {plan.held_bytes()} bytes, over the memory budget")
+                )
+                continue
+            yield plan
+
+    def _reads_by_cost(self) -> list[ReadKey]:
+        """Reads that can be in place, cheapest first: added time over the time its copy takes."""
+        per_byte = 1e9 / intake(self.host, (self.options.target, *self.partners))
+        rows = []
+        for i, (layer, timing) in enumerate(zip(self.network.layers, self.profile.layers, strict=True)):
+            for j, (read, extra) in enumerate(zip(layer.reads, timing.direct, strict=True)):
+                size = self.network.storages[read.storage].size_bytes
+                rows.append((extra.median_ns / max(1.0, size * per_byte), i, j))
+        return [(i, j) for _, i, j in sorted(rows)]
+
+    def _path_sets(self) -> list[tuple[tuple[int, ...], ...]]:
+        target = self.options.target
+        return [
+            ((target,), *((p, target) for p in self.partners[:count]))
+            for count in range(len(self.partners) + 1)
+        ]
+
+    def _structured(self) -> Plan:
+        drafts = [self._fit(d) for d in self._ladder()]
+        drafts += self._all_in_place()
+        best = min(drafts, key=self._cost)
+        for direct in self._thresholds():
+            best = self._least_draft(best, [self._fit(replace(best, direct=direct))])
+        best = self._least_draft(
+            best, [self._fit(replace(d, direct=best.direct)) for d in self._around(best)]
+        )
+        best = self._improve(best)
+        return self._plan(best)
+
+    def _all_in_place(self) -> Iterator[Draft]:
+        """Nothing held on the target: every read from host memory, or from the first partner's where that is faster."""
+        every = frozenset(self.reads)
+        for paths in self._path_sets()[:2]:
+            base = Draft(Launch.GRAPH, every, frozenset(), paths, LADDER_BYTES[-1])
+            yield base if len(paths) == 1 else self._fit(replace(base, direct=frozenset()), 0)
+
+    def _plan(self, draft: Draft) -> Plan:
+        return plan_of(draft, self.network, self.host)
+
+    def _cost(self, draft: Draft) -> float:
+        plan = self._plan(draft)
+        return self.score(plan).value_ns if self._fits(plan.held_bytes()) else float("inf")
+
+    def _least_draft(self, best: Draft, drafts: Iterable[Draft]) -> Draft:
+        cost = self._cost(best)
+        for draft in drafts:
+            other = self._cost(draft)
+            if other < cost:
+                best, cost = draft, other
+        return best
+
+    def _ladder(self) -> Iterator[Draft]:
+        """Chunk sizes over each set of links; reads in place where that is cheaper than half their copy."""
+        obvious = frozenset(self._cheaper_in_place(0.5))
+        sizes = [s for s in LADDER_BYTES if self.network.arena_bytes / s <= 400]
+        sizes = [s for s in sizes if s <= 2 * self.network.arena_bytes] or sizes[:1]
+        for paths in self._path_sets():
+            for size in sizes:
+                yield Draft(Launch.GRAPH, obvious, frozenset(), paths, size)
+
+    def _around(self, best: Draft) -> Iterator[Draft]:
+        for size in (
+            best.chunk_bytes // 2,
+            best.chunk_bytes * 3 // 4,
+            best.chunk_bytes * 3 // 2,
+            best.chunk_bytes * 2,
+        ):
+            yield replace(best, chunk_bytes=size)
+        for ramp, taper in ((True, False), (False, True), (False, False)):
+            yield replace(best, ramp=ramp, taper=taper)
+        yield replace(best, launch=Launch.EAGER)
+
+    def _cheaper_in_place(self, ratio: float) -> Iterator[ReadKey]:
+        per_byte = 1e9 / intake(self.host, (self.options.target, *self.partners))
+        for i, j in self.reads:
+            size = self.network.storages[self.network.layers[i].reads[j].storage].size_bytes
+            if self.profile.layers[i].direct[j].median_ns < ratio * size * per_byte:
+                yield i, j
+
+    def _thresholds(self) -> Iterator[frozenset[ReadKey]]:
+        yield frozenset()
+        for ratio in (0.25, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0):
+            yield frozenset(self._cheaper_in_place(ratio))
+
+    def _fit(self, draft: Draft, budget: int | None = None) -> Draft:
+        """Move whole storages in place, least added time per byte first, until the plan keeps to the memory budget."""
+        budget = self.options.memory_budget_bytes if budget is None else budget
+        if budget is None or self._plan(draft).held_bytes() <= budget:
+            return draft
+        by_storage: dict[int, list[ReadKey]] = {}
+        for i, layer in enumerate(self.network.layers):
+            for j, read in enumerate(layer.reads):
+                by_storage.setdefault(read.storage, []).append((i, j))
+        profile, partners = self.profile, self.partners
+        rows = []
+        for storage, keys in by_storage.items():
+            direct = sum(profile.layers[i].direct[j].median_ns for i, j in keys)
+            peers = [profile.layers[i].peer[j].median_ns for i, j in keys if profile.layers[i].peer]
+            at_peer = (
+                bool(partners) and len(draft.paths) > 1 and len(peers) == len(keys) and sum(peers) < direct
+            )
+            cost = sum(peers) if at_peer else direct
+            rows.append((cost / max(1, self.network.storages[storage].size_bytes), storage, at_peer))
+        rows.sort()
+        direct_reads, peer = set(draft.direct), set(draft.peer)
+        held = sum(b - a for _, a, b in needed(draft, self.network))
+        for at, (_, storage, at_peer) in enumerate(rows):
+            if at_peer:
+                peer.add(storage)
+                direct_reads -= set(by_storage[storage])
+            else:
+                direct_reads |= set(by_storage[storage])
+            held -= self.network.storages[storage].size_bytes
+            if held > budget and at + 1 < len(rows):
+                continue
+            tight = replace(draft, direct=frozenset(direct_reads), peer=frozenset(peer), cuts=None)
+            if self._plan(tight).held_bytes() <= budget:
+                return tight
+        return replace(
+            draft, direct=frozenset(key for keys in by_storage.values() for key in keys), peer=frozenset()
+        )
+
+    # Local moves
+
+    def _improve(self, best: Draft) -> Draft:
+        """First improvement, moves drawn from the longest stalls of the best plan, until none helps or the moves are spent."""
+        left, cost = self.moves, self._cost(best)
+        tried: set[Draft] = {best}
+        while left > 0:
+            for draft in self._neighbours(best):
+                if draft in tried:
+                    continue
+                tried.add(draft)
+                left -= 1
+                other = self._cost(draft)
+                if other < cost:
+                    best, cost = draft, other
+                    break
+                if left <= 0:
+                    return best
+            else:
+                return best
+        return best
+
+    def _neighbours(self, draft: Draft) -> Iterator[Draft]:
+        plan = self._plan(draft)
+        timeline = simulate(lower(plan, self.network, self.host), self.profile)
+        stalls = [s for s in timeline.of(SpanKind.STALL) if s.chunk >= 0 and s.stream.startswith("comp")]
+        stalls.sort(key=lambda s: (-s.duration_ns, s.start_ns))
+        ranges = ranges_of(draft, self.network)
+        for stall in stalls[:6]:
+            chunk = plan.chunks[stall.chunk]
+            yield from self._in_place_instead(draft, chunk)
+            if (chunk.start_bytes, chunk.stop_bytes) in ranges:
+                yield from self._split(draft, ranges, (chunk.start_bytes, chunk.stop_bytes))
+        for key in reversed([k for k in self.reads if k in draft.direct][-8:]):
+            yield replace(draft, direct=draft.direct - {key}, cuts=None)
+        yield from self._merge(draft, ranges)
+
+    def _in_place_instead(self, draft: Draft, chunk: Chunk) -> Iterator[Draft]:
+        """Read in place what a stalling chunk carries, cheapest read first."""
+        carried = {
+            s
+            for s, storage in enumerate(self.network.storages)
+            if self.network.offsets[s] < chunk.stop_bytes
+            and self.network.offsets[s] + storage.size_bytes > chunk.start_bytes
+        }
+        found = [
+            (i, j)
+            for i, j in self.reads
+            if (i, j) not in draft.direct and self.network.layers[i].reads[j].storage in carried
+        ]
+        for key in found[:3]:
+            yield replace(draft, direct=draft.direct | {key}, cuts=None)
+
+    def _split(
+        self, draft: Draft, ranges: tuple[tuple[int, int], ...], piece: tuple[int, int]
+    ) -> Iterator[Draft]:
+        at = ranges.index(piece)
+        start, stop = piece
+        inside = [o for o in self.network.offsets if start < o < stop]
+        middle = min(inside, key=lambda o: (abs(2 * o - start - stop), o), default=0)
+        if middle:
+            yield replace(draft, cuts=(*ranges[:at], (start, middle), (middle, stop), *ranges[at + 1 :]))
+
+    def _merge(self, draft: Draft, ranges: tuple[tuple[int, int], ...]) -> Iterator[Draft]:
+        pairs = [(b - start, at) for at, ((start, stop), (a, b)) in enumerate(pairwise(ranges)) if a == stop]
+        for _, at in sorted(pairs)[:6]:
+            joined = (ranges[at][0], ranges[at + 1][1])
+            yield replace(draft, cuts=(*ranges[:at], joined, *ranges[at + 2 :]))
+
+    # Small networks
+
+    def _all_plans(self) -> list[Plan] | None:
+        """Every plan cut at storage boundaries: access, order of storages, cuts, path of each chunk, launch. None if too many."""
+        keys = [(i, j) for i, layer in enumerate(self.network.layers) for j in range(len(layer.reads))]
+        paths = [((self.options.target,)), *((p, self.options.target) for p in self.partners)]
+        sizes = [
+            s
+            for s, readers in enumerate(self.network.readers)
+            if readers and self.network.storages[s].size_bytes
+        ]
+        count = 2 * 2 ** len(keys)
+        for n in range(1, len(sizes) + 1):
+            count *= n * len(paths) * 2
+        if count > EXHAUSTIVE_PLANS * 16:
+            return None
+        plans: list[Plan] = []
+        for chosen in product((False, True), repeat=len(keys)):
+            direct = frozenset(k for k, yes in zip(keys, chosen, strict=True) if yes)
+            draft = Draft(Launch.GRAPH, direct, frozenset(), (paths[0],), 1)
+            pieces = [(a, b) for _, a, b in sorted(needed(draft, self.network))]
+            for ranges in _arrangements(pieces):
+                for ways in product(paths, repeat=len(ranges)):
+                    chunks = tuple(Chunk(a, b, way) for (a, b), way in zip(ranges, ways, strict=True))
+                    if not self._fits(sum(c.size_bytes for c in chunks)):
+                        continue
+                    access = plan_of(replace(draft, cuts=()), self.network, self.host).access
+                    for launch in Launch:
+                        plans.append(Plan("best", self.options.target, launch, access, chunks))
+            if len(plans) > EXHAUSTIVE_PLANS:
+                return None
+        return plans
+
+
+def _arrangements(pieces: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Every order of the pieces, neighbours in the arena joined or not."""
+    seen: set[tuple[tuple[int, int], ...]] = set()
+    for order in permutations(pieces):
+        joints = [at for at, (a, b) in enumerate(pairwise(order)) if 0 <= b[0] - a[1] < 256]
+        for joined in product((False, True), repeat=len(joints)):
+            glue = {at for at, yes in zip(joints, joined, strict=True) if yes}
+            ranges: list[tuple[int, int]] = []
+            for at, piece in enumerate(order):
+                if at - 1 in glue and ranges:
+                    ranges[-1] = (ranges[-1][0], piece[1])
+                else:
+                    ranges.append(piece)
+            key = tuple(ranges)
+            if key not in seen:
+                seen.add(key)
+                yield key
+
+
+__all__ = ["Candidate", "InputError", "Options", "Outcome", "search"]

@@ -1,0 +1,351 @@
+"""The SimPy interpreter: a program and a profile to a predicted timeline. The only user of simpy.
+
+Rules
+- Streams run their operations in order; an operation starts when it is issued and the one before it is done.
+- A copy pays its latency, then is a flow over every link of its route. A kernel that reads in place is a flow, then
+  runs for its resident time, so that alone on an idle link it takes what the profile says.
+- Flows share each link max-min fairly by weight, a flow's own rate limit counted as one more link; rates are computed
+  anew when a flow starts or ends (Bertsekas & Gallager, Data Networks, section 6.5.2: progressive filling).
+- Eager: the host thread pays for each operation before it may start. Graph: one launch, then all may start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import simpy
+
+from sim.errors import require
+from sim.host import Costs, Host
+from sim.plan import Access, Launch
+from sim.profile import LayerTiming, Profile
+from sim.program import HOST, Copy, Op, Program, Record, Run, Wait
+from sim.timeline import LinkUse, Span, SpanKind, Timeline
+
+Process = Generator[simpy.Event, None, None]
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """Bytes under way. `limit` is the flow's own highest rate, bytes per nanosecond; `rate` the present one."""
+
+    route: tuple[str, ...]
+    left_bytes: float
+    weight: float
+    limit: float
+    done: simpy.Event
+    rate: float = 0.0
+
+
+class Fabric:
+    """Links that flows share. `capacity` is bytes per nanosecond by link name."""
+
+    def __init__(self, env: simpy.Environment, capacity: dict[str, float], keep_use: bool = True) -> None:
+        self.env = env
+        self.capacity = capacity
+        self.flows: list[Flow] = []
+        self.use: list[LinkUse] = []
+        self.keep_use = keep_use
+        self._since = env.now
+        self._generation = 0
+
+    def transfer(
+        self, route: tuple[str, ...], size_bytes: float, weight: float = 1.0, limit: float = float("inf")
+    ) -> simpy.Event:
+        """An event that happens when `size_bytes` have crossed every link of `route`."""
+        flow = Flow(route, size_bytes, weight, limit, self.env.event())
+        self._advance()
+        self.flows.append(flow)
+        self._share()
+        return flow.done
+
+    def _advance(self) -> None:
+        """Book what flowed since the last change."""
+        now, since = self.env.now, self._since
+        if now > since:
+            carried: dict[str, float] = {}
+            for flow in self.flows:
+                flow.left_bytes -= flow.rate * (now - since)
+                if self.keep_use:
+                    for link in flow.route:
+                        carried[link] = carried.get(link, 0.0) + flow.rate
+            self.use.extend(
+                LinkUse(link, since, now, rate * 1e9) for link, rate in carried.items() if rate > 0
+            )
+        self._since = now
+
+    def _share(self) -> None:
+        """Give every flow its fair rate and set one timer for the first that ends (SimPy events cannot be cancelled)."""
+        self._generation += 1
+        if not self.flows:
+            return
+        fair_rates(self.flows, self.capacity)
+        first = min(self.flows, key=lambda f: f.left_bytes / f.rate)
+        delay = max(0.0, first.left_bytes / first.rate)
+        generation = self._generation
+        timer = self.env.timeout(delay)
+
+        def ring(_: simpy.Event) -> None:
+            if generation == self._generation:
+                self._finish(first)
+
+        assert timer.callbacks is not None
+        timer.callbacks.append(ring)
+
+    def _finish(self, first: Flow) -> None:
+        """End `first` by its event, whatever floating point left of it, and all that end at the same instant."""
+        self._advance()
+        ended = [f for f in self.flows if f is first or f.left_bytes <= f.rate * 1e-6]
+        self.flows = [f for f in self.flows if f not in ended]
+        for flow in ended:
+            flow.done.succeed()
+        self._share()
+
+
+def fair_rates(flows: list[Flow], capacity: dict[str, float]) -> None:
+    """Set each flow's rate: weighted max-min by progressive filling, own limits included."""
+    if len(flows) == 1:
+        only = flows[0]
+        only.rate = min(only.limit, *(capacity[link] for link in only.route))
+        return
+    left = {link: capacity[link] for flow in flows for link in flow.route}
+    open_flows = list(flows)
+    while open_flows:
+        weights: dict[str, float] = {}
+        for flow in open_flows:
+            for link in flow.route:
+                weights[link] = weights.get(link, 0.0) + flow.weight
+        level = min(left[link] / weight for link, weight in weights.items())
+        level = min(level, *(f.limit / f.weight for f in open_flows))
+        full = {link for link, weight in weights.items() if left[link] / weight <= level * (1 + 1e-12)}
+        fixed = [
+            f for f in open_flows if f.limit / f.weight <= level * (1 + 1e-12) or not full.isdisjoint(f.route)
+        ]
+        for flow in fixed:
+            flow.rate = min(flow.limit, level * flow.weight)
+            for link in flow.route:
+                left[link] = max(0.0, left[link] - flow.rate)
+        open_flows = [f for f in open_flows if f not in fixed]
+
+
+def simulate(program: Program, profile: Profile, *, detail: bool = True) -> Timeline:
+    """Predict a program. Without `detail` only the makespan is kept, which is several times faster."""
+    run = _Simulation(program, profile, detail)
+    return run.timeline()
+
+
+class _Simulation:
+    def __init__(self, program: Program, profile: Profile, detail: bool) -> None:
+        self.program = program
+        self.profile = profile
+        self.detail = detail
+        self.host: Host = program.host
+        self.costs: Costs = program.host.costs
+        self.env = simpy.Environment()
+        capacity = {link: rate * 1e-9 for link, rate in self.host.bandwidth.items()}
+        self.fabric = Fabric(self.env, capacity, keep_use=detail)
+        self.events = [self.env.event() for _ in range(program.events)]
+        self.happened = [0.0] * program.events
+        """When each event happened, on its stream's clock."""
+        self.event_cause: list[Copy | None] = [None] * program.events
+        self.ready: list[float] = [float("inf")] * len(program.ops)
+        """When each operation has been issued; infinity until the host thread came to it."""
+        self.frontier = self.env.event()
+        self.by_stream: dict[str, list[tuple[int, Op]]] = {stream: [] for stream in program.streams}
+        for index, op in enumerate(program.ops):
+            self.by_stream[op.stream].append((index, op))
+        self.spans: list[Span] = []
+        self.end = 0.0
+
+    def timeline(self) -> Timeline:
+        if self.program.launch is Launch.GRAPH:
+            costs = self.costs
+            start = (
+                costs.launch_ns.value
+                + costs.launch_node_ns.value * len(self.program.ops)
+                + costs.launch_cross_ns.value * self.program.cross_edges
+            )
+            self.ready = [start] * len(self.program.ops)
+            self.span(HOST, SpanKind.ISSUE, 0.0, start, "launch graph")
+        else:
+            self.env.process(self.issue())
+        self.event_copies()
+        for stream in self.program.streams:
+            if stream != HOST:
+                self.env.process(self.stream(stream))
+        self.env.run()
+        if self.program.launch is Launch.EAGER:
+            self.end += self.costs.start_ns.value / 2
+        order = {name: at for at, name in enumerate((HOST, *self.program.streams))}
+        spans = sorted(self.spans, key=lambda s: (order[s.stream], s.start_ns, s.stop_ns))
+        return Timeline("predicted", self.end, tuple(spans), tuple(self.fabric.use))
+
+    def event_copies(self) -> None:
+        """Which copy each event stands behind, for the words of a stall."""
+        last: dict[str, Copy] = {}
+        for op in self.program.ops:
+            if isinstance(op, Copy):
+                last[op.stream] = op
+            elif isinstance(op, Record):
+                self.event_cause[op.event] = last.get(op.stream)
+
+    def issue(self) -> Process:
+        """The host thread: pays for each operation in turn, and stands still at its own waits."""
+        costs, now = self.costs, self.costs.start_ns.value / 2
+        issue = {
+            Copy: costs.issue_copy_ns.value,
+            Record: costs.issue_event_ns.value,
+            Wait: costs.issue_event_ns.value,
+        }
+        for index, op in enumerate(self.program.ops):
+            if op.stream == HOST:
+                assert isinstance(op, Wait)
+                self.announce()
+                event = self.events[op.event]
+                if not event.processed:
+                    yield event
+                if self.happened[op.event] > now:
+                    self.span(
+                        HOST,
+                        SpanKind.STALL,
+                        now,
+                        self.happened[op.event],
+                        "wait",
+                        index,
+                        cause=self.cause(op.event),
+                    )
+                now = max(now, self.happened[op.event]) + costs.host_sync_ns.value
+                continue
+            begin = now
+            now += self.profile.layers[op.layer].issue.median_ns if isinstance(op, Run) else issue[type(op)]
+            self.ready[index] = now
+            self.span(HOST, SpanKind.ISSUE, begin, now, "issue", index)
+        self.announce()
+        self.end = max(self.end, now)
+
+    def announce(self) -> None:
+        frontier, self.frontier = self.frontier, self.env.event()
+        frontier.succeed()
+
+    def stream(self, name: str) -> Process:
+        """One stream. `now` is its own clock and may run ahead of the environment's while nothing else can notice."""
+        env, now = self.env, 0.0
+        for index, op in self.by_stream[name]:
+            while self.ready[index] == float("inf"):
+                yield self.frontier
+            ready = self.ready[index]
+            if isinstance(op, Run):
+                if ready > now:
+                    self.span(
+                        name,
+                        SpanKind.STALL,
+                        now,
+                        ready,
+                        "stall",
+                        index,
+                        layer=op.layer,
+                        cause="the host to issue it",
+                    )
+                    now = ready
+                timing = self.profile.layers[op.layer]
+                begin = now
+                if any(a in (Access.DIRECT, Access.PEER) for a in op.access):
+                    if now > env.now:
+                        yield env.timeout(now - env.now)
+                    yield from self.read_in_place(op, timing)
+                    now = env.now
+                now += timing.resident.median_ns
+                self.span(name, SpanKind.RUN, begin, now, self.label(op), index, layer=op.layer)
+            elif isinstance(op, Copy):
+                now = max(now, ready)
+                begin = now
+                latency = (
+                    self.costs.copy_latency_ns if op.source is None else self.costs.peer_latency_ns
+                ).value
+                now += latency
+                if now > env.now:
+                    yield env.timeout(now - env.now)
+                yield self.fabric.transfer(op.route, op.size_bytes)
+                now = env.now
+                self.span(name, SpanKind.COPY, begin, now, self.label(op), index, chunk=op.chunk)
+            elif isinstance(op, Record):
+                now = max(now, ready)
+                if now > env.now:
+                    yield env.timeout(now - env.now)
+                self.happened[op.event] = now
+                self.events[op.event].succeed()
+            else:
+                now = max(now, ready)
+                event = self.events[op.event]
+                if not event.triggered:
+                    yield event
+                if self.happened[op.event] > now:
+                    copy = self.event_cause[op.event]
+                    chunk = -1 if copy is None else copy.chunk
+                    self.span(
+                        name,
+                        SpanKind.STALL,
+                        now,
+                        self.happened[op.event],
+                        "stall",
+                        index,
+                        chunk=chunk,
+                        cause=self.cause(op.event),
+                    )
+                    now = self.happened[op.event]
+                now += (self.costs.wait_cross_ns if op.cross_device else self.costs.wait_ns).value
+        self.end = max(self.end, now)
+
+    def read_in_place(self, op: Run, timing: LayerTiming) -> Process:
+        """One flow per place a layer reads from: host memory over its own PCIe lane, a partner over the peer route."""
+        direct = sum(t.median_ns for t, a in zip(timing.direct, op.access, strict=True) if a is Access.DIRECT)
+        if direct > 0:
+            route = self.host.h2d_route(self.program.plan.target)
+            limit = min(self.costs.direct_bytes_per_s.value, self.host.rate(route)) * 1e-9
+            yield self.fabric.transfer(route, direct * limit, self.costs.direct_weight.value, limit)
+        if Access.PEER not in op.access:
+            return
+        require(
+            len(timing.peer) == len(op.access),
+            f"layer {op.layer} reads a partner's memory in place, and the profile has no timing for that; measure one with it",
+        )
+        reads = self.program.network.layers[op.layer].reads
+        for read, access, extra in zip(reads, op.access, timing.peer, strict=True):
+            if access is Access.PEER and extra.median_ns > 0:
+                holder = self.program.plan.holder(self.program.network, read.storage)
+                assert holder is not None
+                route = self.host.peer_route(holder, self.program.plan.target)
+                limit = min(self.costs.peer_read_bytes_per_s.value, self.host.rate(route)) * 1e-9
+                yield self.fabric.transfer(route, extra.median_ns * limit, 1.0, limit)
+
+    def span(
+        self,
+        stream: str,
+        kind: SpanKind,
+        start: float,
+        stop: float,
+        label: str,
+        op: int = -1,
+        *,
+        chunk: int = -1,
+        layer: int = -1,
+        cause: str = "",
+    ) -> None:
+        if self.detail and stop > start:
+            self.spans.append(Span(stream, kind, start, stop, label, op, chunk, layer, cause))
+
+    def cause(self, event: int) -> str:
+        copy = self.event_cause[event]
+        if copy is None:
+            return "an event"
+        return f"chunk {copy.chunk} over {' and '.join(copy.route)}"
+
+    def label(self, op: Op) -> str:
+        if not self.detail:
+            return ""
+        if isinstance(op, Copy):
+            return f"chunk {op.chunk} ({op.size_bytes / 2**20:.2f} MiB)"
+        assert isinstance(op, Run)
+        layer = self.program.network.layers[op.layer]
+        return f"{op.layer}-{layer.kind} {layer.name}"

@@ -1,0 +1,96 @@
+"""What lowering makes of a plan, and what the replay refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from sim.errors import InputError
+from sim.plan import Access, Chunk, Launch, Sync
+from sim.program import Copy, Program, Record, Run, Wait, lower
+from tests import strategies as some
+from tests.builders import copied, host, network
+
+
+def test_one_stream_needs_one_wait_for_the_last_chunk_only() -> None:
+    net, machine = network((100, 100), 100), host()
+    plan = copied(net, Chunk(0, 100, (0,)), Chunk(256, 356, (0,)), Chunk(512, 612, (0,)))
+    program = lower(plan, net, machine)
+    waits = [op for op in program.ops if isinstance(op, Wait)]
+    records = [op for op in program.ops if isinstance(op, Record)]
+    assert len(waits) == len(records) == 2, "chunk 0 is behind chunk 1 on the same stream"
+
+
+def test_a_chunk_that_two_layers_share_is_waited_for_once() -> None:
+    net, machine = network(100, 100), host()
+    program = lower(copied(net, Chunk(0, 356, (0,))), net, machine)
+    assert [type(op).__name__ for op in program.ops] == ["Copy", "Record", "Wait", "Run", "Run"]
+
+
+def test_host_waits_stand_on_the_host() -> None:
+    net, machine = network(100, 100), host()
+    plan = replace(copied(net, Chunk(0, 356, (0,)), launch=Launch.EAGER), sync=Sync.HOST_ALL)
+    assert [op.stream for op in lower(plan, net, machine).ops if isinstance(op, Wait)] == ["host"]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_without_any_one_wait_the_program_is_refused(data: st.DataObject) -> None:
+    """Lowering emits no wait that is not needed (but for HOST_ALL, which waits for unread bytes too), so each is missed."""
+    machine = data.draw(some.hosts())
+    net = data.draw(some.networks())
+    plan = data.draw(some.plans(net, machine))
+    assume(plan.sync is not Sync.HOST_ALL)
+    program = lower(plan, net, machine)
+    waits = [at for at, op in enumerate(program.ops) if isinstance(op, Wait)]
+    assume(waits)
+    at = data.draw(st.sampled_from(waits))
+    with pytest.raises(InputError):
+        Program(net, machine, plan, (*program.ops[:at], *program.ops[at + 1 :]))
+
+
+def test_the_replay_refuses_what_is_out_of_order() -> None:
+    net, machine = network(100, 100), host()
+    plan = copied(net, Chunk(0, 356, (0,)))
+    copy, record, wait, first, second = lower(plan, net, machine).ops
+    for ops, why in [
+        ((copy, wait, record, first, second), "before it is recorded"),
+        ((copy, record, wait, second, first), "layer 1 runs where layer 0 should"),
+        ((copy, record, wait, first), "1 of 2 layers run"),
+        ((copy, copy, record, wait, first, second), "arrive twice"),
+        ((copy, record, record, wait, first, second), "recorded twice"),
+    ]:
+        with pytest.raises(InputError, match=why):
+            Program(net, machine, plan, ops)
+
+
+@pytest.mark.parametrize(
+    ("plan_change", "why"),
+    [
+        (dict(chunks=()), "no chunks bring all of it"),
+        (dict(chunks=(Chunk(0, 300, (0,)), Chunk(256, 356, (0,)))), "arrives twice"),
+        (dict(chunks=(Chunk(0, 9999, (0,)),)), "no range of the arena"),
+        (dict(chunks=(Chunk(0, 356, (3, 0)),)), "GPU 3: test has GPUs 0 to 1"),
+        (dict(chunks=(Chunk(0, 356, (1, 0)),)), "GPU 1 has no route to GPU 0"),
+        (dict(target=7), "GPU 7"),
+        (dict(access=((Access.COPIED,),)), "access for 1 layers"),
+        (dict(access=((Access.PEER,), (Access.PEER,))), "lands whole on no one partner"),
+    ],
+)
+def test_a_plan_that_fits_nothing_is_one_clear_line(plan_change: dict[str, object], why: str) -> None:
+    net, machine = network(100, 100), host(2, peers=False)
+    plan = replace(copied(net, Chunk(0, 356, (0,))), **plan_change)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=why) as caught:
+        lower(plan, net, machine)
+    assert "\n" not in str(caught.value)
+
+
+def test_copies_and_runs_carry_the_plan() -> None:
+    net, machine = network(100), host(2)
+    program = lower(copied(net, Chunk(0, 100, (1, 0))), net, machine)
+    h2d, p2p = [op for op in program.ops if isinstance(op, Copy)]
+    assert (h2d.stream, h2d.route, p2p.stream, p2p.route) == ("h2d:1", ("pcie1",), "p2p:1>0", ("nvlink1>0",))
+    assert [op for op in program.ops if isinstance(op, Run)] == [Run("compute:0", 0, (Access.COPIED,))]

@@ -1,0 +1,202 @@
+"""The search against brute force, against every baseline, and against the bound; and what its options mean."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.bound import bound_ns, intake
+from sim.errors import InputError
+from sim.plan import Access, Chunk, Launch, Plan
+from sim.profile import LayerTiming, Profile, Timing
+from sim.program import lower
+from sim.search import Options, search
+from sim.simulate import simulate
+from tests import strategies as some
+from tests.builders import FREE, figure, host, network, profile
+
+
+@st.composite
+def cases(draw: st.DrawFn):  # type: ignore[no-untyped-def]
+    machine = draw(some.hosts())
+    net = draw(some.networks())
+    return draw(some.plans(net, machine)), net, machine, draw(some.profiles(net, machine))
+
+
+@settings(deadline=None, max_examples=200)
+@given(cases())
+def test_no_plan_is_faster_than_the_bound(case) -> None:  # type: ignore[no-untyped-def]
+    plan, net, machine, timings = case
+    gpus = (plan.target, *(g.index for g in machine.gpus if g.index != plan.target))
+    makespan = simulate(lower(plan, net, machine), timings, detail=False).makespan_ns
+    assert bound_ns(timings, machine, gpus) <= makespan * (1 + 1e-9) + 1e-6
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_search_never_loses_to_a_baseline_and_says_the_same_twice(data: st.DataObject) -> None:
+    machine = data.draw(some.hosts())
+    net = data.draw(some.networks(max_layers=4, max_bytes=10**6))
+    timings = data.draw(some.profiles(net, machine))
+    options = Options(target=data.draw(st.integers(0, len(machine.gpus) - 1)))
+    found = search(timings, machine, options)
+    assert all(found.best.makespan_ns <= other.makespan_ns for other in found.strategies)
+    assert found.bound_ns <= found.best.makespan_ns * (1 + 1e-9) + 1e-6
+    again = search(timings, machine, options)
+    assert again.best == found.best
+
+
+def every_plan(net, machine, timings):  # type: ignore[no-untyped-def]
+    """Brute force, written apart from the search: two storages or fewer, one layer each, all ways to bring them."""
+    paths = [(0,)] + [(g.index, 0) for g in machine.gpus[1:] if machine.reaches(g.index, 0)]
+    ranges = [(net.offsets[s], net.offsets[s] + net.storages[s].size_bytes) for s in range(len(net.storages))]
+    for access in product((Access.COPIED, Access.DIRECT), repeat=len(ranges)):
+        wanted = [r for r, a in zip(ranges, access, strict=True) if a is Access.COPIED]
+        for order in permutations(wanted):
+            shapes = [list(order)]
+            if len(order) == 2 and order[0] < order[1]:
+                shapes.append([(order[0][0], order[1][1])])
+            for shape in shapes:
+                for ways in product(paths, repeat=len(shape)):
+                    chunks = tuple(Chunk(a, b, way) for (a, b), way in zip(shape, ways, strict=True))
+                    for launch in Launch:
+                        plan = Plan("brute", 0, launch, tuple((a,) for a in access), chunks)
+                        yield simulate(lower(plan, net, machine), timings, detail=False).makespan_ns
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    sizes=st.lists(st.integers(100, 10**6), min_size=1, max_size=2),
+    run=st.integers(0, 10**5),
+    direct=st.integers(0, 10**6),
+    latency=st.integers(0, 10**4),
+    gpus=st.integers(1, 2),
+    nvlink=st.sampled_from((0.5, 4.0)),
+)
+def test_small_networks_are_exact(
+    sizes: list[int], run: int, direct: int, latency: int, gpus: int, nvlink: float
+) -> None:
+    machine = host(
+        gpus, nvlink=nvlink, costs=replace(FREE, copy_latency_ns=figure(latency), wait_ns=figure(500), host_sync_ns=figure(10**7))
+    )
+    net = network(*sizes)
+    timings = profile(net, machine, run=run, direct=direct, peer=10**7)
+    found = search(timings, machine, Options())
+    assert found.exact
+    assert found.best.makespan_ns == pytest.approx(min(every_plan(net, machine, timings)), rel=1e-12)
+    gpus_used = tuple(range(gpus))
+    assert bound_ns(timings, machine, gpus_used) <= found.best.makespan_ns * (1 + 1e-9)
+
+
+def deep(layers: int = 40, size: int = 1_000_000):  # type: ignore[no-untyped-def]
+    """Too large to enumerate: copying dominates."""
+    machine = host(4, pcie=10, nvlink=40, uplinks=(0, 0, 1, 1), uplink=10)
+    net = network(*[size] * layers)
+    return net, machine, profile(net, machine, run=20_000, direct=400_000, peer=100_000)
+
+
+def test_with_two_switches_the_search_comes_near_to_both_uplinks() -> None:
+    net, machine, timings = deep()
+    found = search(timings, machine, Options())
+    assert not found.exact
+    assert set(found.best.plan.gpus) & {2, 3}, "GPU 1 shares GPU 0's uplink and brings nothing"
+    assert found.gap < 0.05
+    # 40 MB over two uplinks of 10 GB/s
+    assert found.best.makespan_ns < 1.05 * 2_000_000 + 20_000
+
+
+def test_intake_counts_a_shared_uplink_once() -> None:
+    _, machine, _ = deep()
+    assert intake(machine, (0, 1)) == 10e9
+    assert intake(machine, (0, 2)) == 20e9
+    assert intake(machine, (0, 1, 2, 3)) == 20e9
+
+
+def test_partners_are_taken_as_named() -> None:
+    net, machine, timings = deep()
+    found = search(timings, machine, Options(target=1, partners=(3,)))
+    assert set(found.best.plan.gpus) <= {1, 3}
+    assert [c.plan.gpus for c in found.strategies if c.name == "pt"] == [(1, 3)]
+    alone = search(timings, machine, Options(partners=()))
+    assert alone.best.plan.gpus == (0,)
+    assert [name for name, _ in alone.left_out] == ["pt", "pt+dha"]
+
+
+@pytest.mark.parametrize("budget", [0, 5_000_000, 20_000_000])
+def test_a_memory_budget_is_kept_and_costs_time(budget: int) -> None:
+    net, machine, timings = deep()
+    found = search(timings, machine, Options(memory_budget_bytes=budget))
+    assert found.best.plan.held_bytes() <= budget
+    assert found.best.makespan_ns >= search(timings, machine, Options()).best.makespan_ns
+    if budget == 0:
+        accesses = {a for row in found.best.plan.access for a in row}
+        assert Access.COPIED not in accesses
+        lone = search(timings, machine, Options(memory_budget_bytes=0, partners=()))
+        assert {a for row in lone.best.plan.access for a in row} == {Access.DIRECT}
+
+
+def test_many_runs_copy_what_one_run_reads_in_place() -> None:
+    """Reading in place saves half a copy once and costs each warm run; after the first answer it is copied."""
+    machine = host(1, pcie=1)
+    net = network(*[1_000_000] * 12)
+    timings = profile(net, machine, run=1000, direct=500_000)
+    once = search(timings, machine, Options())
+    often = search(timings, machine, Options(runs=1000))
+    assert Access.DIRECT in {a for row in once.best.plan.access for a in row}
+    assert often.best.mean_ns < 2 * 12 * 1000 + 12_000_000 / 500
+    assert often.best.mean_ns < once.best.makespan_ns
+    assert often.best.settles or Access.DIRECT not in {a for row in often.best.plan.access for a in row}
+
+
+def test_a_tied_table_goes_each_way() -> None:
+    """The embedding looks up a few rows, the output layer needs all: in place for one, copied for the other."""
+    machine = host(1, pcie=1)
+    net = network(4_000_000, *[400_000] * 8, 0)
+    layers = list(net.layers)
+    layers[-1] = replace(layers[-1], reads=layers[0].reads)
+    net = replace(net, layers=tuple(layers))
+    base = profile(net, machine, run=10_000, direct=5_000_000)
+    timings = list(base.layers)
+    timings[0] = replace(timings[0], direct=(Timing(2_000),))
+    found = search(replace(base, layers=tuple(timings)), machine, Options())
+    assert found.best.plan.access[0] == (Access.DIRECT,)
+    assert found.best.plan.access[-1] == (Access.COPIED,)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (dict(target=9), "GPU 9: test has GPUs 0 to 3"),
+        (dict(partners=(0,)), "GPU 0 is the target"),
+        (dict(partners=(8,)), "GPU 8"),
+        (dict(runs=0), "--runs 0"),
+        (dict(memory_budget_bytes=-1), "cannot be negative"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, object], why: str) -> None:
+    net, machine, timings = deep(3)
+    with pytest.raises(InputError, match=why):
+        search(timings, machine, Options(**options))  # type: ignore[arg-type]
+
+
+def test_a_profile_of_another_host_is_refused() -> None:
+    net, machine, timings = deep(3)
+    with pytest.raises(InputError, match="made for another host"):
+        search(timings, host(1), Options())
+
+
+def test_a_network_without_weights_just_runs() -> None:
+    machine = host(1)
+    net = network(0, 0)
+    timings = Profile(
+        "estimated",
+        net,
+        machine.digest,
+        tuple(LayerTiming(Timing(5), Timing(1), ()) for _ in net.layers),
+        profile(net, machine).provenance,
+    )
+    assert search(timings, machine, Options()).best.makespan_ns == 10

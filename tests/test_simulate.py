@@ -1,0 +1,142 @@
+"""Stories of one copy, two copies, a relay, a read in place, each with its whole timeline; then laws over random plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import simpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.plan import Access, Chunk, Launch
+from sim.program import Copy, Run, lower
+from sim.simulate import Fabric, simulate
+from sim.timeline import SpanKind, Timeline
+from tests import strategies as some
+from tests.builders import FREE, copied, figure, host, network, profile
+
+KIB = 1024
+
+
+def story(timeline: Timeline) -> list[tuple[str, str, float, float]]:
+    return [(s.stream, str(s.kind), s.start_ns, s.stop_ns) for s in timeline.spans]
+
+
+def test_each_layer_runs_when_its_chunk_has_landed() -> None:
+    net, machine = network(4 * KIB, 2 * KIB), host()
+    plan = copied(net, Chunk(0, 4 * KIB, (0,)), Chunk(4 * KIB, 6 * KIB, (0,)))
+    timeline = simulate(lower(plan, net, machine), profile(net, machine))
+    assert sorted(story(timeline)) == [
+        ("compute:0", "run", 4096, 5096),
+        ("compute:0", "run", 6144, 7144),
+        ("compute:0", "stall", 0, 4096),
+        ("compute:0", "stall", 5096, 6144),
+        ("h2d:0", "copy", 0, 4096),
+        ("h2d:0", "copy", 4096, 6144),
+    ]
+    assert timeline.makespan_ns == 7144
+    assert {s.cause for s in timeline.of(SpanKind.STALL)} == {"chunk 0 over pcie0", "chunk 1 over pcie0"}
+    assert timeline.link_bytes("pcie0") == pytest.approx(6 * KIB)
+
+
+def test_costs_are_charged_where_they_arise() -> None:
+    costs = replace(
+        FREE,
+        copy_latency_ns=figure(10),
+        wait_ns=figure(3),
+        launch_ns=figure(100),
+        launch_node_ns=figure(1),
+    )
+    net, machine = network(1000), host(costs=costs)
+    timeline = simulate(lower(copied(net, Chunk(0, 1000, (0,))), net, machine), profile(net, machine))
+    # launch 100 + 4 nodes; latency 10, bytes 1000; wait 3; run 1000
+    assert timeline.makespan_ns == 104 + 10 + 1000 + 3 + 1000
+
+
+def test_eager_host_issues_one_operation_after_another() -> None:
+    costs = replace(FREE, issue_copy_ns=figure(50), issue_event_ns=figure(5), start_ns=figure(20))
+    net, machine = network(1000, 0), host(costs=costs)
+    plan = copied(net, Chunk(0, 1000, (0,)), launch=Launch.EAGER)
+    timeline = simulate(lower(plan, net, machine), profile(net, machine, issue=2000))
+    # start 10, copy 50, record 5, wait 5, then 2000 for each layer; the answer costs 10 more
+    assert [s.stop_ns for s in timeline.of(SpanKind.ISSUE)] == [60, 65, 70, 2070, 4070]
+    assert [(s.start_ns, s.stop_ns) for s in timeline.of(SpanKind.RUN)] == [(2070, 3070), (4070, 5070)]
+    assert timeline.makespan_ns == 5080
+    assert timeline.of(SpanKind.STALL)[-1].cause == "the host to issue it"
+
+
+def test_a_relayed_chunk_crosses_the_partner_then_nvlink() -> None:
+    net, machine = network(4000), host(2)
+    timeline = simulate(lower(copied(net, Chunk(0, 4000, (1, 0))), net, machine), profile(net, machine))
+    spans = {(s.stream, s.kind): (s.start_ns, s.stop_ns) for s in timeline.spans}
+    assert spans["h2d:1", SpanKind.COPY] == (0, 4000)
+    assert spans["p2p:1>0", SpanKind.COPY] == (4000, 5000)
+    assert spans["compute:0", SpanKind.RUN] == (5000, 6000)
+
+
+def test_two_gpus_behind_one_switch_share_its_uplink() -> None:
+    net, machine = network(1000, 1000), host(2, uplinks=(0, 0), nvlink=1000)
+    plan = copied(net, Chunk(0, 1000, (0,)), Chunk(1024, 2024, (1, 0)))
+    timeline = simulate(lower(plan, net, machine), profile(net, machine))
+    copies = {s.stream: s.stop_ns for s in timeline.of(SpanKind.COPY)}
+    assert copies["h2d:0"] == copies["h2d:1"] == 2000
+
+
+def test_a_read_in_place_takes_what_the_profile_says_and_slows_a_copy_beside_it() -> None:
+    costs = replace(FREE, direct_bytes_per_s=figure(1e9), direct_weight=figure(3))
+    net, machine = network(1000, 4000), host(costs=costs)
+    plan = replace(copied(net, Chunk(1024, 5024, (0,))), access=((Access.DIRECT,), (Access.COPIED,)))
+    timeline = simulate(lower(plan, net, machine), profile(net, machine, direct=1500))
+    # in place: 1500 bytes at 3/4 of the link take 2000 ns, then 1000 ns of kernel; the copy gets the rest
+    spans = {(s.stream, s.start_ns): s.stop_ns for s in timeline.spans}
+    assert spans["compute:0", 0] == 3000
+    assert spans["h2d:0", 0] == 2000 + 3500
+    alone = simulate(
+        lower(replace(plan, access=((Access.DIRECT,), (Access.DIRECT,)), chunks=()), net, machine),
+        profile(net, machine, direct=1500),
+    )
+    assert alone.makespan_ns == pytest.approx(2 * 2500)
+
+
+def test_fair_shares_match_the_closed_form() -> None:
+    """Flows of 1 and 3 shares on one link of 4, the lighter one limited to half a unit: it keeps that, the other takes 3.5."""
+    env = simpy.Environment()
+    fabric = Fabric(env, {"a": 4.0, "b": 1.0})
+    ends: dict[str, float] = {}
+    flows = {
+        "limited": fabric.transfer(("a",), 5.0, 1.0, 0.5),
+        "heavy": fabric.transfer(("a",), 35.0, 3.0),
+        "elsewhere": fabric.transfer(("b",), 10.0),
+    }
+    for name, event in flows.items():
+        event.callbacks.append(lambda _, name=name: ends.__setitem__(name, env.now))  # type: ignore[union-attr]
+    env.run()
+    assert ends == {"limited": 10.0, "heavy": 10.0, "elsewhere": 10.0}
+
+
+@st.composite
+def cases(draw: st.DrawFn):  # type: ignore[no-untyped-def]
+    machine = draw(some.hosts())
+    net = draw(some.networks())
+    return draw(some.plans(net, machine)), net, machine, draw(some.profiles(net, machine))
+
+
+@settings(deadline=None, max_examples=150)
+@given(cases())
+def test_laws_of_every_timeline(case) -> None:  # type: ignore[no-untyped-def]
+    plan, net, machine, timings = case
+    program = lower(plan, net, machine)
+    timeline = simulate(program, timings)
+    assert simulate(program, timings) == timeline, "twice the same, to the last digit"
+    assert simulate(program, timings, detail=False).makespan_ns == timeline.makespan_ns
+    for stream in timeline.streams:
+        spans = [s for s in timeline.spans if s.stream == stream]
+        for before, after in zip(spans, spans[1:], strict=False):
+            assert after.start_ns >= before.stop_ns - 1e-6 * max(1, before.stop_ns), "streams run in order"
+    for use in timeline.links:
+        assert use.bytes_per_s <= machine.bandwidth[use.link] * (1 + 1e-9), "no link above its capacity"
+    assert max((s.stop_ns for s in timeline.spans), default=0) <= timeline.makespan_ns * (1 + 1e-12)
+    copies = [op for op in program.ops if isinstance(op, Copy)]
+    assert sum(op.size_bytes for op in copies if op.source is None) == plan.copied_bytes
+    assert [op.layer for op in program.ops if isinstance(op, Run)] == list(range(len(net.layers)))
