@@ -15,22 +15,7 @@ from sim.console import note, run_command
 from sim.errors import InputError
 
 
-class _Lazy(click.Group):
-    """`estimate` lives in a module that imports scipy and torch: it is loaded when it is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "estimate"])
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name == "estimate":
-            # not at start-up: scipy and torch take seconds
-            from calibrate.estimate_fit import estimate_command  # noqa: PLC0415
-
-            return estimate_command
-        return super().get_command(ctx, name)
-
-
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def calibrate() -> None:
     """Measure a host: its links, what each action costs, and the layers of networks."""
 
@@ -171,6 +156,17 @@ def diff(before: str, after: str) -> None:
 
     changes = shown.compare(shown.read(before), shown.read(after))
     shown.show_changes(changes, Console(width=None if sys.stdout.isatty() else 160))
+
+
+@calibrate.command(
+    add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def estimate(words: tuple[str, ...]) -> None:
+    """Fit a host that nobody can reach to published figures."""
+    from calibrate.estimate_command import estimate_command  # noqa: PLC0415 - imports scipy and torch
+
+    estimate_command.main(args=list(words), prog_name="calibrate estimate", standalone_mode=False)
 
 
 def _tell(outcome: Any) -> None:

@@ -41,6 +41,7 @@ from sim.provenance import stamp
 from sim.trace import trace_model
 
 CASES: tuple[Case, ...] = LINK_CASES + OVERHEAD_CASES
+NO_FIGURE = "GPUs were played by threads: no number written here means anything"
 NETWORK_SECONDS = 12.0
 """A first guess of what one network takes."""
 
@@ -180,7 +181,7 @@ def run(
     draft = assemble(ask.name, opened.about, opened.gpus, results, keep_bad=True, figures=device.figures)
     failed = _networks(missing, draft.host, device, store, progress, effort)
     after = watch.states()
-    found = [*flags(before, after), *_unsteady(results)]
+    found = [*flags(before, after), *_unsteady(results)] if device.figures else [NO_FIGURE]
     store.keep_calibration(
         Calibration(
             ask.name, opened.provenance, device.figures, watch.identity, before, after, tuple(found),
@@ -205,7 +206,8 @@ def finish(store: Store, *, keep_bad: bool, flags: tuple[str, ...] = ()) -> Outc
         store.keep_profile(opened.name, profile_of(result, made, opened))
         for result in store.all_layers(opened.name)
     ]
-    return Outcome(host, tuple(profiles), store.samples_path(opened.name), (*flags, *made.refused))
+    told = (*flags, *made.refused) if opened.figures else (NO_FIGURE,)
+    return Outcome(host, tuple(profiles), store.samples_path(opened.name), told)
 
 
 def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profile:
@@ -345,7 +347,7 @@ def _session(ask: Ask, device: Device, watch: Watch) -> Session:
 
 def _about(gpus: Sequence[GpuFacts], identity: HostIdentity | None, figures: bool) -> str:
     if not figures:
-        return f"{len(gpus)} GPUs played by threads: no figure here means anything"
+        return f"{len(gpus)} GPUs: {NO_FIGURE}"
     text = f"{len(gpus)} x {gpus[0].name}"
     if identity is None:
         return text

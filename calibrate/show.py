@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from calibrate.fit import Fit
+from calibrate.fit import Constant, Fit
 from calibrate.layers import LayersResult
 from calibrate.samples import CaseResult, Point
 from calibrate.store import CALIBRATION, LAYERS, Calibration
@@ -125,12 +125,10 @@ def compare(before: Record, after: Record) -> tuple[Change, ...]:
         mine = {(f.case, c.name): c for f in before.fits for c in f.constants}
         theirs = {(f.case, c.name): c for f in after.fits for c in f.constants}
         return tuple(
-            Change(
-                f"{case} {name}", mine[case, name].value, c.value, _apart(mine[case, name].low, mine[case, name].high, c.low, c.high)
-            )
+            _constant_change(f"{case} {name}", mine[case, name], c)
             for (case, name), c in theirs.items()
             if (case, name) in mine
-        )  # fmt: skip
+        )
     raise InputError(
         "the two files are not of one kind that can be compared: give two hosts, two profiles or two samples files"
     )
@@ -152,6 +150,10 @@ def show_changes(changes: tuple[Change, ...], console: Console) -> None:
 
 def _apart(low: float, high: float, other_low: float, other_high: float) -> bool:
     return high < other_low or other_high < low
+
+
+def _constant_change(what: str, a: Constant, b: Constant) -> Change:
+    return Change(what, a.value, b.value, _apart(a.low, a.high, b.low, b.high))
 
 
 def _figure_change(what: str, a: Figure, b: Figure) -> Change:
@@ -241,8 +243,12 @@ def _calibration(found: Calibration, console: Console) -> None:
     for fit in found.fits:
         worst = max(fit.residuals, key=lambda r: abs(r.relative))
         fits.add_row(
-            fit.case, fit.model, _constants(fit), f"{fit.median_residual:.1%}", f"{worst.label} {worst.size_bytes}: {worst.relative:+.0%}"
-        )  # fmt: skip
+            fit.case,
+            fit.model,
+            _constants(fit),
+            f"{fit.median_residual:.1%}",
+            f"{worst.label} {worst.size_bytes}: {worst.relative:+.0%}",
+        )
     console.print(fits)
 
 

@@ -50,12 +50,24 @@ def plot(timelines: tuple[Timeline, ...], path: str | Path, about: str, *, force
 
 
 def picture(timelines: tuple[Timeline, ...], about: str, suffix: str = ".png") -> bytes:
-    """Streams as rows, time to the right on one scale. `about` is the title: what, where, estimated or measured."""
+    """The bytes of a picture file. The same timelines make the same bytes: no date is in it."""
+    made = io.BytesIO()
+    key = {".svg": "Date", ".pdf": "CreationDate"}.get(suffix.lower())
+    metadata = {} if key is None else {key: None}
+    draw(timelines, about).savefig(made, format=suffix.lower().lstrip("."), dpi=150, metadata=metadata)
+    return made.getvalue()
+
+
+def draw(timelines: tuple[Timeline, ...], about: str) -> Any:
+    """A matplotlib figure: streams as rows, time to the right on one scale.
+
+    `about` is the title: what, where, estimated or measured.
+    """
     # Imported here: matplotlib takes most of a second and only pictures need it.
     from matplotlib.figure import Figure  # noqa: PLC0415
     from matplotlib.patches import Patch  # noqa: PLC0415
 
-    rows = [len(t.streams) for t in timelines]
+    rows = [max(1, len(t.streams)) for t in timelines]
     height = _ROW_INCHES * sum(rows) + 0.75 * len(timelines) + 1.0
     figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
     figure.suptitle(about, fontsize=11, x=0.01, ha="left", parse_math=False)
@@ -75,15 +87,7 @@ def picture(timelines: tuple[Timeline, ...], about: str, suffix: str = ".png") -
         for look in (_LOOKS[k] for k in kinds)
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, handlelength=3)
-    made = io.BytesIO()
-    # no date in the file: the same timeline is the same picture
-    figure.savefig(made, format=suffix.lower().lstrip("."), dpi=150, metadata=_undated(suffix))
-    return made.getvalue()
-
-
-def _undated(suffix: str) -> dict[str, Any]:
-    key = {".svg": "Date", ".pdf": "CreationDate"}.get(suffix.lower())
-    return {} if key is None else {key: None}
+    return figure
 
 
 def _draw(axes: Any, timeline: Timeline, end_ms: float) -> None:
@@ -107,7 +111,7 @@ def _draw(axes: Any, timeline: Timeline, end_ms: float) -> None:
             if kind is SpanKind.COPY and distinct:
                 _number(axes, row, spans, per_ms)
     axes.set_yticks(range(len(streams)), [_stream_label(s) for s in streams], fontsize=9)
-    axes.set_ylim(len(streams) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(streams)) - 0.5, -0.5)
     axes.set_xlim(0, end_ms * 1.01)
     axes.axvline(timeline.makespan_ns / 1e6, color="black", linewidth=0.8, linestyle="--")
     axes.set_title(f"{timeline.kind}: {timeline.makespan_ns / 1e6:.2f} ms", fontsize=10, loc="left")

@@ -168,12 +168,12 @@ def what_it_does(answer: Answer) -> str:
     direct = in_place(best, network)
     if direct.layers:
         parts.append(
-            f"reads {mib(direct.size_bytes)} MiB in place from host memory ({_layer_words(network, direct.layers)})"
+            f"reads {_size(direct.size_bytes)} in place from host memory ({_layer_words(network, direct.layers)})"
         )
     peer = in_place(best, network, Access.PEER)
     if peer.layers:
         parts.append(
-            f"reads {mib(peer.size_bytes)} MiB in place in a partner's memory ({_layer_words(network, peer.layers)})"
+            f"reads {_size(peer.size_bytes)} in place in a partner's memory ({_layer_words(network, peer.layers)})"
         )
     if not direct.layers and not peer.layers:
         parts.append("reads nothing in place")
@@ -193,8 +193,8 @@ def why_faster(answer: Answer) -> str:
     ahead = rival.mean_ns - outcome.best.mean_ns
     if ahead <= 1e-6 * rival.mean_ns:
         return f"Why: {rival.name} is as fast, at {ms(rival.mean_ns)} ms; nothing that was tried beats it."
-    over = "" if answer.options.runs == 1 else f" in the mean of {answer.options.runs} runs"
-    head = f"Why: {ms(ahead)} ms faster than {rival.name}{over}, the best published strategy"
+    over = "" if answer.options.runs == 1 else f", in the mean of {answer.options.runs} runs"
+    head = f"Why: {ms(ahead)} ms faster than {rival.name}, the best published strategy{over}"
     new, old = (
         account(outcome.best.plan, host, outcome.best.timeline),
         account(rival.plan, host, rival.timeline),
@@ -229,7 +229,7 @@ def _copy_reasons(new: Account, old: Account) -> Iterator[str]:
         saved = ms(old.latency_ns - new.latency_ns)
         yield f"{new.copies} copies instead of {old.copies}: {saved} ms less of per-copy cost"
     if old.copied_bytes - new.copied_bytes >= 0.005 * old.copied_bytes:
-        yield f"{mib(old.copied_bytes - new.copied_bytes)} MiB less to copy"
+        yield f"{_size(old.copied_bytes - new.copied_bytes)} less to copy"
     if len(new.lanes) > len(old.lanes):
         yield f"{len(new.lanes)} links to host memory instead of {len(old.lanes)}"
     elif 1 < len(new.lanes) == len(old.lanes) and new.together > old.together + 0.02:
@@ -249,19 +249,11 @@ def gap_words(answer: Answer) -> str:
 
 
 def _copies_words(plan: Plan, done: Account) -> str:
-    sizes = [c.size_bytes for c in plan.chunks]
-    chunks = (
-        f"1 chunk of {mib(sizes[0])} MiB"
-        if len(sizes) == 1
-        else f"{len(sizes)} chunks of {mib(min(sizes))} to {mib(max(sizes))} MiB"
-    )
-    lanes = [f"{mib(size)} MiB over GPU {gpu}'s lane{_onward(plan, gpu)}" for gpu, size in done.lanes]
-    where = (
-        f"all over GPU {done.lanes[0][0]}'s lane{_onward(plan, done.lanes[0][0])}"
-        if len(lanes) == 1
-        else ", ".join(lanes)
-    )
-    return f"copies {mib(plan.copied_bytes)} MiB in {chunks} ({where})"
+    sizes = sorted(c.size_bytes for c in plan.chunks)
+    ends = " to ".join(dict.fromkeys((_size(sizes[0]), _size(sizes[-1]))))
+    chunks = "1 chunk" if len(sizes) == 1 else f"{len(sizes)} chunks of {ends}"
+    lanes = [f"{_size(size)} over GPU {gpu}'s lane{_onward(plan, gpu)}" for gpu, size in done.lanes]
+    return f"copies {_size(plan.copied_bytes)} in {chunks} ({', '.join(lanes)})"
 
 
 def _onward(plan: Plan, gpu: int) -> str:
@@ -357,3 +349,10 @@ def _change(gain_ns: float) -> str:
 
 def mib(size_bytes: int) -> str:
     return f"{size_bytes / MIB:.1f}"
+
+
+def _size(size_bytes: int) -> str:
+    """For words, where 0.0 MiB would puzzle."""
+    if size_bytes >= 0.1 * MIB:
+        return f"{mib(size_bytes)} MiB"
+    return f"{size_bytes / 1024:.1f} KiB" if size_bytes >= 1024 else f"{size_bytes} bytes"

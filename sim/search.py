@@ -27,6 +27,8 @@ from sim.timeline import SpanKind, Timeline
 
 LADDER_BYTES = tuple(2**exponent for exponent in range(18, 28))
 """Chunk sizes tried: 256 KiB to 128 MiB."""
+MOST_CHUNKS = 128
+"""Chunk sizes that would make more chunks than this are not tried: each chunk costs a copy's latency and its waits."""
 EXHAUSTIVE_PLANS = 4000
 """Networks with no more plans than this are enumerated."""
 LOCAL_MOVES = 160
@@ -133,6 +135,7 @@ class _Finder:
         self.partners = host.partners(options.target) if options.partners is None else options.partners
         self.evaluated = 0
         self.scores: dict[tuple[object, ...], _Score] = {}
+        self.timelines: dict[Plan, Timeline] = {}
         self.left_out: list[tuple[str, str]] = []
         self.published = tuple(self._published())
         self.reads = self._reads_by_cost()
@@ -142,13 +145,17 @@ class _Finder:
     # What a plan costs
 
     def score(self, plan: Plan) -> _Score:
+        """A published plan's timeline is kept, as it will be shown; of the many others only the makespan is."""
         key = (plan.launch, plan.sync, plan.access, plan.chunks)
         known = self.scores.get(key)
         if known is None:
             self.evaluated += 1
             program = lower(plan, self.network, self.host)
-            makespan = simulate(program, self.profile, detail=False).makespan_ns
-            known = self.scores[key] = self._mean(plan, makespan)
+            shown = plan.name != "best"
+            timeline = simulate(program, self.profile, detail=shown)
+            if shown:
+                self.timelines[plan] = timeline
+            known = self.scores[key] = self._mean(plan, timeline.makespan_ns)
         return known
 
     def _mean(self, plan: Plan, makespan: float) -> _Score:
@@ -186,7 +193,7 @@ class _Finder:
 
     def candidate(self, name: str, plan: Plan) -> Candidate:
         score = self.score(plan)
-        timeline = simulate(lower(plan, self.network, self.host), self.profile)
+        timeline = self.timelines.get(plan) or simulate(lower(plan, self.network, self.host), self.profile)
         return Candidate(name, plan, score.makespan_ns, score.value_ns, score.settles, timeline)
 
     # Where it looks
@@ -285,7 +292,7 @@ class _Finder:
     def _ladder(self) -> Iterator[Draft]:
         """Chunk sizes over each set of links; reads in place where that is cheaper than half their copy."""
         obvious = frozenset(self._cheaper_in_place(0.5))
-        sizes = [s for s in LADDER_BYTES if self.network.arena_bytes / s <= 400]
+        sizes = [s for s in LADDER_BYTES if self.network.arena_bytes / s <= MOST_CHUNKS]
         sizes = [s for s in sizes if s <= 2 * self.network.arena_bytes] or sizes[:1]
         for paths in self._path_sets():
             for size in sizes:

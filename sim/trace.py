@@ -66,7 +66,7 @@ def trace_model(name: str, *, batch: int = 1, dtype: str = "fp32", seq: int | No
 
 
 def trace(built: Built) -> Trace:
-    """Run `built` once and record layers, storages and operators. The module is left as it was.
+    """Run `built` once and record layers, storages and operators. No hook stays; buffers that a forward writes are written.
 
     Raises InputError where the module's forward fails, and there names the layer it had reached.
     """
@@ -248,10 +248,11 @@ def _bytes(tensor: Tensor) -> int:
 
 def _touched(call: Call, name: str, weight: Tensor) -> int:
     """Bytes of a weight that an operator reads: the view it was given, or the rows it looks up."""
-    whole = min(_bytes(weight), weight.untyped_storage().nbytes())
+    whole: int = min(_bytes(weight), weight.untyped_storage().nbytes())
     if name in _LOOKUPS and weight is call.args[0]:
         indices: Tensor = call.args[1]
-        return min(whole, indices.numel() * math.prod(weight.shape[1:]) * weight.element_size())
+        row_bytes: int = weight.shape[1:].numel() * weight.element_size()
+        return min(whole, indices.numel() * row_bytes)
     if name in _GATHERS and weight is call.args[0]:
         return min(whole, sum(t.numel() * t.element_size() for t in tensors_in(call.result)))
     return whole

@@ -70,14 +70,14 @@ def test_the_replay_refuses_what_is_out_of_order() -> None:
 @pytest.mark.parametrize(
     ("plan_change", "why"),
     [
-        (dict(chunks=()), "no chunks bring all of it"),
-        (dict(chunks=(Chunk(0, 300, (0,)), Chunk(256, 356, (0,)))), "arrives twice"),
-        (dict(chunks=(Chunk(0, 9999, (0,)),)), "no range of the arena"),
-        (dict(chunks=(Chunk(0, 356, (3, 0)),)), "GPU 3: test has GPUs 0 to 1"),
-        (dict(chunks=(Chunk(0, 356, (1, 0)),)), "GPU 1 has no route to GPU 0"),
-        (dict(target=7), "GPU 7"),
-        (dict(access=((Access.COPIED,),)), "access for 1 layers"),
-        (dict(access=((Access.PEER,), (Access.PEER,))), "lands whole on no one partner"),
+        ({"chunks": ()}, "no chunks bring all of it"),
+        ({"chunks": (Chunk(0, 300, (0,)), Chunk(256, 356, (0,)))}, "arrives twice"),
+        ({"chunks": (Chunk(0, 9999, (0,)),)}, "no range of the arena"),
+        ({"chunks": (Chunk(0, 356, (3, 0)),)}, "GPU 3: test has GPUs 0 to 1"),
+        ({"chunks": (Chunk(0, 356, (1, 0)),)}, "GPU 1 has no route to GPU 0"),
+        ({"target": 7}, "GPU 7"),
+        ({"access": ((Access.COPIED,),)}, "access for 1 layers"),
+        ({"access": ((Access.PEER,), (Access.PEER,))}, "lands whole on no one partner"),
     ],
 )
 def test_a_plan_that_fits_nothing_is_one_clear_line(plan_change: dict[str, object], why: str) -> None:

@@ -100,7 +100,7 @@ def deep(layers: int = 40, size: int = 1_000_000):  # type: ignore[no-untyped-de
 
 
 def test_with_two_switches_the_search_comes_near_to_both_uplinks() -> None:
-    net, machine, timings = deep()
+    _net, machine, timings = deep()
     found = search(timings, machine, Options())
     assert not found.exact
     assert set(found.best.plan.gpus) & {2, 3}, "GPU 1 shares GPU 0's uplink and brings nothing"
@@ -117,7 +117,7 @@ def test_intake_counts_a_shared_uplink_once() -> None:
 
 
 def test_partners_are_taken_as_named() -> None:
-    net, machine, timings = deep()
+    _net, machine, timings = deep()
     found = search(timings, machine, Options(target=1, partners=(3,)))
     assert set(found.best.plan.gpus) <= {1, 3}
     assert [c.plan.gpus for c in found.strategies if c.name == "pt"] == [(1, 3)]
@@ -128,7 +128,7 @@ def test_partners_are_taken_as_named() -> None:
 
 @pytest.mark.parametrize("budget", [0, 5_000_000, 20_000_000])
 def test_a_memory_budget_is_kept_and_costs_time(budget: int) -> None:
-    net, machine, timings = deep()
+    _net, machine, timings = deep()
     found = search(timings, machine, Options(memory_budget_bytes=budget))
     assert found.best.plan.held_bytes() <= budget
     assert found.best.makespan_ns >= search(timings, machine, Options()).best.makespan_ns
@@ -170,21 +170,21 @@ def test_a_tied_table_goes_each_way() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (dict(target=9), "GPU 9: test has GPUs 0 to 3"),
-        (dict(partners=(0,)), "GPU 0 is the target"),
-        (dict(partners=(8,)), "GPU 8"),
-        (dict(runs=0), "--runs 0"),
-        (dict(memory_budget_bytes=-1), "cannot be negative"),
+        ({"target": 9}, "GPU 9: test has GPUs 0 to 3"),
+        ({"partners": (0,)}, "GPU 0 is the target"),
+        ({"partners": (8,)}, "GPU 8"),
+        ({"runs": 0}, "--runs 0"),
+        ({"memory_budget_bytes": -1}, "cannot be negative"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, object], why: str) -> None:
-    net, machine, timings = deep(3)
+    _net, machine, timings = deep(3)
     with pytest.raises(InputError, match=why):
         search(timings, machine, Options(**options))  # type: ignore[arg-type]
 
 
 def test_a_profile_of_another_host_is_refused() -> None:
-    net, machine, timings = deep(3)
+    _net, _machine, timings = deep(3)
     with pytest.raises(InputError, match="made for another host"):
         search(timings, host(1), Options())
 

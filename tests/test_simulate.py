@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -132,7 +133,7 @@ def test_laws_of_every_timeline(case) -> None:  # type: ignore[no-untyped-def]
     assert simulate(program, timings, detail=False).makespan_ns == timeline.makespan_ns
     for stream in timeline.streams:
         spans = [s for s in timeline.spans if s.stream == stream]
-        for before, after in zip(spans, spans[1:], strict=False):
+        for before, after in itertools.pairwise(spans):
             assert after.start_ns >= before.stop_ns - 1e-6 * max(1, before.stop_ns), "streams run in order"
     for use in timeline.links:
         assert use.bytes_per_s <= machine.bandwidth[use.link] * (1 + 1e-9), "no link above its capacity"

@@ -80,6 +80,16 @@ def test_each_leaf_call_is_a_layer_and_what_its_parent_does_belongs_to_the_layer
     assert [layer.flops for layer in made.network.layers] == [12 + 96, 36, 12]
 
 
+def test_a_reshape_that_has_to_copy_is_no_layer() -> None:
+    class Turn(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.transpose(1, 2)
+
+    made = trace_of(nn.Sequential(nn.ReLU(), Turn(), nn.Flatten()), torch.ones(1, 4, 5))
+    assert layers(made.network) == [("0", "ReLU", [])]
+    assert [op.name for op in made.work[0]] == ["aten.relu", "aten.clone"]
+
+
 def test_a_root_without_children_is_one_layer() -> None:
     assert layers(trace_of(nn.Linear(2, 2), torch.ones(1, 2)).network) == [
         ("(root)", "Linear", ["weight", "bias"])

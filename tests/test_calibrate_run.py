@@ -1,0 +1,333 @@
+"""Stories of `calibrate run` on a device of threads: whole, broken half way, gone on with, and read back."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from calibrate import show
+from calibrate.bench import NO_FIGURES, Bench, Case, has_peers
+from calibrate.cli import main
+from calibrate.identity import read_identity
+from calibrate.links import LINK_CASES, h2d, p2p
+from calibrate.run import CASES, NO_FIGURE, Ask, Watch, choose_gpus, finish, run, visible
+from calibrate.samples import Point
+from calibrate.store import Store
+from calibrate.topology import Topology, Wire
+from hwexec.cpu import CpuDevice
+from sim.catalog import Request
+from sim.errors import InputError
+from sim.files import read_host, read_profile, write_record
+from tests.test_calibrate_identity import FakeNvml, pair
+
+PAIR = Topology(2, (Wire(0, 1, 18, "SYS"),), (None, None))
+
+
+def tiny() -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """A network of four layers for `--model`."""
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32), torch.nn.LayerNorm(32)
+    )
+    return layers, (torch.ones(1, 64),)
+
+
+MODEL = "tests.test_calibrate_run:tiny"
+
+
+class Told:
+    """A progress that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.notes: list[str] = []
+        self.planned = 0.0
+
+    def plan(self, seconds: float) -> None:
+        self.planned = seconds
+
+    def begins(self, what: str) -> None:
+        self.begun.append(what)
+
+    def ended(self, what: str, seconds: float, said: str) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def device() -> Iterator[CpuDevice]:
+    made = CpuDevice(2, delay_us=0.0)
+    yield made
+    made.close()
+
+
+def ask(*models: str, fresh: bool = False, name: str = "fake") -> Ask:
+    return Ask(name, tuple(Request(m) for m in models), fresh=fresh)
+
+
+def broken(name: str, error: BaseException) -> Case:
+    def measure(_: Bench) -> tuple[Point, ...]:
+        raise error
+
+    return Case(name, "breaks", measure)
+
+
+def good(name: str, counts: list[str]) -> Case:
+    def measure(_: Bench) -> tuple[Point, ...]:
+        counts.append(name)
+        return (Point(name, 0, 1, (1.0, 2.0)),)
+
+    return Case(name, "works", measure)
+
+
+def test_a_gpu_is_lost_half_way_and_the_same_command_goes_on_to_the_end(
+    device: CpuDevice, tmp_path: Path
+) -> None:
+    lost = RuntimeError("CUDA error: unspecified launch failure\nCompile with ...")
+    cases = [broken(c.name, lost) if c.name == "launch" else c for c in CASES]
+    with pytest.raises(InputError, match=r"launch: the GPU failed \(RuntimeError: CUDA error: .*go on$"):
+        run(ask(MODEL), device, Watch(None), Store(tmp_path), Told(), cases=cases)
+
+    told = Told()
+    outcome = run(ask(MODEL), device, Watch(None), Store(tmp_path), told)
+    assert told.begun[:2] == ["launch", "first-replay"]
+    assert outcome.flags == (NO_FIGURE,)
+
+    host = read_host(outcome.host)
+    assert [(p.source, p.destination) for p in host.peers] == [(0, 1), (1, 0)]
+    assert {host.costs.wait_ns.kind, host.links[0].bytes_per_s.kind} == {"assumed"}
+    (profile_path,) = outcome.profiles
+    profile = read_profile(profile_path)
+    assert profile.host_digest == host.digest
+    assert (profile.kind, len(profile.layers), len(profile.layers[0].peer)) == ("estimated", 4, 2)
+    assert profile_path == tmp_path / "profiles" / "fake" / "tests.test_calibrate_run-tiny.fp32.b1.yaml"
+
+    again = Told()
+    assert run(ask(MODEL), device, Watch(None), Store(tmp_path), again).host == outcome.host
+    assert (again.begun, again.planned) == ([], 0)
+    assert read_profile(finish(Store(tmp_path), keep_bad=True).profiles[0]) == profile
+
+    assert device.pinned == {}
+    read_and_drawn(tmp_path, outcome.samples)
+
+
+def read_and_drawn(folder: Path, samples: Path) -> None:
+    """Every file that was written can be shown, compared with itself and, where it has samples, drawn."""
+    files = [
+        samples,
+        *folder.glob("hosts/*"),
+        *folder.glob("profiles/fake/*"),
+        *folder.glob("samples/fake/*"),
+    ]
+    assert len(files) == 4
+    for path in files:
+        console = Console(width=160, record=True, quiet=True)
+        show.show(show.read(str(path)), console)
+    changes = show.compare(show.read(str(samples)), show.read(str(samples)))
+    assert changes
+    assert not any(c.beyond for c in changes)
+    picture = folder / "bandwidth.png"
+    assert main(["show", str(samples), "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="samples files only"):
+        show.plot(show.read(str(files[1])), str(picture))
+
+
+def test_interrupted_it_goes_on_where_it_was(device: CpuDevice, tmp_path: Path) -> None:
+    counts: list[str] = []
+    cases = [good("h2d", counts), broken("d2h", KeyboardInterrupt())]
+    with pytest.raises(KeyboardInterrupt):
+        run(ask(), device, Watch(None), Store(tmp_path), Told(), cases=cases)
+    with pytest.raises(InputError, match="points cannot give"):
+        run(
+            ask(),
+            device,
+            Watch(None),
+            Store(tmp_path),
+            Told(),
+            cases=[good("h2d", counts), good("d2h", counts)],
+        )
+    assert counts == ["h2d", "d2h"]
+    with pytest.raises(KeyboardInterrupt):
+        run(ask(fresh=True), device, Watch(None), Store(tmp_path), Told(), cases=cases)
+    assert counts == ["h2d", "d2h", "h2d"]
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_there_was(
+    device: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[str] = []
+    store = Store(tmp_path)
+
+    def fill(_: Bench) -> tuple[Point, ...]:
+        def refuse(_: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", refuse)
+        return (Point("d2h", 0, 1, (1.0,)),)
+
+    cases = [good("h2d", counts), Case("d2h", "fills the disk", fill)]
+    with pytest.raises(
+        InputError, match=r"case-d2h.yaml: .*No space left on device.*; what was measured before is kept in"
+    ):
+        run(ask(), device, Watch(None), store, Told(), cases=cases)
+    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["case-h2d.yaml", "session.yaml"]
+
+
+def test_the_state_of_another_host_is_not_mixed_in(device: CpuDevice, tmp_path: Path) -> None:
+    def go(given: Ask, on: CpuDevice) -> None:
+        run(given, on, Watch(None), Store(tmp_path), Told(), cases=[broken("h2d", KeyboardInterrupt())])
+
+    with pytest.raises(KeyboardInterrupt):
+        go(ask(), device)
+    with pytest.raises(InputError, match=r"measured with name fake, and now it is other; pass --fresh"):
+        go(ask(name="other"), device)
+    with pytest.raises(InputError, match="measured with GPUs"):
+        go(ask(), CpuDevice(3, delay_us=0.0))
+    with pytest.raises(KeyboardInterrupt):
+        go(ask(name="other", fresh=True), device)
+
+
+def test_a_case_that_this_host_cannot_show_is_waived_with_its_reason(tmp_path: Path) -> None:
+    strangers = CpuDevice(2, delay_us=0.0, strangers=frozenset({(0, 1), (1, 0)}))
+    assert (
+        has_peers(Bench(strangers, PAIR, NO_FIGURES)) == "no GPU can read another's memory (no peer access)"
+    )
+    strangers.close()
+    small = CpuDevice(1, delay_us=0.0, memory_bytes=2**20)
+    store = Store(tmp_path)
+    with pytest.raises(InputError):
+        run(ask(), small, Watch(None), store, Told(), cases=LINK_CASES[:7])
+    small.close()
+    together, alone = store.case("h2d-together"), store.case("h2d")
+    assert together is not None
+    assert alone is not None
+    assert together.waived == "one GPU: there is nothing beside it"
+    assert "not enough GPU memory" in str(alone.waived)
+
+
+def test_a_host_of_one_gpu_is_measured_without_peers(tmp_path: Path) -> None:
+    single = CpuDevice(1, delay_us=0.0)
+    outcome = run(ask(MODEL), single, Watch(None), Store(tmp_path), Told())
+    single.close()
+    host = read_host(outcome.host)
+    assert (len(host.gpus), host.peers) == (1, ())
+    assert host.costs.peer_latency_ns.source.startswith("no peers here")
+    assert read_profile(outcome.profiles[0]).layers[0].peer == ()
+
+
+class Liar(CpuDevice):
+    """Loses the last byte of every copy."""
+
+    def copy(self, stream: Any, destination: torch.Tensor, source: torch.Tensor) -> None:
+        super().copy(stream, destination[:-1], source[:-1])
+
+
+@pytest.mark.parametrize("case", [h2d, p2p])
+def test_bytes_that_do_not_arrive_are_noticed(case: Any, tmp_path: Path) -> None:
+    liar = Liar(2, delay_us=0.0)
+    with pytest.raises(InputError, match="the bytes that arrived differ from those sent"):
+        run(
+            ask(),
+            liar,
+            Watch(None),
+            Store(tmp_path),
+            Told(),
+            cases=[Case("h2d", "", lambda b: case(b, False))],
+        )
+    liar.close()
+    assert Store(tmp_path).case("h2d") is None
+
+
+def test_a_network_that_fails_costs_the_others_nothing(device: CpuDevice, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    run(ask(), device, Watch(None), store, Told())
+    device._fault, device._countdown = "pin", 1
+    with pytest.raises(InputError, match=r"all but 1 of the networks .*refuses to pin"):
+        run(ask(MODEL), device, Watch(None), store, Told())
+    assert len(run(ask(MODEL), device, Watch(None), store, Told()).profiles) == 1
+
+
+def test_identity_and_flags_reach_the_files(device: CpuDevice, tmp_path: Path) -> None:
+    nvml = pair()
+    nvml.busy[0] = 50
+    told = Told()
+    device.figures = True  # as if its times meant something: then flags and refusals are told
+    outcome = run(
+        replace(ask(), quick=True, keep_bad=True), device, Watch(nvml), Store(tmp_path), told, cases=_small()
+    )
+    assert told.notes[0] == "GPU 0 was 50 % busy before measuring: stop its other users"
+    assert outcome.flags[0] == told.notes[0]
+    host = read_host(outcome.host)
+    assert host.about.endswith("PCIe 5.0 x16, NVLink NV18 between GPUs 0 and 1, driver 580.95.05")
+    record = show.read(str(outcome.samples))
+    assert isinstance(record, show.Calibration)
+    assert record.identity == read_identity(nvml)
+    assert (len(record.before), len(record.after)) == (2, 2)
+
+
+def _small() -> list[Case]:
+    """Every case, cut down to what the device of threads can do quickly, whatever it is told of its figures."""
+
+    def cut(case: Case) -> Case:
+        def measure(bench: Bench) -> tuple[Point, ...]:
+            bench.effort = NO_FIGURES
+            return case.measure(bench)
+
+        return replace(case, measure=measure)
+
+    return [cut(case) for case in CASES]
+
+
+def test_gpus_are_chosen_and_numbered_as_cuda_shows_them() -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": "3,1"}
+    choose_gpus((1,), environ)
+    assert environ == {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    with pytest.raises(InputError, match=r"--gpus 2: CUDA_VISIBLE_DEVICES=1 shows 1"):
+        choose_gpus((2,), environ)
+    identity = read_identity(pair())
+    turned = visible(identity, "GPU-2222,0")
+    assert [(g.index, g.uuid[:8]) for g in turned.gpus] == [(0, "GPU-2222"), (1, "GPU-1111")]
+    assert (turned.pairs[0].first, turned.pairs[0].nvlinks) == (0, 18)
+    assert visible(identity, "1").pairs == ()
+
+
+def test_commands_that_cannot_start_say_so_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "x")
+    for words, line in (
+        (["run", "--name", "x", "--out", folder, "--gpus", "0,zero"], "is no list of GPU numbers"),
+        (["run", "--name", "a/b", "--out", folder], "it becomes a file's name"),
+        (["fit", folder], "nothing was measured here"),
+        (["show", str(tmp_path / "none")], "cannot be read"),
+        (["show", __file__], "is no file that calibrate writes"),
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert line in said
+        assert said.count("\n") == 1
+    if not torch.cuda.is_available():
+        assert main(["run", "--name", "x", "--out", folder]) == 2
+        assert "NVIDIA driver" in capsys.readouterr().err
+
+
+def test_no_permission_and_a_lost_gpu_stop_before_anything_is_written(
+    tmp_path: Path, device: CpuDevice
+) -> None:
+    with pytest.raises(InputError, match="no permission to ask the NVIDIA driver"):
+        Watch(pair(nvmlDeviceGetHandleByIndex=4))
+    nvml: FakeNvml = pair()
+    watch = Watch(nvml)
+    nvml.fails["nvmlDeviceGetMemoryInfo"] = 15
+    with pytest.raises(InputError, match="fallen off the bus"):
+        run(ask(), device, watch, Store(tmp_path, write_record), Told())
+    assert list(tmp_path.iterdir()) == []

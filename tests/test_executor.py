@@ -1,0 +1,365 @@
+"""Programs run on threads with delays on purpose: right bits, nothing left behind, one clear line where it cannot be."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import hwexec
+from hwexec.cpu import CpuDevice
+from hwexec.timing import Samples, time_ns, wall_ns
+from sim.errors import InputError
+from sim.host import Host
+from sim.plan import Access, Chunk, Launch, Plan, Sync
+from sim.program import Copy, lower
+from sim.timeline import SpanKind
+from tests import builders, toys
+from tests import strategies as some
+from tests.test_arena import fingerprint
+
+torch.set_num_threads(1)
+TWO = builders.host(2)
+
+
+def dealt(made: toys.Toy, launch: Launch = Launch.GRAPH, links: int = 2, direct: tuple[int, ...] = ()) -> Plan:
+    """Chunks of 512 bytes, dealt to the links in turn; layers in `direct` read in place."""
+    size = made.network.arena_bytes
+    starts = range(0, size, 512)
+    chunks = [Chunk(s, min(s + 512, size), ((0,), (1, 0))[i % links]) for i, s in enumerate(starts)]
+    access = tuple(
+        tuple(Access.DIRECT if index in direct else Access.COPIED for _ in layer.reads)
+        for index, layer in enumerate(made.network.layers)
+    )
+    return Plan("dealt", 0, launch, access, tuple(chunks))
+
+
+def cold_start(made: toys.Toy, plan: Plan, device: CpuDevice, host: Host = TWO) -> hwexec.ColdStart:
+    return hwexec.prepare(made.module, plan, made.inputs, network=made.network, host=host, device=device)
+
+
+@pytest.mark.parametrize("launch", Launch)
+def test_a_cold_start_answers_as_the_module_does(launch: Launch) -> None:
+    made = toys.text()
+    before = fingerprint(made.module)
+    device = CpuDevice(2, seed=1)
+    with cold_start(made, dealt(made, launch), device) as cold:
+        assert (cold.launch, cold.why_eager) == (launch, "")
+        assert torch.equal(cold(*made.inputs), made.answer)
+        assert cold.moved_bytes == made.network.arena_bytes
+        assert cold.relayed_bytes == made.network.arena_bytes // 1024 * 512
+        other = tuple((t + 3) % 29 for t in made.inputs)
+        with torch.no_grad():
+            assert torch.equal(cold.warm(*other), made.module(*other)), "at rest, the module is usable as ever"
+    assert fingerprint(made.module) == before
+    assert device.pinned == {}
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in made.module.modules())
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_any_valid_plan_of_any_network_is_bit_equal(data: st.DataObject) -> None:
+    made = data.draw(toys.toys())
+    host = data.draw(some.hosts(max_gpus=3))
+    plan = data.draw(some.plans(made.network, host))
+    if plan.launch is Launch.GRAPH:
+        plan = replace(plan, sync=Sync.STREAM)
+    device = CpuDevice(3, seed=data.draw(st.integers(0, 99)), delay_us=40)
+    with cold_start(made, plan, device, host) as cold:
+        assert torch.equal(cold(*made.inputs), made.answer)
+        assert cold.moved_bytes == plan.copied_bytes
+        assert torch.equal(cold.warm(*made.inputs), made.answer)
+        cold.settle()
+        assert torch.equal(cold.warm(*made.inputs), made.answer)
+        cold.evict()
+        assert torch.equal(cold(*made.inputs), made.answer)
+        timeline = cold.timeline()
+    copies = [op for op in cold.program.ops if isinstance(op, Copy)]
+    assert len([s for s in timeline.of(SpanKind.COPY) if s.stream.startswith(("h2d", "p2p"))]) == len(copies)
+    assert device.pinned == {}
+    assert [device.held_bytes(gpu) for gpu in range(3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("launch", Launch)
+def test_a_copy_that_is_late_would_be_seen(launch: Launch) -> None:
+    """The poison works: without its waits the same program answers wrongly."""
+    made = toys.text(("linear", "norm"))
+    device = CpuDevice(2, delay_us=20_000)
+    with cold_start(made, dealt(made, launch), device) as cold:
+        device.wait = lambda stream, event: None  # type: ignore[method-assign]
+        assert not torch.equal(cold(*made.inputs), made.answer)
+        device.synchronize()
+
+
+@pytest.mark.parametrize("launch", Launch)
+def test_a_tied_table_is_read_in_place_by_one_layer_and_copied_for_another(launch: Launch) -> None:
+    made = toys.text(("linear", "bare"), tied=True)
+    last = len(made.network.layers) - 1
+    assert made.network.readers[0] == (0, last)
+    with cold_start(made, dealt(made, launch, direct=(0,)), CpuDevice(2)) as cold:
+        pointers: list[int] = []
+        made.module.table.register_forward_hook(lambda m, *_: pointers.append(m.weight.data_ptr()))
+        made.module.head.register_forward_hook(lambda m, *_: pointers.append(m.weight.data_ptr()))
+        assert torch.equal(cold(*made.inputs), made.answer)
+        if launch is Launch.EAGER:
+            assert pointers[0] != pointers[1]
+            cold.settle()
+            pointers.clear()
+            assert torch.equal(cold.warm(*made.inputs), made.answer)
+            assert pointers[0] == pointers[1]
+
+
+def test_reading_at_the_partner_and_what_is_resident_beforehand() -> None:
+    made = toys.text(("linear", "norm", "buffers"), tied=False)
+    net = made.network
+    cut = net.offsets[4]
+    chunks = (Chunk(0, cut, (1,)), Chunk(cut, net.arena_bytes, (0,)))
+    access = tuple(
+        tuple(Access.PEER if net.offsets[r.storage] < cut else Access.COPIED for r in layer.reads)
+        for layer in net.layers
+    )
+    with cold_start(made, Plan("peer", 0, Launch.GRAPH, access, chunks), CpuDevice(2)) as cold:
+        assert torch.equal(cold(*made.inputs), made.answer)
+        assert cold.relayed_bytes == 0
+    access = tuple(
+        tuple(Access.RESIDENT if net.offsets[r.storage] < cut else Access.COPIED for r in layer.reads)
+        for layer in net.layers
+    )
+    with cold_start(made, Plan("kept", 0, Launch.GRAPH, access, chunks[1:]), CpuDevice(2)) as cold:
+        assert torch.equal(cold(*made.inputs), made.answer)
+        cold.evict()
+        assert torch.equal(cold(*made.inputs), made.answer)
+        assert cold.moved_bytes == net.arena_bytes - cut
+
+
+@pytest.mark.parametrize("launch", Launch)
+def test_the_timeline_has_the_plans_own_spans(launch: Launch) -> None:
+    made = toys.text(("linear", "norm"))
+    plan = dealt(made, launch)
+    with cold_start(made, plan, CpuDevice(2, delay_us=500)) as cold:
+        cold(*made.inputs)
+        timeline = cold.timeline()
+    assert timeline.kind == "measured"
+    runs, copies = timeline.of(SpanKind.RUN), timeline.of(SpanKind.COPY)
+    assert [s.layer for s in runs] == list(range(len(made.network.layers)))
+    assert len(copies) == sum(len(c.path) for c in plan.chunks)
+    landed = {s.chunk: s.stop_ns for s in copies}
+    for run in runs:
+        for read in made.network.layers[run.layer].reads:
+            start = made.network.offsets[read.storage]
+            stop = start + made.network.storages[read.storage].size_bytes
+            needed = [i for i, c in enumerate(plan.chunks) if c.start_bytes < stop and c.stop_bytes > start]
+            assert all(landed[i] <= run.stop_ns for i in needed)
+    assert timeline.makespan_ns >= max(s.stop_ns for s in copies)
+    assert any("pcie" in s.cause or "nvlink" in s.cause for s in timeline.of(SpanKind.STALL))
+
+
+def test_a_network_that_no_graph_can_hold_runs_eagerly_and_says_why() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x)
+            return self.b(x) if x.sum().item() > -1e9 else x
+
+    made = toys.toy(Branch(), torch.randn(2, 8))
+    with cold_start(made, dealt(made), CpuDevice(2)) as cold:
+        assert cold.launch is Launch.EAGER
+        assert cold.why_eager == "layer 0 (a) needs a tensor's values on the host (_local_scalar_dense)"
+        assert torch.equal(cold(*made.inputs), made.answer)
+    with cold_start(toys.text(), dealt(toys.text()), CpuDevice(2, fail_at="capture#2")) as cold:
+        assert cold.launch is Launch.EAGER
+        assert cold.why_eager == "layer 0 (table) cannot be captured: an injected capture error"
+        assert torch.equal(cold(*toys.text().inputs), toys.text().answer)
+
+
+@pytest.mark.parametrize("launch", Launch)
+def test_layers_in_another_order_are_refused(launch: Launch) -> None:
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.turned = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(self.b(x)) if self.turned else self.b(self.a(x))
+
+    made = toys.toy(Either(), torch.randn(2, 8))
+    made.module.turned = True
+    with pytest.raises(InputError, match=r"the run met layer 0 \(b\) where the traced network has layer 0 \(a\)"):
+        cold_start(made, dealt(made, launch), CpuDevice(2))
+    made.module.turned = False
+    with cold_start(made, dealt(made, Launch.EAGER), CpuDevice(2)) as cold:
+        made.module.turned = True
+        with pytest.raises(InputError, match=r"the run met a call of Linear where the traced network has layer 0"):
+            cold(*made.inputs)
+        made.module.turned = False
+        assert torch.equal(cold(*made.inputs), made.answer), "the next start is sound again"
+
+
+def test_two_hundred_alternating_starts_leave_memory_where_it_was() -> None:
+    device = CpuDevice(2, delay_us=0)
+    one, two = toys.text(("linear",)), toys.image()
+    with cold_start(one, dealt(one), device) as first, cold_start(two, dealt(two, Launch.EAGER), device) as second:
+        first(*one.inputs), second(*two.inputs)
+        gc.collect()
+        held, tensors = device.held_bytes(0) + device.held_bytes(1), _tensors()
+        for _ in range(100):
+            assert torch.equal(first(*one.inputs), one.answer)
+            assert torch.equal(second(*two.inputs), two.answer)
+        gc.collect()
+        assert device.held_bytes(0) + device.held_bytes(1) == held
+        assert _tensors() == tensors
+    threads = threading.active_count()
+    for _ in range(5):
+        cold_start(one, dealt(one), device).close()
+    gc.collect()
+    assert threading.active_count() == threads
+    assert device.held_bytes(0) + device.held_bytes(1) == 0
+
+
+def _tensors() -> int:
+    return sum(1 for thing in gc.get_objects() if type(thing) in (torch.Tensor, nn.Parameter))
+
+
+@pytest.mark.parametrize("launch", Launch)
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("pin", r"refuses to pin \d+ bytes"),
+        ("peer", r"GPU 0 cannot read GPU 1's memory \(no peer access\); plan over one link"),
+        ("arena", r"out of memory while preparing toy"),
+        ("arena#2", r"out of memory while preparing toy"),
+        ("kernel#5", r"out of memory while preparing toy"),
+    ],
+)
+def test_a_prepare_that_fails_leaves_nothing_behind(launch: Launch, fault: str, says: str) -> None:
+    made = toys.text(("linear", "norm"))
+    before, threads = fingerprint(made.module), threading.active_count()
+    device = CpuDevice(2, fail_at=fault)
+    if fault.startswith("kernel") and launch is Launch.EAGER:
+        pytest.skip("only a capture sees kernels")
+    with pytest.raises(InputError, match=says) as caught:
+        cold_start(made, dealt(made, launch), device)
+    assert "\n" not in str(caught.value)
+    del caught
+    gc.collect()
+    assert fingerprint(made.module) == before
+    assert device.pinned == {}
+    assert device.held_bytes(0) + device.held_bytes(1) == 0
+    assert threading.active_count() == threads
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in made.module.modules())
+    with cold_start(made, dealt(made, launch), CpuDevice(2)) as cold:
+        assert torch.equal(cold(*made.inputs), made.answer), "a second plan on the same module works"
+
+
+def test_an_interrupted_start_and_a_broken_one_leave_a_usable_module() -> None:
+    made = toys.text(("linear", "norm"))
+    before = fingerprint(made.module)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), cold_start(made, dealt(made, Launch.EAGER), CpuDevice(2)) as cold:
+        made.module.head.register_forward_pre_hook(interrupt)
+        cold(*made.inputs)
+    assert fingerprint(made.module) == before
+    made.module.head._forward_pre_hooks.clear()
+    device = CpuDevice(2, fail_at="replay")
+    with cold_start(made, dealt(made), device) as cold:
+        with pytest.raises(RuntimeError, match="injected launch error"):
+            cold(*made.inputs)
+        with pytest.raises(InputError, match="make a cold start before a warm run"):
+            cold.warm(*made.inputs)
+        assert torch.equal(cold(*made.inputs), made.answer)
+    made.module.head.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cold_start(made, dealt(made), CpuDevice(2))
+    assert fingerprint(made.module) == before
+
+
+def test_plans_and_inputs_that_do_not_fit_are_one_clear_line() -> None:
+    made = toys.text(("linear",))
+    plan = dealt(made)
+    far = replace(plan, chunks=(Chunk(0, made.network.arena_bytes, (3, 0)),))
+    with pytest.raises(InputError, match="plan 'dealt' uses GPU 3, but this machine has 2"):
+        cold_start(made, far, CpuDevice(2), builders.host(4))
+    with pytest.raises(InputError, match=r"GPU 0 \(.*\) has 1000 of 1000 bytes free, and toy needs \d+ there"):
+        cold_start(made, plan, CpuDevice(2, memory_bytes=1000))
+    with pytest.raises(InputError, match=r"the host thread waits for copies .* launch it eagerly"):
+        cold_start(made, replace(plan, sync=Sync.HOST_ALL), CpuDevice(2))
+    with pytest.raises(InputError, match="is in training mode"):
+        hwexec.prepare(nn.Linear(2, 2), plan, made.inputs, host=TWO, device="cpu")
+    with pytest.raises(InputError, match="device 'tpu': there is 'cuda' and 'cpu'"):
+        hwexec.open_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no CUDA device"):
+            hwexec.prepare(made.module, plan, made.inputs, network=made.network, host=TWO)
+    with cold_start(made, plan, CpuDevice(2)) as cold:
+        with pytest.raises(InputError, match=r"input 0 is torch.int64 \[1, 5\], but torch.int64 \[2, 5\] in the example"):
+            cold(made.inputs[0][:1])
+        with pytest.raises(InputError, match="not built like the example's"):
+            cold(*made.inputs, *made.inputs)
+        with pytest.raises(InputError, match="make a cold start before a warm run"):
+            cold.warm(*made.inputs)
+    with pytest.raises(InputError, match="closed; prepare the module again"):
+        cold(*made.inputs)
+
+
+def test_a_plan_that_is_traced_here_and_inputs_by_keyword() -> None:
+    made = toys.text(("linear",))
+    plan = dealt(made)
+    with hwexec.prepare(made.module, plan, made.inputs[0], host=TWO, device="cpu") as cold:
+        assert torch.equal(cold(made.inputs[0]), made.answer)
+    named = {"tokens": made.inputs[0]}
+    with hwexec.prepare(made.module, plan, named, network=made.network, host=TWO, device="cpu") as cold:
+        assert torch.equal(cold(**named), made.answer)
+
+
+def test_what_is_loaded_between_starts_is_what_the_next_one_brings() -> None:
+    made = toys.text(("linear",))
+    other = toys.text(("linear",))
+    for p in other.module.parameters():
+        p.data.mul_(0.5)
+    with torch.no_grad():
+        want = other.module(*made.inputs)
+    with cold_start(made, dealt(made), CpuDevice(2)) as cold:
+        assert torch.equal(cold(*made.inputs), made.answer)
+        made.module.load_state_dict(other.module.state_dict())
+        assert torch.equal(cold(*made.inputs), want)
+    with torch.no_grad():
+        assert torch.equal(made.module(*made.inputs), want)
+
+
+def test_every_wait_that_lowering_makes_is_needed() -> None:
+    made = toys.text()
+    program = lower(dealt(made), made.network, TWO)
+    waits = [i for i, op in enumerate(program.ops) if type(op).__name__ == "Wait"]
+    assert len(waits) > 10
+    for index in waits:
+        with pytest.raises(InputError, match="a Wait is missing"):
+            replace(program, ops=program.ops[:index] + program.ops[index + 1 :])
+
+
+def test_samples_are_kept_raw_and_their_spread_is_flagged() -> None:
+    samples = Samples((1.0, 2.0, 3.0, 4.0, 100.0))
+    assert (samples.median_ns, samples.iqr_ns, samples.minimum_ns) == (3.0, 2.0, 1.0)
+    assert samples.noisy
+    assert not Samples((5.0,)).noisy
+    device = CpuDevice(1, delay_us=0)
+    stream = device.stream("h2d:0", 0)
+    a, b = torch.zeros(1 << 20, dtype=torch.uint8), torch.ones(1 << 20, dtype=torch.uint8)
+    timed = time_ns(lambda: device.copy(stream, a, b), device, [stream], repeats=5)
+    assert len(timed.raw) == 5
+    assert timed.gated
+    assert torch.equal(a, b)
+    assert len(wall_ns(lambda: device.copy(stream, a, b), device, repeats=3).raw) == 3
+    device.close()
