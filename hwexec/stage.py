@@ -13,7 +13,7 @@ from hwexec.device import POISON, Device, Event, Graph, Stream
 from hwexec.hooks import Finder
 from hwexec.walk import Marks, Move, Pairs, Walk
 from sim.errors import InputError, require
-from sim.plan import Access, Launch, Sync
+from sim.plan import Access
 from sim.program import HOST, Copy, Op, Program, Run
 
 HEADROOM_BYTES = 256 * 2**20
@@ -61,10 +61,6 @@ class Stage:
                 gpu < device.gpu_count,
                 f"plan {plan.name!r} uses GPU {gpu}, but this machine has {device.gpu_count}; search a plan for this host",
             )
-        require(
-            plan.launch is Launch.EAGER or plan.sync is Sync.STREAM,
-            f"plan {plan.name!r}: the host thread waits for copies ({plan.sync}), which no graph can hold; launch it eagerly",
-        )
         self._extents = {plan.target: Extents.of([(0, network.arena_bytes)])}
         for gpu in plan.gpus[1:]:
             crossing = [(c.start_bytes, c.stop_bytes) for c in plan.chunks if gpu in c.path]

@@ -1,6 +1,6 @@
 """How commands end: results on stdout, one line per error on stderr, exit codes. Every command line here uses `run_command`.
 
-0 done · 2 bad input or usage · 130 interrupted · 141 the reader of our output went away.
+0 done · 1 the reader of our output went away (as click and rich end then) · 2 bad input or usage · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run_command(command: click.Command, prog: str, args: Sequence[str] | None = 
         return _complain(prog, "interrupted", 130)
     except BrokenPipeError:
         _drop_stdout()
-        return 141
+        return 1
     except OSError as error:
         if error.filename is not None:
             raise

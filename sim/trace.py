@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from sim.errors import InputError
+from sim.errors import InputError, require
 from sim.hints import error_line
 from sim.models import Built, build
 from sim.network import Layer, Network, Read, Storage
@@ -70,6 +70,14 @@ def trace(built: Built) -> Trace:
 
     Raises InputError where the module's forward fails, and there names the layer it had reached.
     """
+    scripted = [
+        name or ROOT for name, m in built.module.named_modules() if isinstance(m, torch.jit.ScriptModule)
+    ]
+    require(
+        not scripted,
+        f"model {built.name!r}: module {''.join(scripted[:1])!r} is TorchScript, which shows no operators; give the "
+        "module that it was made from",
+    )
     table = StorageTable(built.module)
     recorder = _Recorder(table)
     tracker = LayerTracker(built.module, table.find, recorder)

@@ -111,7 +111,9 @@ def test_a_module_on_the_meta_device_is_filled_from_a_state_dict() -> None:
 def test_safetensors_files_are_read_straight_into_the_arena(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     made, other = toys.text(("linear", "norm", "buffers")), toys.text(("linear", "norm", "buffers"))
-    state = {k: v for k, v in made.module.state_dict().items() if k != "head.weight"}  # tied: files keep one name
+    state = {
+        k: v for k, v in made.module.state_dict().items() if k != "head.weight"
+    }  # tied: files keep one name
     names = sorted(state)
     safetensors.save_file({k: state[k] for k in names[:4]}, tmp_path / "a.safetensors")
     safetensors.save_file({k: state[k] for k in names[4:]}, tmp_path / "b.safetensors")
@@ -133,7 +135,10 @@ def test_safetensors_files_are_read_straight_into_the_arena(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda s: s | {"table.weight": torch.zeros(3)}, r"'table.weight' is float32 \[3\], but float32 \[29, 16\]"),
+        (
+            lambda s: s | {"table.weight": torch.zeros(3)},
+            r"'table.weight' is float32 \[3\], but float32 \[29, 16\]",
+        ),
         (lambda s: s | {"table.weight": s["table.weight"].half()}, r"is float16 \[29, 16\], but float32"),
         (lambda s: s | {"who": torch.zeros(1)}, r"has 'who', which the module has not"),
         (lambda s: {k: v for k, v in s.items() if "dense" not in k}, r"the state_dict lacks 2 tensors"),
@@ -151,7 +156,9 @@ def test_a_module_that_is_not_the_network_is_refused() -> None:
     made = toys.text(("linear",))
     with pytest.raises(InputError, match=r"'blocks.1.dense.weight' is no storage of network"):
         slots_of(toys.text(("linear", "linear")).module, made.network)
-    with pytest.raises(InputError, match=r"has 928 bytes of bf16, but 1856 of fp32 .* build the module as it was traced"):
+    with pytest.raises(
+        InputError, match=r"has 928 bytes of bf16, but 1856 of fp32 .* build the module as it was traced"
+    ):
         slots_of(toys.text(("linear",), dtype=torch.bfloat16).module, made.network)
     with pytest.raises(InputError, match=r"has 'table.weight', but the module has no such tensor"):
         slots_of(nn.Identity(), made.network)

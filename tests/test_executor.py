@@ -28,7 +28,9 @@ torch.set_num_threads(1)
 TWO = builders.host(2)
 
 
-def dealt(made: toys.Toy, launch: Launch = Launch.GRAPH, links: int = 2, direct: tuple[int, ...] = ()) -> Plan:
+def dealt(
+    made: toys.Toy, launch: Launch = Launch.GRAPH, links: int = 2, direct: tuple[int, ...] = ()
+) -> Plan:
     """Chunks of 512 bytes, dealt to the links in turn; layers in `direct` read in place."""
     size = made.network.arena_bytes
     starts = range(0, size, 512)
@@ -56,7 +58,9 @@ def test_a_cold_start_answers_as_the_module_does(launch: Launch) -> None:
         assert cold.relayed_bytes == made.network.arena_bytes // 1024 * 512
         other = tuple((t + 3) % 29 for t in made.inputs)
         with torch.no_grad():
-            assert torch.equal(cold.warm(*other), made.module(*other)), "at rest, the module is usable as ever"
+            assert torch.equal(cold.warm(*other), made.module(*other)), (
+                "at rest, the module is usable as ever"
+            )
     assert fingerprint(made.module) == before
     assert device.pinned == {}
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in made.module.modules())
@@ -194,12 +198,16 @@ def test_layers_in_another_order_are_refused(launch: Launch) -> None:
 
     made = toys.toy(Either(), torch.randn(2, 8))
     made.module.turned = True
-    with pytest.raises(InputError, match=r"the run met layer 0 \(b\) where the traced network has layer 0 \(a\)"):
+    with pytest.raises(
+        InputError, match=r"the run met layer 0 \(b\) where the traced network has layer 0 \(a\)"
+    ):
         cold_start(made, dealt(made, launch), CpuDevice(2))
     made.module.turned = False
     with cold_start(made, dealt(made, Launch.EAGER), CpuDevice(2)) as cold:
         made.module.turned = True
-        with pytest.raises(InputError, match=r"the run met a call of Linear where the traced network has layer 0"):
+        with pytest.raises(
+            InputError, match=r"the run met a call of Linear where the traced network has layer 0"
+        ):
             cold(*made.inputs)
         made.module.turned = False
         assert torch.equal(cold(*made.inputs), made.answer), "the next start is sound again"
@@ -208,7 +216,10 @@ def test_layers_in_another_order_are_refused(launch: Launch) -> None:
 def test_two_hundred_alternating_starts_leave_memory_where_it_was() -> None:
     device = CpuDevice(2, delay_us=0)
     one, two = toys.text(("linear",)), toys.image()
-    with cold_start(one, dealt(one), device) as first, cold_start(two, dealt(two, Launch.EAGER), device) as second:
+    with (
+        cold_start(one, dealt(one), device) as first,
+        cold_start(two, dealt(two, Launch.EAGER), device) as second,
+    ):
         first(*one.inputs), second(*two.inputs)
         gc.collect()
         held, tensors = device.held_bytes(0) + device.held_bytes(1), _tensors()
@@ -292,9 +303,13 @@ def test_plans_and_inputs_that_do_not_fit_are_one_clear_line() -> None:
     far = replace(plan, chunks=(Chunk(0, made.network.arena_bytes, (3, 0)),))
     with pytest.raises(InputError, match="plan 'dealt' uses GPU 3, but this machine has 2"):
         cold_start(made, far, CpuDevice(2), builders.host(4))
-    with pytest.raises(InputError, match=r"GPU 0 \(.*\) has 1000 of 1000 bytes free, and toy needs \d+ there"):
+    with pytest.raises(
+        InputError, match=r"GPU 0 \(.*\) has 1000 of 1000 bytes free, and toy needs \d+ there"
+    ):
         cold_start(made, plan, CpuDevice(2, memory_bytes=1000))
-    with pytest.raises(InputError, match=r"the host thread waits for copies .* launch it eagerly"):
+    with pytest.raises(
+        InputError, match=r"waits on the host thread, which a graph cannot; launch it eagerly"
+    ):
         cold_start(made, replace(plan, sync=Sync.HOST_ALL), CpuDevice(2))
     with pytest.raises(InputError, match="is in training mode"):
         hwexec.prepare(nn.Linear(2, 2), plan, made.inputs, host=TWO, device="cpu")
@@ -304,7 +319,9 @@ def test_plans_and_inputs_that_do_not_fit_are_one_clear_line() -> None:
         with pytest.raises(InputError, match="no CUDA device"):
             hwexec.prepare(made.module, plan, made.inputs, network=made.network, host=TWO)
     with cold_start(made, plan, CpuDevice(2)) as cold:
-        with pytest.raises(InputError, match=r"input 0 is torch.int64 \[1, 5\], but torch.int64 \[2, 5\] in the example"):
+        with pytest.raises(
+            InputError, match=r"input 0 is torch.int64 \[1, 5\], but torch.int64 \[2, 5\] in the example"
+        ):
             cold(made.inputs[0][:1])
         with pytest.raises(InputError, match="not built like the example's"):
             cold(*made.inputs, *made.inputs)

@@ -443,6 +443,13 @@ def test_a_forward_that_fails_says_where_and_leaves_no_hook() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+def test_torchscript_is_refused_in_one_line() -> None:
+    module = nn.Sequential(nn.ReLU(), torch.jit.script(nn.Linear(2, 2)))
+    with pytest.raises(InputError, match="module '1' is TorchScript"):
+        trace_of(module, torch.ones(1, 2))
+
+
 def test_autocast_on_the_meta_device_is_let_pass() -> None:
     class Switched(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

@@ -77,7 +77,9 @@ class Image(nn.Module):
 
     def __init__(self, depth: int, width: int, channels_last: bool) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else width, width, 3, padding=1) for i in range(depth))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(3 if i == 0 else width, width, 3, padding=1) for i in range(depth)
+        )
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(depth))
         self.out = nn.Linear(width, 5)
         if channels_last:
@@ -106,7 +108,9 @@ def toy(module: nn.Module, *inputs: Tensor, name: str = "toy") -> Toy:
         return Toy(module, inputs, network, module(*inputs))
 
 
-def text(kinds: tuple[str, ...] = BLOCKS, width: int = 16, tied: bool = True, dtype: torch.dtype = torch.float32) -> Toy:
+def text(
+    kinds: tuple[str, ...] = BLOCKS, width: int = 16, tied: bool = True, dtype: torch.dtype = torch.float32
+) -> Toy:
     torch.manual_seed(len(kinds) + width)
     module = Text(list(kinds), width, tied).to(dtype)
     return toy(module, torch.randint(0, 29, (2, 5)))

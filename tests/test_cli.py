@@ -1,0 +1,397 @@
+"""`sim` as a user meets it: what each command prints, writes and refuses. Bad input is one line, exit code 2, nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import pytest
+
+from sim.catalog import Request, find_host, find_profile, host_names, obtain_profile
+from sim.cli import cli, parse_gpus, parse_size
+from sim.console import run_command
+from sim.errors import InputError
+from sim.files import read_plan, write_host, write_plan, write_profile
+from tests import golden
+from tests.builders import host, network, profile
+
+NETWORK = network(300_000, 0, (200_000, 5_000), 1_000_000)
+MACHINE = host(3, pcie=12.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    code: int
+    out: str
+    err: str
+
+
+Sim = Callable[..., Run]
+
+
+@pytest.fixture
+def sim(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sim:
+    """Runs `sim` in a folder that holds host.yaml and profile.yaml."""
+    monkeypatch.chdir(tmp_path)
+    write_host("host.yaml", MACHINE)
+    write_profile("profile.yaml", profile(NETWORK, MACHINE, run=20_000, direct=50_000))
+
+    def run(*args: str) -> Run:
+        code = run_command(cli, "sim", args)
+        captured = capsys.readouterr()
+        return Run(code, captured.out, captured.err)
+
+    return run
+
+
+HERE = ("--model", "test", "--host", "./host.yaml", "--profile", "profile.yaml")
+
+
+# From nothing to a plan and back
+
+
+def test_search_writes_a_plan_that_simulate_predicts_alike(sim: Sim, tmp_path: Path) -> None:
+    outputs = ("--out", "plan.yaml", "--trace", "out.json", "--plot", "out.png")
+    done = sim("search", *HERE, *outputs, "--layers")
+    assert (done.code, done.err) == (0, "wrote plan.yaml\nwrote out.json\nwrote out.png\n")
+    assert "test, fp32, batch 1 on test, GPU 0 (ESTIMATED, not measured)" in done.out
+    assert "0-Linear (0.286 MB) | " in done.out
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "out.json").read_text())["traceEvents"]
+
+    plan = read_plan("plan.yaml")
+    assert (plan.model, plan.batch, plan.dtype, plan.seq, plan.host) == ("test", 1, "fp32", None, "test")
+    assert (plan.network_digest, plan.host_digest) == (NETWORK.digest, MACHINE.digest)
+    assert plan.provenance.inputs == (f"host:{MACHINE.digest}", f"network:{NETWORK.digest}")
+    assert plan.bound_ns <= plan.predicted_ns
+
+    again = sim("simulate", "plan.yaml", "--host", "./host.yaml", "--profile", "profile.yaml")
+    assert again.code == 0
+    assert "Plan best fits its host and network" in again.out
+    assert ", as the file says; " in again.out
+    found = json.loads(sim("simulate", "plan.yaml", *HERE[2:], "--json").out)
+    assert found["latency_ms"] == found["recorded_ms"] == plan.predicted_ns / 1e6
+
+
+def test_json_is_one_object_and_nothing_else(sim: Sim) -> None:
+    done = sim("search", *HERE, "--json", "--layers", "--gpus", "1,0")
+    assert done.err == ""
+    assert done.out.count("\n") == 1
+    found = json.loads(done.out)
+    assert found["best"]["gpus"][0] == 1
+    assert found["best"]["latency_ms"] <= min(s["latency_ms"] for s in found["strategies"])
+
+
+def test_options_reach_the_search(sim: Sim) -> None:
+    budget = json.loads(sim("search", *HERE, "--json", "--memory-budget", "0", "--gpus", "0").out)
+    assert budget["best"]["copied_bytes"] == 0
+    assert [s["name"] for s in budget["strategies"]] == ["best"]
+    assert "mean of 3 ms" in sim("search", *HERE, "--runs", "3").out
+    alone = json.loads(sim("search", *HERE, "--json", "--gpus", "0").out)
+    assert {tuple(s["gpus"]) for s in alone["strategies"]} == {(0,)}
+
+
+def test_hosts_and_layers_list_what_there_is(sim: Sim) -> None:
+    assert "p3.8xlarge" in sim("hosts").out
+    assert "p3.8xlarge" in host_names()
+    golden.compare("host", sim("hosts", "./host.yaml").out)
+    shipped = sim("hosts", "p3.8xlarge").out
+    for word in ("EMOGI", "GB/s", "published", "fitted", "assumed", "launch_cross_ns"):
+        assert word in shipped
+    layers = sim("layers", "--model", "resnet50")
+    assert "resnet50, fp32, batch 1: 158 layers" in layers.out
+    found = json.loads(sim("layers", "--model", "resnet50", "--json").out)
+    assert len(found["layers"]) == 158
+    assert found["layers"][0]["storages"] == ["conv1.weight"]
+    assert found["total_bytes"] == 102_441_032
+
+
+def test_models_lists_names(sim: Sim) -> None:
+    done = sim("models")
+    assert {"resnet50", "vit_b_16", "hf:bert-base"} <= set(done.out.split())
+
+
+# What ships
+
+
+def test_shipped_profiles_are_found_by_what_was_asked() -> None:
+    machine = find_host("p3.8xlarge")
+    for name in ("resnet50", "resnet101", "hf:bert-base"):
+        for request in (Request(name), Request(name, 1, "fp32")):
+            found = find_profile(machine, request)
+            assert found is not None
+            assert (found.network.model, found.network.batch, found.network.dtype) == (name, 1, "fp32")
+            assert found.kind == "estimated"
+    assert find_profile(machine, Request("resnet50", 2)) is None
+    assert find_profile(machine, Request("resnet50", dtype="fp16")) is None
+    assert find_profile(machine, Request("resnet50", seq=5)) is None
+    assert find_profile(machine, Request("hf:bert-base", seq=383)) is None
+    assert find_profile(machine, Request("../../hosts/p3.8xlarge")) is None
+    assert find_profile(machine, Request("x" * 5000)) is None
+    changed = replace(machine.costs, launch_ns=replace(machine.costs.launch_ns, value=1.0))
+    assert find_profile(replace(machine, costs=changed), Request("resnet50")) is None
+
+
+def test_a_shipped_length_is_the_models_own() -> None:
+    from sim.models import build  # noqa: PLC0415 - torch only where a test needs it
+
+    found = find_profile(find_host("p3.8xlarge"), Request("hf:bert-base"))
+    assert found is not None
+    pytest.importorskip("transformers")
+    assert found.network.seq == build("hf:bert-base", device="meta").seq
+
+
+def test_what_does_not_ship_is_traced_and_estimated(sim: Sim) -> None:
+    done = sim("search", "--model", "squeezenet1_1", "--batch", "2", "--json")
+    assert done.code == 0
+    assert done.err == (
+        "squeezenet1_1: no profile at hand; tracing it and estimating one for p3.8xlarge (imports torch)\n"
+    )
+    found = json.loads(done.out)
+    assert (found["model"], found["profile_kind"]) == ("squeezenet1_1", "estimated")
+
+
+# Start-up
+
+_PROBE = "import sys, resource; sys.argv[0] = 'sim'; from sim.cli import main; main()"
+
+
+def cpu_seconds(*args: str) -> tuple[float, str]:
+    """CPU time of a new process: what a quiet machine would take, whatever else this one does."""
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", _PROBE, *args], capture_output=True, text=True, check=True)
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    return spent, done.stdout
+
+
+def test_help_answers_within_half_a_second() -> None:
+    spent, out = min(cpu_seconds("--help") for _ in range(2))
+    assert "search" in out
+    assert spent < 0.5
+
+
+def test_the_main_job_answers_within_two_seconds() -> None:
+    spent, out = min(cpu_seconds("search", "--model", "resnet50") for _ in range(2))
+    assert "Bound: " in out
+    assert spent < 2.0
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys; from sim.cli import cli; from sim.console import run_command\n"
+        "heavy = ('torch', 'simpy', 'rich', 'scipy', 'matplotlib', 'yaml', 'numpy')\n"
+        "print([m for m in heavy if m in sys.modules])\n"
+        "run_command(cli, 'sim', ['search', '--model', 'resnet50', '--json'])\n"
+        "print([m for m in ('torch', 'scipy', 'matplotlib', 'numpy') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, _, last = done.stdout.splitlines()
+    assert (first, last) == ("[]", "[]")
+
+
+# Bad input
+
+
+def refused(done: Run, says: str, folder: Path) -> None:
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.startswith("sim: ")
+    assert done.err.count("\n") == 1
+    assert says in done.err
+    assert sorted(p.name for p in folder.iterdir()) == ["host.yaml", "profile.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--memory-budget -5MiB", "--memory-budget '-5MiB': must be a size of 0 or more, as 200MiB"),
+        ("--memory-budget lots", "--memory-budget 'lots': must be a size"),
+        ("--memory-budget 5Mb", "must be a size"),
+        ("--memory-budget nan", "must be a size"),
+        ("--memory-budget 1e9", "must be a size"),
+        ("--memory-budget=", "must be a size"),
+        ("--memory-budget " + "9" * 50, "larger than any memory"),
+        ("--gpus 0,,2", "--gpus '0,,2': must be GPU numbers with commas between"),
+        ("--gpus a", "must be GPU numbers"),
+        ("--gpus -1", "must be GPU numbers"),
+        ("--gpus 0,0", "a GPU is named twice"),
+        ("--gpus 9", "GPU 9: test has GPUs 0 to 2; choose among them"),
+        ("--gpus 0,9", "GPU 9: test has GPUs 0 to 2"),
+        ("--runs 0", "--runs 0: at least the cold start itself must run"),
+        ("--runs x", "Invalid value for '--runs': 'x' is not a valid integer; see `sim search --help`"),
+        ("--dtype fp8", "'fp8' is not one of 'fp32', 'fp16', 'bf16'"),
+        ("--frobnicate", "No such option"),
+        ("--batch 2", "profile.yaml: a profile of another network: its batch is 1, not 2"),
+        ("--dtype bf16", "a profile of another network: its dtype is fp32, not bf16"),
+        ("--seq 12", "a profile of another network: its seq is None, not 12"),
+        ("--model resnet50", "a profile of another network: its model is test, not resnet50"),
+        ("--host p3.8xlarge", "profile.yaml: a profile made on test, not for p3.8xlarge"),
+        ("--host p3.8xlarg", "host 'p3.8xlarg' is not known; nearest: p3.8xlarge"),
+        ("--host ./none.yaml", "none.yaml: there is no such file"),
+        ("--host profile.yaml", "profile.yaml: kind is 'profile'; a host file says `kind: host`"),
+        ("--profile host.yaml", "host.yaml: kind is 'host'; a profile file says `kind: profile`"),
+        ("--profile .", "is not a regular file"),
+        ("--out host.yaml", "host.yaml: exists; choose another path or pass --force"),
+        ("--out none/plan.yaml", "none/plan.yaml: there is no folder"),
+        ("--out .", "is a directory"),
+        ("--trace profile.yaml", "profile.yaml: exists"),
+        ("--plot out.gif", "out.gif: no format for a picture; end the name in .png, .svg, .pdf"),
+        ("--out same.png --plot same.png", "same.png: named for two outputs"),
+        ("--out plan.yaml --plot none/out.png", "there is no folder"),
+    ],
+)
+def test_bad_input_is_one_line(args: str, says: str, sim: Sim, tmp_path: Path) -> None:
+    refused(sim("search", *HERE, *args.split(" ")), says, tmp_path)
+
+
+def test_an_unknown_model_answers_with_the_nearest(sim: Sim, tmp_path: Path) -> None:
+    done = sim("search", "--model", "resnet5O", "--out", "plan.yaml")
+    progress, error = done.err.splitlines()
+    assert progress.startswith("resnet5O: no profile at hand")
+    assert error.startswith("sim: model 'resnet5O': not known; nearest: resnet50")
+    assert (done.code, done.out) == (2, "")
+    assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_a_partner_without_a_route(sim: Sim, tmp_path: Path) -> None:
+    lonely = host(3, pcie=12.0, peers=False)
+    write_host("host.yaml", lonely, force=True)
+    write_profile("profile.yaml", profile(NETWORK, lonely), force=True)
+    refused(sim("search", *HERE, "--gpus", "0,2"), "GPU 2 has no route to GPU 0 on test", tmp_path)
+
+
+def test_an_estimate_needs_a_roofline(sim: Sim, tmp_path: Path) -> None:
+    refused(
+        sim("search", "--model", "resnet50", "--host", "./host.yaml"), "has no roofline figures", tmp_path
+    )
+
+
+def test_usage_without_a_model_or_a_command(sim: Sim, tmp_path: Path) -> None:
+    refused(sim("search"), "Missing option '--model'; see `sim search --help`", tmp_path)
+    refused(sim("serach"), "No such command 'serach'", tmp_path)
+    assert sim().code == 2
+    assert sim("--help").code == 0
+
+
+def test_a_plan_must_fit_its_host_and_network(sim: Sim, tmp_path: Path) -> None:
+    assert sim("search", *HERE, "--out", "plan.yaml").code == 0
+    plan = read_plan("plan.yaml")
+    here = ("--host", "./host.yaml", "--profile", "profile.yaml")
+
+    def says(text: str) -> None:
+        done = sim("simulate", "plan.yaml", *here)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.count("\n") == 1
+        assert text in done.err
+
+    write_plan("plan.yaml", replace(plan, network_digest="0" * 64), force=True)
+    says("plan.yaml: made for another network than test is here")
+    write_plan("plan.yaml", replace(plan, host_digest="0" * 64), force=True)
+    says("plan.yaml: made for test with other constants than test has now")
+    write_plan("plan.yaml", replace(plan, plan=replace(plan.plan, chunks=())), force=True)
+    says("but no chunks bring all of it to GPU 0")
+    write_plan("plan.yaml", replace(plan, plan=replace(plan.plan, target=7)), force=True)
+    says("GPU 7: test has GPUs 0 to 2")
+    (tmp_path / "plan.yaml").write_text((tmp_path / "plan.yaml").read_text()[:700])
+    says("plan.yaml: ")
+    (tmp_path / "plan.yaml").write_text("[" * 10**6)
+    says("nested deeper than 32 levels")
+
+
+def test_the_name_of_a_shipped_host_may_be_a_user_file(sim: Sim) -> None:
+    with pytest.raises(InputError, match="not known"):
+        find_host("host")
+    assert find_host("host.yaml") == MACHINE
+    made = obtain_profile(MACHINE, Request("test", None, None, None), "profile.yaml")
+    assert made.network == NETWORK
+
+
+# Endings
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "err"),
+    [
+        (InputError("a\nb \x1b[31m c"), 2, "prog: a b  [31m c\n"),
+        (KeyboardInterrupt(), 130, "prog: interrupted\n"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "prog: the output cannot be written (No space left on device)",
+        ),
+    ],
+)
+def test_endings(raised: BaseException, code: int, err: str, capfd: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    def command() -> None:
+        raise raised
+
+    saved = os.dup(1)
+    try:
+        assert run_command(command, "prog", []) == code
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+    assert capfd.readouterr().err.lstrip().startswith(err)  # click ends the line that shows ^C
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    @click.command()
+    def command() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_command(command, "prog", [])
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", _PROBE, "hosts", "p3.8xlarge"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_a_redirect_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", _PROBE, "hosts"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "sim: the output cannot be written (No space left on device); free some space or redirect it\n"
+    )
+
+
+# Sizes and GPUs
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("1000000", 1_000_000),
+        ("200MiB", 200 * 2**20),
+        ("200 MiB", 200 * 2**20),
+        ("1.5GiB", 3 * 2**29),
+        ("300MB", 300_000_000),
+        ("1kB", 1000),
+        ("0.5KiB", 512),
+        ("7B", 7),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_gpus() -> None:
+    assert parse_gpus("0,2") == (0, 2)
+    assert parse_gpus(" 1 , 3,0") == (1, 3, 0)
