@@ -101,8 +101,10 @@ def measure(
         with prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold:
             if cold.why_eager:
                 notes.append(f"{way}: no graph ({cold.why_eager}); measured eagerly")
-            runs.append(_watch(way, cold, built, network, device, repeats))
-            if way == "resident":
+            # what is added in place is large beside its noise, and each look through the profiler takes a third of a second
+            count = repeats if way == "resident" else max(2, repeats // 2)
+            runs.append(_watch(way, cold, built, network, device, count))
+            if way == "resident" and device.figures:
                 beside = _beside_copies(cold, built, device, repeats)
     progress("issue")
     plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)

@@ -270,6 +270,7 @@ def _measured(case: Case, bench: Bench, store: Store) -> CaseResult:
 
 
 def _lost(what: str, error: Exception, store: Store) -> InputError:
+    store.keep_failure(error)
     return InputError(
         f"{what}: the GPU failed ({error_line(error)}); what was measured before is kept in {store.folder}: "
         "look at nvidia-smi and dmesg, then run the same command to go on"

@@ -10,7 +10,9 @@ DIR/profiles/NAME/MODEL....yaml         a Profile per network
 from __future__ import annotations
 
 import shutil
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,12 @@ class Store:
 
     def keep_case(self, result: CaseResult) -> None:
         self.put(self.folder / "state" / f"case-{result.case}.yaml", CASE, result)
+
+    def keep_failure(self, error: BaseException) -> None:
+        """Where an unexpected error came from, for whoever has to find out; the command itself says one line."""
+        with suppress(OSError):
+            text = "".join(traceback.format_exception(error))
+            (self.folder / "state" / "last-error.txt").write_text(text)
 
     # Networks
 

@@ -125,6 +125,7 @@ def search(**options: Any) -> None:
 
 @cli.command()
 @click.argument("plan", metavar="PLAN")
+@click.option("--model", metavar="NAME", help="Only to allow a plan's package.module:callable to be called.")
 @click.option("--host", metavar="NAME|FILE", help="Default: the one the plan names.")
 @_PROFILE
 @_OUTPUTS

@@ -62,6 +62,7 @@ class SimulateCall:
     """The options of `sim simulate`."""
 
     plan: str
+    model: str | None
     host: str | None
     profile: str | None
     as_json: bool
@@ -117,6 +118,7 @@ def plan_file(profile: Profile, host: Host, answer: Answer, mean_ns: float | Non
 def simulate_plan(call: SimulateCall) -> None:
     _check_outputs((call.trace, call.plot), call.plot, call.force)
     file = read_plan(call.plan)
+    _check_plan_names(call, file)
     host = find_host(call.host or file.host)
     require(
         host.digest == file.host_digest,
@@ -169,6 +171,24 @@ def simulate_plan(call: SimulateCall) -> None:
         footnote(profile, host),
     )
     _say_written((call.trace, call.plot))
+
+
+def _check_plan_names(call: SimulateCall, file: PlanFile) -> None:
+    """A file may name what ships or is known here; code to import or a path to open only the user may name."""
+    require(
+        call.model is None or call.model == file.model,
+        f"{call.plan}: made for model {file.model}, not {call.model}; pass the plan of {call.model}",
+    )
+    factory = ":" in file.model and not file.model.startswith("hf:")
+    require(
+        not factory or call.model is not None or call.profile is not None,
+        f"{call.plan}: made for {file.model}, which would be imported and called to trace it; "
+        f"pass --model {file.model} to allow that, or its --profile",
+    )
+    require(
+        call.host is not None or file.host in host_names(),
+        f"{call.plan}: made for host {file.host!r}, which does not ship; pass its file with --host",
+    )
 
 
 def list_layers(model: str, batch: int | None, dtype: str | None, seq: int | None, as_json: bool) -> None:

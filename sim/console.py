@@ -23,10 +23,10 @@ def run_command(command: click.Command, prog: str, args: Sequence[str] | None = 
         return code if isinstance(code, int) else 0
     except InputError as error:
         return _complain(prog, str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return 2
     except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later; its message is the whole help
+            click.echo(error.format_message(), err=True)
+            return 2
         path = error.ctx.command_path if error.ctx is not None else prog
         return _complain(prog, f"{error.format_message().rstrip('.')}; see `{path} --help`")
     except click.ClickException as error:

@@ -114,20 +114,22 @@ def strategy_table(answer: Answer) -> Table:
     label = "estimated" if answer.profile.kind == "estimated" else "predicted"
     columns = [
         "strategy",
-        f"{label} ms",
-        "vs demand",
-        "copied MiB",
-        "in place MiB",
+        f"{label}\nms",
+        "vs\ndemand",
+        "copied\nMiB",
+        "in place\nMiB",
         "chunks",
         "GPUs",
         "launch",
     ]
     if options.runs > 1:
-        columns.insert(2, f"mean of {options.runs} ms")
+        columns.insert(2, f"mean of\n{options.runs} ms")
     if options.memory_budget_bytes is not None:
-        columns.append("held MiB")
+        columns.append("held\nMiB")
     for name in columns:
-        table.add_column(name, justify="left" if name in ("strategy", "GPUs", "launch") else "right")
+        table.add_column(
+            name, justify="left" if name in ("strategy", "GPUs", "launch") else "right", no_wrap=True
+        )
     demand = next((c for c in outcome.strategies if c.name == "demand"), None)
     for candidate in outcome.strategies:
         plan = candidate.plan
@@ -193,7 +195,7 @@ def why_faster(answer: Answer) -> str:
     ahead = rival.mean_ns - outcome.best.mean_ns
     if ahead <= 1e-6 * rival.mean_ns:
         return f"Why: {rival.name} is as fast, at {ms(rival.mean_ns)} ms; nothing that was tried beats it."
-    over = "" if answer.options.runs == 1 else f", in the mean of {answer.options.runs} runs"
+    over = "" if answer.options.runs == 1 else f", in the mean of {answer.options.runs} runs; in the first"
     head = f"Why: {ms(ahead)} ms faster than {rival.name}, the best published strategy{over}"
     new, old = (
         account(outcome.best.plan, host, outcome.best.timeline),

@@ -92,7 +92,7 @@ def test_options_reach_the_search(sim: Sim) -> None:
     budget = json.loads(sim("search", *HERE, "--json", "--memory-budget", "0", "--gpus", "0").out)
     assert budget["best"]["copied_bytes"] == 0
     assert [s["name"] for s in budget["strategies"]] == ["best"]
-    assert "mean of 3 ms" in sim("search", *HERE, "--runs", "3").out
+    assert "in the mean of 3 runs; in the first: " in sim("search", *HERE, "--runs", "3").out
     alone = json.loads(sim("search", *HERE, "--json", "--gpus", "0").out)
     assert {tuple(s["gpus"]) for s in alone["strategies"]} == {(0,)}
 
@@ -303,6 +303,25 @@ def test_a_plan_must_fit_its_host_and_network(sim: Sim, tmp_path: Path) -> None:
     says("plan.yaml: ")
     (tmp_path / "plan.yaml").write_text("[" * 10**6)
     says("nested deeper than 32 levels")
+
+
+def test_a_plan_file_makes_nothing_run_or_open(sim: Sim, tmp_path: Path) -> None:
+    assert sim("search", *HERE, "--out", "plan.yaml").code == 0
+    plan = read_plan("plan.yaml")
+
+    def says(text: str, *args: str) -> None:
+        done = sim("simulate", "plan.yaml", *args)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.count("\n") == 1
+        assert text in done.err
+
+    says("made for host 'test', which does not ship; pass its file with --host")
+    write_plan("plan.yaml", replace(plan, host="./host.yaml"), force=True)
+    says("made for host './host.yaml', which does not ship")
+    write_plan("plan.yaml", replace(plan, model="evil:run"), force=True)
+    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
+    says("made for evil:run, which would be imported and called", "--host", "./host.yaml")
+    says("made for model evil:run, not test", "--host", "./host.yaml", "--model", "test")
 
 
 def test_the_name_of_a_shipped_host_may_be_a_user_file(sim: Sim) -> None:

@@ -13,6 +13,8 @@ from sim.models import Built
 from sim.network import Network
 from sim.trace import trace
 
+torch.set_num_threads(1)  # the same sums in the same order, whenever they are made
+
 BLOCKS = ("linear", "norm", "bare", "twice", "buffers", "views", "inner")
 
 

@@ -1,0 +1,366 @@
+"""One plan put to the test: right answers, the bytes it says, the time that was predicted."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from hwexec.device import Device
+from hwexec.executor import ColdStart, prepare
+from hwexec.peers import Scene, Snapshot, eager_output
+from hwexec.timing import Samples
+from sim.errors import require
+from sim.files import FileKind
+from sim.host import Host
+from sim.models import Built
+from sim.network import Network
+from sim.plan import Launch, Plan
+from sim.profile import Profile, ProfileKind, Provenance
+from sim.program import lower
+from sim.simulate import simulate
+from sim.timeline import SpanKind, Timeline
+
+TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
+"""Relative difference, norm over norm, at which two answers count as the same where their bits cannot be: fp32 products
+may run in TF32, which has 10 bits; the others allow for the depth of a network."""
+FEWEST = 3
+"""Starts taken however slow they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """How like one answer is to another. `error`: the largest |a - b| / |b| of a tensor, None where that is no number."""
+
+    bit_equal: bool
+    error: float | None
+
+    def within(self, dtype: str) -> bool:
+        return self.bit_equal or (self.error is not None and self.error <= TOLERANCES[dtype])
+
+    def worse(self, other: Likeness) -> Likeness:
+        none = self.error is None or other.error is None
+        error = None if none else max(self.error or 0.0, other.error or 0.0)
+        return Likeness(self.bit_equal and other.bit_equal, error)
+
+
+SAME = Likeness(True, 0.0)
+
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_flatten(output)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def kept(output: Any) -> list[torch.Tensor]:
+    """An answer that the next start does not overwrite."""
+    return [t.detach().clone() for t in tensors(output)]
+
+
+def likeness(output: Any, reference: list[torch.Tensor]) -> Likeness:
+    found = tensors(output)
+    if [(t.shape, t.dtype) for t in found] != [(t.shape, t.dtype) for t in reference]:
+        return Likeness(False, None)
+    worst = SAME
+    for a, b in zip(found, reference, strict=True):
+        if not torch.equal(_bits(a), _bits(b)):
+            error = float((a.double() - b.double()).norm() / b.double().norm())
+            worst = worst.worse(Likeness(False, error if error < float("inf") else None))
+    return worst
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """As bytes: NaNs are equal to themselves, and 0 is not -0."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """One thing started many times: wall-clock times from the request to the answer synchronised, and the worst answer."""
+
+    samples: Samples
+    worst: Likeness
+
+
+def take(
+    call: Callable[[], Any],
+    device: Device,
+    reference: list[torch.Tensor],
+    before: Callable[[], None],
+    runs: int,
+    budget_s: float = float("inf"),
+) -> Starts:
+    """`runs` starts after one untimed (libraries load, graphs are uploaded), fewer where they take longer than `budget_s`.
+
+    `before` makes the next call a cold one. Every answer is compared, the untimed one's too.
+    """
+    raw: list[float] = []
+    worst = SAME
+    with _collector_off(), torch.no_grad():
+        for number in range(runs + 1):
+            before()
+            device.synchronize()
+            began = time.perf_counter_ns()
+            output = call()
+            device.synchronize()
+            elapsed = time.perf_counter_ns() - began
+            worst = worst.worse(likeness(output, reference))
+            del output
+            if number > 0:
+                raw.append(float(elapsed))
+            if len(raw) >= FEWEST and sum(raw) > budget_s * 1e9:
+                break
+    return Starts(Samples(tuple(raw)), worst)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Python's collector may take milliseconds in the middle of a start."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def start_cold(
+    cold: ColdStart,
+    inputs: tuple[torch.Tensor, ...],
+    reference: list[torch.Tensor],
+    runs: int,
+    budget_s: float = float("inf"),
+) -> Starts:
+    """Cold starts with every arena filled with 0xFF before."""
+    return take(lambda: cold(*inputs), cold.device, reference, cold.evict, runs, budget_s)
+
+
+# Predicted beside measured --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpRow:
+    """One copy or one layer in both timelines, nanoseconds since the request."""
+
+    op: int
+    kind: str
+    label: str
+    stream: str
+    predicted_start_ns: float
+    predicted_ns: float
+    measured_start_ns: float
+    measured_ns: float
+
+    @property
+    def difference_ns(self) -> float:
+        return self.measured_ns - self.predicted_ns
+
+
+def join(predicted: Timeline, measured: Timeline) -> tuple[OpRow, ...]:
+    """Copies and layers that both timelines have, in the program's order."""
+    found = _by_op(measured)
+    rows = []
+    for op, (kind, label, stream, start, stop) in sorted(_by_op(predicted).items()):
+        if op in found:
+            *_, began, ended = found[op]
+            rows.append(OpRow(op, kind, label, stream, start, stop - start, began, ended - began))
+    return tuple(rows)
+
+
+def _by_op(timeline: Timeline) -> dict[int, tuple[str, str, str, float, float]]:
+    found: dict[int, tuple[str, str, str, float, float]] = {}
+    for span in timeline.spans:
+        if span.op < 0 or span.kind not in (SpanKind.COPY, SpanKind.RUN):
+            continue
+        start, stop = span.start_ns, span.stop_ns
+        if span.op in found:
+            *_, low, high = found[span.op]
+            start, stop = min(start, low), max(stop, high)
+        found[span.op] = (span.kind.value, span.label, span.stream, start, stop)
+    return found
+
+
+# The verification -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `hwexec verify` found. Without `figures` no time is kept: GPUs were played by threads."""
+
+    model: str
+    dtype: str
+    batch: int
+    seq: int | None
+    plan: str
+    gpus: tuple[int, ...]
+    device: str
+    figures: bool
+    provenance: Provenance
+    profile_kind: ProfileKind
+    passed: bool
+    failures: tuple[str, ...]
+    remarks: tuple[str, ...]
+    launch: str
+    runs: int
+    outputs_match: bool
+    bit_equal: bool
+    largest_error: float | None
+    error_allowed: float
+    reproducible: bool
+    eager_bit_equal: bool
+    """Whether the resident reference, launched as the plan is, gives the bits of plain PyTorch."""
+    planned_bytes: int
+    moved_bytes: int
+    planned_relay_bytes: int
+    relayed_bytes: int
+    set_up_s: float | None
+    predicted_ns: float | None
+    measured_ns: float | None
+    """Median of `cold_ns`."""
+    tolerance: float | None
+    cold_ns: tuple[float, ...]
+    warm_ns: tuple[float, ...]
+    """Runs with every weight in GPU memory, launched the same way."""
+    ops: tuple[OpRow, ...]
+
+
+VERIFY = FileKind("verify-report", 1, VerifyReport)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    report: VerifyReport
+    timelines: tuple[Timeline, ...]
+    """Predicted and measured; none where times are no figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A plan, all that it was made for, and how hard to try it."""
+
+    built: Built
+    plan: Plan
+    network: Network
+    profile: Profile
+    host: Host
+    provenance: Provenance
+    runs: int = 20
+    tolerance: float | None = None
+
+
+def verify(task: Task, device: Device) -> Verified:
+    """Run a plan cold many times on a device and hold it against its promises. Raises InputError where it cannot run."""
+    require(task.runs >= 1, f"--runs {task.runs}: at least one cold start must be made")
+    plan, dtype = task.plan, task.built.dtype
+    where = device.torch_device(plan.target)
+    inputs = tuple(i.to(where) for i in task.built.inputs)
+    plain = kept(eager_output(Scene(task.built.module, inputs, where, Snapshot(task.built.module))))
+    device.trim()
+    began = time.perf_counter()
+    with prepare(
+        task.built.module, plan, inputs, network=task.network, host=task.host, device=device
+    ) as cold:
+        device.synchronize()
+        set_up_s = time.perf_counter() - began
+        reference = kept(cold.resident(*inputs))
+        again = likeness(cold.resident(*inputs), reference)
+        eager = likeness(reference, plain)
+        warm = take(lambda: cold.resident(*inputs), device, reference, _nothing, task.runs)
+        starts = start_cold(cold, inputs, reference, task.runs)
+        moved, relayed = cold.moved_bytes, cold.relayed_bytes
+        timelines: tuple[Timeline, ...] = ()
+        if device.figures:
+            cold.evict()
+            measured = cold.timeline()
+            timelines = (_predict(task, cold), measured)
+        launch, why_eager = cold.launch, cold.why_eager
+    reproducible = again.bit_equal and warm.worst.bit_equal
+    match = starts.worst.within(dtype) if not reproducible else starts.worst.bit_equal
+    remarks, failures = [], []
+    if why_eager:
+        remarks.append(f"the plan is for a graph, but ran eagerly: {why_eager}")
+    if not reproducible:
+        remarks.append(
+            f"the resident run does not give the same bits twice (difference {_error(again.worse(warm.worst))}), so cold "
+            f"answers are compared within {TOLERANCES[dtype]:g}, as {dtype} allows"
+        )
+    if not eager.bit_equal:
+        remarks.append(
+            f"launched as {launch.value}, the resident run chooses other library algorithms than plain PyTorch: difference "
+            f"{_error(eager)}, allowed {TOLERANCES[dtype]:g}"
+        )
+    if not match:
+        failures.append(f"the cold answer is not the resident one (difference {_error(starts.worst)})")
+    if not eager.within(dtype):
+        failures.append(
+            f"the resident answer is not plain PyTorch's (difference {_error(eager)}, allowed {TOLERANCES[dtype]:g})"
+        )
+    hops = sum(c.size_bytes * (len(c.path) - 1) for c in plan.chunks)
+    if moved != plan.copied_bytes:
+        failures.append(f"{moved} bytes left host memory, {plan.copied_bytes} are planned")
+    if relayed != hops:
+        failures.append(f"{relayed} bytes went from GPU to GPU, {hops} are planned")
+    predicted_ns = timelines[0].makespan_ns if timelines else None
+    median_ns = starts.samples.median_ns if device.figures else None
+    if task.tolerance is not None and predicted_ns is not None and median_ns is not None:
+        off = median_ns / predicted_ns - 1
+        if abs(off) > task.tolerance:
+            failures.append(f"measured {off:+.1%} against the prediction, allowed {task.tolerance:.1%}")
+    report = VerifyReport(
+        model=task.built.name,
+        dtype=dtype,
+        batch=task.built.batch,
+        seq=task.built.seq,
+        plan=plan.name,
+        gpus=plan.gpus,
+        device=device.kind,
+        figures=device.figures,
+        provenance=task.provenance,
+        profile_kind=task.profile.kind,
+        passed=not failures,
+        failures=tuple(failures),
+        remarks=tuple(remarks),
+        launch=launch.value,
+        runs=task.runs,
+        outputs_match=match and eager.within(dtype),
+        bit_equal=starts.worst.bit_equal,
+        largest_error=starts.worst.error,
+        error_allowed=TOLERANCES[dtype] if not reproducible else 0.0,
+        reproducible=reproducible,
+        eager_bit_equal=eager.bit_equal,
+        planned_bytes=plan.copied_bytes,
+        moved_bytes=moved,
+        planned_relay_bytes=hops,
+        relayed_bytes=relayed,
+        set_up_s=set_up_s if device.figures else None,
+        predicted_ns=predicted_ns,
+        measured_ns=median_ns,
+        tolerance=task.tolerance,
+        cold_ns=starts.samples.raw if device.figures else (),
+        warm_ns=warm.samples.raw if device.figures else (),
+        ops=join(*timelines) if timelines else (),
+    )
+    return Verified(report, timelines)
+
+
+def _predict(task: Task, cold: ColdStart) -> Timeline:
+    """Of what really ran: a plan that could not be captured is predicted as it was launched."""
+    program = cold.program
+    if cold.launch is not program.launch:
+        program = lower(replace(task.plan, launch=Launch.EAGER), task.network, task.host)
+    return simulate(program, task.profile)
+
+
+def _nothing() -> None:
+    """A warm run needs nothing done before."""
+
+
+def _error(found: Likeness) -> str:
+    return "no number" if found.error is None else f"{found.error:.2g}"

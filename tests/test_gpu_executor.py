@@ -1,0 +1,244 @@
+"""Plans on real GPUs: captured and eager, over one link and two. Run with `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import hwexec
+from hwexec.arena import HostArena
+from hwexec.cuda import CudaDevice
+from hwexec.timing import time_ns
+from sim.errors import InputError
+from sim.models import Built, build
+from sim.network import Network
+from sim.plan import Access, Chunk, Launch, Plan
+from sim.program import Copy
+from sim.timeline import SpanKind
+from sim.trace import trace
+from tests import builders, toys
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+MIB = 2**20
+LLAMA = "hf:llama-1b:hidden=256,layers=2,heads=4,kv_heads=2,tied=yes"
+MODELS = ("resnet18", "vit_b_16", "hf:bert-base", LLAMA)
+
+
+@pytest.fixture(scope="module")
+def device() -> CudaDevice:
+    return CudaDevice()
+
+
+def links_here(links: int) -> int:
+    if links > torch.cuda.device_count():
+        pytest.skip(f"needs {links} GPUs")
+    return links
+
+
+def dealt(net: Network, launch: Launch, links: int, size: int, direct: tuple[int, ...] = ()) -> Plan:
+    starts = range(0, net.arena_bytes, size)
+    paths = [(0,), (1, 0)][:links]
+    chunks = [Chunk(s, min(s + size, net.arena_bytes), paths[i % links]) for i, s in enumerate(starts)]
+    access = tuple(
+        tuple(Access.DIRECT if index in direct else Access.COPIED for _ in layer.reads)
+        for index, layer in enumerate(net.layers)
+    )
+    return Plan("dealt", 0, launch, access, tuple(chunks))
+
+
+def at_partner(net: Network) -> Plan:
+    """The second half stays on GPU 1 and is read there."""
+    cut = net.offsets[len(net.storages) // 2]
+    access = tuple(
+        tuple(Access.PEER if net.offsets[r.storage] >= cut else Access.COPIED for r in layer.reads)
+        for layer in net.layers
+    )
+    chunks = (Chunk(0, cut, (0,)), Chunk(cut, net.arena_bytes, (1,)))
+    return Plan("peer", 0, Launch.GRAPH, access, chunks)
+
+
+def tensors(output: object) -> list[torch.Tensor]:
+    return [t.clone() for t in pytree.tree_flatten(output)[0] if isinstance(t, torch.Tensor)]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def prepared(built: Built, net: Network, plan: Plan, device: CudaDevice) -> hwexec.ColdStart:
+    host = builders.host(max(2, torch.cuda.device_count()))
+    return hwexec.prepare(built.module, plan, built.inputs, network=net, host=host, device=device)
+
+
+@pytest.mark.parametrize("links", [1, 2])
+@pytest.mark.parametrize("launch", Launch)
+@pytest.mark.parametrize("name", MODELS)
+def test_cold_is_bit_equal_to_resident(name: str, launch: Launch, links: int, device: CudaDevice) -> None:
+    links_here(links)
+    built = build(name, seq=32 if name.startswith("hf") else None)
+    net = trace(built).network
+    plan = dealt(net, launch, links, 4 * MIB, direct=(0, len(net.layers) // 2))
+    with prepared(built, net, plan, device) as cold:
+        assert (cold.launch, cold.why_eager) == (launch, "")
+        want = tensors(cold.resident(*built.inputs))
+        assert not any(t.isnan().any() for t in want if t.is_floating_point())
+        for _ in range(5):
+            cold.evict()
+            assert same(tensors(cold(*built.inputs)), want)
+        assert cold.moved_bytes == plan.copied_bytes
+        assert same(tensors(cold.warm(*built.inputs)), want)
+        cold.settle()
+        assert same(tensors(cold.warm(*built.inputs)), want)
+
+
+@pytest.mark.parametrize("launch", Launch)
+@pytest.mark.parametrize("links", [1, 2])
+def test_the_timeline_has_every_copy_and_layer(launch: Launch, links: int, device: CudaDevice) -> None:
+    links_here(links)
+    built = build("resnet50")
+    net = trace(built).network
+    with prepared(built, net, dealt(net, launch, links, 4 * MIB), device) as cold:
+        cold(*built.inputs)
+        cold.evict()
+        timeline = cold.timeline()
+    copies = [op for op in cold.program.ops if isinstance(op, Copy)]
+    spans = timeline.of(SpanKind.COPY)
+    assert sorted((s.op, s.stream) for s in spans) == sorted(
+        (i, op.stream) for i, op in enumerate(cold.program.ops) if isinstance(op, Copy)
+    )
+    assert len(spans) == len(copies)
+    assert [s.layer for s in timeline.of(SpanKind.RUN)] == list(range(len(net.layers)))
+    by_stream: dict[str, float] = {}
+    for span in sorted(spans, key=lambda s: s.start_ns):
+        assert span.start_ns >= by_stream.get(span.stream, 0.0) - 1000, "a stream is in order"
+        by_stream[span.stream] = span.stop_ns
+    moved = sum(s.duration_ns for s in spans if s.stream == "h2d:0")
+    assert moved > 0
+    assert timeline.makespan_ns >= max(s.stop_ns for s in timeline.spans)
+
+
+def test_weights_are_read_at_the_partner(device: CudaDevice) -> None:
+    links_here(2)
+    built = build("resnet18")
+    net = trace(built).network
+    with prepared(built, net, at_partner(net), device) as cold:
+        want = tensors(cold.resident(*built.inputs))
+        cold.evict()
+        assert same(tensors(cold(*built.inputs)), want)
+        assert cold.relayed_bytes == 0
+        cold.settle()
+        assert same(tensors(cold.warm(*built.inputs)), want)
+
+
+@pytest.mark.parametrize("launch", Launch)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_kind_of_weight(launch: Launch, dtype: torch.dtype, device: CudaDevice) -> None:
+    made = toys.text(dtype=dtype)
+    built = Built(made.module, made.inputs, 2, "fp32", None, "toy")
+    plan = dealt(made.network, launch, min(2, torch.cuda.device_count()), 512, direct=(0, 3))
+    with prepared(built, made.network, plan, device) as cold:
+        want = tensors(cold.resident(*made.inputs))
+        for _ in range(20):
+            cold.evict()
+            assert same(tensors(cold(*made.inputs)), want)
+    tolerance = 1e-4 if dtype is torch.float32 else 0.1
+    assert torch.allclose(want[0].cpu().float(), made.answer.float(), rtol=tolerance, atol=tolerance * 100)
+
+
+def test_alternating_starts_leave_memory_where_it_was(device: CudaDevice) -> None:
+    links = min(2, torch.cuda.device_count())
+    outside = [device.allocated_bytes(gpu) for gpu in range(device.gpu_count)]
+    built = [build("resnet18"), build("squeezenet1_0")]
+    colds = []
+    for one in built:
+        net = trace(one).network
+        colds.append(prepared(one, net, dealt(net, Launch.GRAPH, links, 4 * MIB), device))
+    for cold, one in zip(colds, built, strict=True):
+        cold(*one.inputs)
+    device.synchronize()
+    free = [device.memory(gpu).free_bytes for gpu in range(device.gpu_count)]
+    for _ in range(100):
+        for cold, one in zip(colds, built, strict=True):
+            cold(*one.inputs)
+    device.synchronize()
+    assert [device.memory(gpu).free_bytes for gpu in range(device.gpu_count)] == free
+    for cold in colds:
+        cold.close()
+    del cold
+    gc.collect()
+    assert [device.allocated_bytes(gpu) for gpu in range(device.gpu_count)] == outside
+
+
+def test_a_capture_that_breaks_falls_back_and_the_next_one_works(device: CudaDevice) -> None:
+    class Synchronises(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x)
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            return self.b(x)
+
+    made = toys.toy(Synchronises(), torch.randn(2, 64))
+    built = Built(made.module, made.inputs, 2, "fp32", None, "toy")
+    plan = dealt(made.network, Launch.GRAPH, min(2, torch.cuda.device_count()), 512)
+    with prepared(built, made.network, plan, device) as cold:
+        assert cold.launch is Launch.EAGER
+        assert cold.why_eager.startswith("layer 0 (a) cannot be captured: ")
+        assert torch.allclose(cold(*made.inputs).cpu(), made.answer, atol=1e-3)
+    good = toys.text()
+    built = Built(good.module, good.inputs, 2, "fp32", None, "toy")
+    with prepared(built, good.network, dealt(good.network, Launch.GRAPH, 1, 512), device) as cold:
+        assert cold.launch is Launch.GRAPH
+        want = tensors(cold.resident(*good.inputs))
+        cold.evict()
+        assert same(tensors(cold(*good.inputs)), want)
+
+
+def test_what_cannot_be_had_is_one_line_and_leaves_the_gpu_usable(device: CudaDevice) -> None:
+    made = toys.text(("linear",))
+    built = Built(made.module, made.inputs, 2, "fp32", None, "toy")
+    hog = device.allocate(max(0, device.memory(0).free_bytes - 200 * MIB), 0)
+    with pytest.raises(InputError, match=r"GPU 0 \(.*\) has \d+ of \d+ bytes free, and toy needs \d+ there"):
+        prepared(built, made.network, dealt(made.network, Launch.GRAPH, 1, 512), device)
+    del hog
+    device.trim()
+    with pytest.raises(InputError, match=r"refuses to pin"):
+        device.pin(4096, MIB)
+    assert torch.ones(4, device="cuda").sum().item() == 4
+    far = Plan("far", 0, Launch.GRAPH, dealt(made.network, Launch.GRAPH, 1, 512).access, ())
+    gone = device.gpu_count
+    chunks = (Chunk(0, made.network.arena_bytes, (gone, 0)),)
+    host = builders.host(gone + 1)
+    with pytest.raises(InputError, match=f"uses GPU {gone}, but this machine has {gone}"):
+        hwexec.prepare(
+            made.module,
+            Plan("far", 0, Launch.GRAPH, far.access, chunks),
+            made.inputs,
+            network=made.network,
+            host=host,
+            device=device,
+        )
+
+
+def test_the_gate_hides_the_cost_of_issuing(device: CudaDevice) -> None:
+    host = HostArena(device, 64 * MIB, 0)
+    assert host.tensor.is_pinned()
+    host.tensor.random_()
+    arena = device.allocate(64 * MIB, 0)
+    stream = device.stream("h2d:0", 0)
+    timed = time_ns(lambda: device.copy(stream, arena, host.tensor), device, [stream])
+    assert timed.gated
+    assert 64 * MIB / timed.median_ns > 1.0, "GB/s"
+    assert torch.equal(arena.cpu(), host.tensor)
+    assert torch.equal(host.view(0).cpu(), host.tensor)
+    host.close()
