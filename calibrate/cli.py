@@ -6,13 +6,16 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sim.catalog import Request
 from sim.console import note, run_command
 from sim.errors import InputError
+
+if TYPE_CHECKING:  # it imports torch
+    from hwexec.device import Device
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -87,7 +90,7 @@ def run(
     if not name or "/" in name or name.startswith("."):
         raise InputError(f"--name {name!r}: it becomes a file's name; use letters, digits and dashes")
     # not at start-up: torch and scipy take seconds
-    from calibrate.run import Ask, choose_gpus, watch_for  # noqa: PLC0415
+    from calibrate.run import Ask, Watch, choose_gpus, watch_for  # noqa: PLC0415
     from calibrate.run import run as measure  # noqa: PLC0415
     from calibrate.store import Store  # noqa: PLC0415
     from hwexec.cpu import CpuDevice  # noqa: PLC0415
@@ -97,8 +100,18 @@ def run(
         import os  # noqa: PLC0415 - only a real device is chosen by the environment
 
         choose_gpus(gpus, os.environ)
-    watch = watch_for(device)
-    opened = open_device("cuda") if device == "cuda" else CpuDevice(len(gpus or (0, 1)), delay_us=0.0)
+    opened: Device = CpuDevice(len(gpus or (0, 1)), delay_us=0.0)
+    try:
+        watch = watch_for(device)
+        if device == "cuda":
+            opened = open_device("cuda")
+    except InputError as unknown:
+        try:
+            opened = open_device("cuda")
+        except InputError:
+            raise unknown from None  # NVML's line says more than that there is no CUDA
+        note(f"{unknown}; going on without the host's identity")
+        watch = Watch(None)
     ask = Ask(
         name,
         tuple(Request(m, batch=batch, dtype=dtype, seq=seq) for m in models),

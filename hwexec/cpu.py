@@ -20,12 +20,8 @@ from torch.multiprocessing import reductions
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from hwexec.device import Activity, CaptureError, Event, Memory, Stream
+from hwexec.device import HOST_MUST_SEE, Activity, CaptureError, Event, Memory, Stream
 from sim.errors import InputError, require
-
-_LEAVES_THE_GPU = frozenset({"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"})
-"""Operators whose result the host must see: a CUDA graph cannot hold them, so neither does this one."""
-
 
 _StorageWeakRef: Any = reductions.StorageWeakRef
 
@@ -317,7 +313,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         self.graph = graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ in _LEAVES_THE_GPU:
+        if func.overloadpacket.__name__ in HOST_MUST_SEE:
             raise CaptureError(f"operation not permitted when stream is capturing: {func}")
         if func.overloadpacket.__name__ == "_has_compatible_shallow_copy_type":
             return func(*args, **(kwargs or {}))  # re-pointing a tensor asks this: no kernel

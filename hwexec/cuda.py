@@ -83,7 +83,7 @@ class CudaDevice:
         with suppress(
             RuntimeError
         ):  # the runtime keeps the error for the next launch to report: let this one have it
-            torch.zeros(1, device="cuda")
+            torch.ones(2, device="cuda").add_(1)
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
         said = "none" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
         raise InputError(
@@ -171,11 +171,14 @@ class CudaDevice:
     def capture(self, stream: Stream) -> Iterator[CudaGraph]:
         graph = CudaGraph(stream)
         inside: BaseException | None = None
+        before = torch.cuda.current_stream(stream.gpu)
         try:
             with (
                 torch.cuda.device(stream.gpu),
                 # thread_local: another thread that allocates must not break this capture
-                torch.cuda.graph(graph.raw, stream=stream.raw, capture_error_mode="thread_local"),
+                torch.cuda.graph(
+                    graph.raw, pool=graph.pool, stream=stream.raw, capture_error_mode="thread_local"
+                ),
             ):
                 try:
                     yield graph
@@ -184,6 +187,8 @@ class CudaDevice:
                     raise
         except BaseException as error:
             cause = inside or error  # ending a broken capture raises an error of its own, which says less
+            with torch.cuda.device(stream.gpu):  # a capture that cannot end leaves its stream current
+                torch.cuda.set_stream(before)
             graph.abandon()
             if isinstance(cause, RuntimeError) and not isinstance(cause, self.out_of_memory):
                 raise CaptureError(_first_line(cause)) from cause
@@ -217,6 +222,8 @@ class CudaGraph:
 
     def __init__(self, stream: Stream) -> None:
         self.raw: Any = torch.cuda.CUDAGraph()
+        # a pool of its own: graphs that shared one would overwrite each other's outputs
+        self.pool: Any = _cuda.graph_pool_handle()
         self.stream = stream
         self.capturing = True
 
@@ -235,7 +242,9 @@ class CudaGraph:
         with suppress(RuntimeError):
             torch.cuda.synchronize(gpu)
         with suppress(RuntimeError, AttributeError):
-            torch._C._cuda_endAllocateToPool(gpu, self.raw.pool())
+            torch._C._cuda_endAllocateToPool(gpu, self.pool)
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_releasePool(gpu, self.pool)
         with suppress(RuntimeError), torch.cuda.device(gpu):
             number, spare = torch.zeros(1, device="cuda"), torch.cuda.CUDAGraph()
             with torch.cuda.graph(spare, stream=self.stream.raw, capture_error_mode="thread_local"):
@@ -258,7 +267,9 @@ def _activity(event: dict[str, Any]) -> Activity | None:
         return Activity("launch", -1, start, stop, 0, name) if "GraphLaunch" in name else None
     if category not in ("gpu_memcpy", "gpu_memset", "kernel"):
         return None
-    gpu, size = int(about.get("device", -1)), int(about.get("bytes", 0))
+    # copies between two GPUs name both, and the one whose stream they ran on
+    gpu = int(about.get("toDevice", about.get("device", -1)))
+    size = int(about.get("bytes", 0))
     if category == "gpu_memcpy" and "HtoD" in name:
         return Activity("h2d", gpu, start, stop, size, name)
     if category == "gpu_memcpy" and ("DtoD" in name or "PtoP" in name):
@@ -330,9 +341,11 @@ def _captured_nodes(stream: int) -> int | None:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
         status, graph, count = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t()
-        code = driver.cuStreamGetCaptureInfo_v2(
-            ctypes.c_void_p(stream), ctypes.byref(status), None, ctypes.byref(graph), None, None
-        )
+        got = (ctypes.c_void_p(stream), ctypes.byref(status), None, ctypes.byref(graph), None, None)
+        if hasattr(driver, "cuStreamGetCaptureInfo_v2"):
+            code = driver.cuStreamGetCaptureInfo_v2(*got)
+        else:  # one more output, for annotated edges
+            code = driver.cuStreamGetCaptureInfo_v3(*got, None)
         if code != 0 or not graph.value:
             return None
         code = driver.cuGraphGetNodes(graph, None, ctypes.byref(count))

@@ -17,6 +17,12 @@ POISON = 0xFF
 """What evicted arenas are filled with: NaN in every floating dtype, -1 in every integer one."""
 
 
+HOST_MUST_SEE = frozenset(
+    {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique", "_unique2"}
+)
+"""Operators whose result the host must know to go on: no captured graph can hold them."""
+
+
 class CaptureError(Exception):
     """The work given to `Device.capture` cannot be captured; the message is the device's own."""
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hwexec.device import HOST_MUST_SEE
 from hwexec.walk import Walk, differs
 from sim.errors import InputError
 from sim.network import Network
@@ -42,11 +43,6 @@ class Learned:
     """The first operator that no graph can hold, with the layer it stands in; empty where there is none."""
 
 
-_HOST_MUST_SEE = frozenset(
-    {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "_unique2"}
-)
-
-
 class _Sniffer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Notices operators whose result the host must see."""
 
@@ -56,7 +52,7 @@ class _Sniffer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in _HOST_MUST_SEE and any(t.device.type == self.where.type for t in tensors_in(args)):
+        if name in HOST_MUST_SEE and any(t.device.type == self.where.type for t in tensors_in(args)):
             self.note(str(name))
         return func(*args, **(kwargs or {}))
 

@@ -84,12 +84,10 @@ class Stage:
         self.host = HostArena(device, network.arena_bytes, target)
         stack.callback(self.host.close)
         load(slots, network, self.host.tensor, weights, type(self.module).__name__)
-        for op in self.program.ops:
-            if isinstance(op, Copy) and op.source is not None:
-                device.connect(op.source, op.destination)
-        for gpu in plan.gpus[1:]:
-            if any(c.path == (gpu,) for c in plan.chunks):
-                device.connect(gpu, target)
+        pairs = {(op.source, op.destination) for op in self.program.ops if isinstance(op, Copy)}
+        pairs |= {(c.path[-1], target) for c in plan.chunks if c.path[-1] != target}
+        for source, destination in sorted((s, d) for s, d in pairs if s is not None):
+            device.connect(source, destination)
         self.arenas: dict[int, torch.Tensor] = {}
         stack.callback(self.arenas.clear)
         for gpu, extents in self._extents.items():
@@ -112,6 +110,7 @@ class Stage:
         stack.callback(self.binding.release)
         self.ways = self._ways()
         stack.callback(self.ways.clear)
+        device.synchronize()  # arenas may be memory that another stream still used
 
     def _stream(self, name: str, gpu: int) -> Stream:
         stream = self.streams[name] = self.device.stream(name, gpu)

@@ -61,6 +61,7 @@ class Marks:
             self._layer = None
 
     def layer_begins(self, op: int, stream: str) -> None:
+        self.layer_ends()  # of layers that begin at one hook, the last has the time of all
         self._layer = (op, stream, self.at(self.compute))
 
     def rows(self) -> list[tuple[int, float, float]]:

@@ -49,9 +49,11 @@ class Baseline:
 
 
 def published_partner(host: Host, target: int) -> int | None:
-    """DeepPlan's rule, GPU (i + 2) mod n; None where that GPU is not another one with a route to `target`."""
+    """DeepPlan's rule, GPU (i + 2) mod n; the best by topology where that is no partner; None where there is none."""
     partner = (target + 2) % len(host.gpus)
-    return partner if partner != target and host.reaches(partner, target) else None
+    if partner != target and host.reaches(partner, target):
+        return partner
+    return next(iter(host.partners(target)), None)
 
 
 def demand(setting: Setting) -> Plan:

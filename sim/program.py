@@ -29,6 +29,7 @@ def h2d_stream(gpu: int) -> str:
 
 
 def peer_stream(source: int, destination: int) -> str:
+    """The stream of `destination` that pulls from `source`'s memory."""
     return f"p2p:{source}>{destination}"
 
 
@@ -183,7 +184,7 @@ class _Lowering:
         ops.append(Record(stream, event))
         for source, destination in zip(chunk.path, rest, strict=False):
             stream = peer_stream(source, destination)
-            ops.append(Wait(stream, event, cross_device=False))
+            ops.append(Wait(stream, event, cross_device=True))
             route = self.host.peer_route(source, destination)
             ops.append(Copy(stream, index, chunk.start_bytes, chunk.stop_bytes, source, destination, route))
             event += 1
@@ -221,8 +222,8 @@ class _Lowering:
 
 
 def _device(stream: str) -> int:
-    """The GPU whose context a stream belongs to: where its copies are issued."""
-    return int(stream.partition(":")[2].partition(">")[0])
+    """The GPU that a stream is issued on; a relay is pulled, so its stream is the destination's."""
+    return int(stream.partition(":")[2].rpartition(">")[2])
 
 
 class _Landings:

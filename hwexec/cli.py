@@ -1,0 +1,136 @@
+"""The `hwexec` command: options and help. What the commands do is in hwexec/commands.py, imported when one runs."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from sim.console import run_command
+from sim.errors import InputError, require
+
+_F = TypeVar("_F", bound=Callable[..., int])
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    sys.exit(run_command(cli, "hwexec", args))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="deepplan")
+def cli() -> None:
+    """Run cold-start plans for real, and hold them against what was predicted."""
+
+
+def parse_share(text: str, option: str = "--tolerance") -> float:
+    """`10%` or `0.1`."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(%?)", text.strip(), re.ASCII)
+    if found is None or not math.isfinite(float(found[1])):
+        raise InputError(f"{option} {text!r}: must be a share of 0 or more, as 10% or 0.1")
+    return float(found[1]) / (100 if found[2] else 1)
+
+
+def parse_gpus(parts: Sequence[str]) -> tuple[int, ...]:
+    """`0 1`, `0,1`: the target, then its partners."""
+    words = [word.strip() for part in parts for word in part.split(",")]
+    for word in words:
+        require(
+            word.isascii() and word.isdigit() and len(word) < 6,
+            f"{word!r}: not a GPU number; bench takes GPUs as -d 0 1 and strategies as -e best -e pt",
+        )
+    gpus = tuple(int(word) for word in words)
+    require(len(set(gpus)) == len(gpus), f"-d {' '.join(words)}: a GPU is named twice; name each once")
+    return gpus
+
+
+_DEVICE = click.option(
+    "--device",
+    type=click.Choice(["cuda", "cpu"]),
+    default="cuda",
+    show_default=True,
+    help="cpu: GPUs played by threads. Answers and bytes are checked; times are no figures.",
+)
+_PROFILE = click.option(
+    "--profile", metavar="FILE", help="Timings of this model on the host. Default: shipped, or estimated."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+_FORCE = click.option("--force", is_flag=True, help="Overwrite output files that exist.")
+
+
+@cli.command()
+@click.argument("plan", metavar="PLAN")
+@_DEVICE
+@click.option("--host", metavar="NAME|FILE", help="Default: the one the plan names.")
+@_PROFILE
+@click.option("--runs", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Cold starts.")
+@click.option("--tolerance", metavar="10%", help="Fail as well where the prediction is farther off.")
+@click.option("--anyway", is_flag=True, help="Run a plan that was made for another host.")
+@click.option("--out", metavar="DIR", help="Default: results/<host>/verify-<model>-<plan>.")
+@_FORCE
+@_JSON
+def verify(**options: Any) -> int:
+    """Run a plan file cold many times: are the answers right, the bytes as planned, the time as predicted?
+
+    Exit code 0 only when answers and bytes are right; 1 when not, 2 for bad input.
+    """
+    if options["tolerance"] is not None:
+        options["tolerance"] = parse_share(options["tolerance"])
+    # `hwexec --help` answers without torch
+    from hwexec import commands  # noqa: PLC0415
+
+    return commands.verify_plan(commands.VerifyCall(**options))
+
+
+@cli.command()
+@click.option("--model", required=True, metavar="NAME", help="As for sim; `sim models` lists names.")
+@click.option("--batch", type=int, help="Samples per request. Default: 1.")
+@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32.")
+@click.option("--seq", type=int, help="Tokens per sample (hf: models). Default: the model's own.")
+@click.option(
+    "-e",
+    "--execute",
+    "strategies",
+    multiple=True,
+    metavar="NAME",
+    help="demand, pipeline, pipeswitch, dha-static, dha, pt, pt+dha, best, warm, or a plan file; repeatable, or with "
+    "commas. Default: all but dha-static. best is run once per number of links.",
+)
+@click.option(
+    "-d", "gpus", multiple=True, metavar="0 1", help="GPUs: the target, then its partners. Default: 0."
+)
+@click.argument("more", nargs=-1, metavar="")
+@_DEVICE
+@click.option(
+    "--host", metavar="NAME|FILE", help="Constants to plan by. Default: the shipped host with these GPUs."
+)
+@_PROFILE
+@click.option("--peers", is_flag=True, help="Also run what a user would run instead.")
+@click.option("--runs", type=click.IntRange(1, 100_000), default=15, show_default=True, help="Starts each.")
+@click.option("--out", metavar="FILE", help="Write a record with all samples.")
+@_FORCE
+@_JSON
+def bench(**options: Any) -> int:
+    """Run strategies side by side, and show the limit: the larger of a warm run and the bytes over the links.
+
+    Times are wall-clock, from the request (its input on the GPU) until the answer is there. Exit code 1 where an answer
+    differs.
+    """
+    options["gpus"] = parse_gpus((*options["gpus"], *options.pop("more")) or ("0",))
+    given = [word.strip() for part in options.pop("strategies") for word in part.split(",") if word.strip()]
+    options["files"] = tuple(word for word in given if word.endswith((".yaml", ".yml")) or "/" in word)
+    options["names"] = tuple(dict.fromkeys(word for word in given if word not in options["files"]))
+    # `hwexec --help` answers without torch
+    from hwexec import commands  # noqa: PLC0415
+    from hwexec.bench import DEFAULT_STRATEGIES  # noqa: PLC0415
+
+    if not given:
+        options["names"] = DEFAULT_STRATEGIES
+    return commands.run_bench(commands.BenchCall(**options))
+
+
+if __name__ == "__main__":
+    main()

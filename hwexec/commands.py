@@ -1,0 +1,359 @@
+"""What each `hwexec` command does, from checked options to print and files. Each returns its exit code."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hwexec import bench as benching
+from hwexec import report as reports
+from hwexec import verify as verifying
+from hwexec.device import Device
+from hwexec.executor import open_device
+from hwexec.timing import Samples
+from sim.catalog import DEFAULT_HOST, Request, find_host, find_profile, host_names, obtain_profile
+from sim.console import note
+from sim.errors import InputError, require
+from sim.estimate import estimate
+from sim.files import PlanFile, read_plan, write_record
+from sim.host import Host
+from sim.models import Built, build
+from sim.network import Network
+from sim.output import check_output, write_file
+from sim.picture import chrome_trace, picture
+from sim.profile import Profile, Provenance
+from sim.provenance import stamp
+from sim.report import ms, show
+from sim.trace import Trace, trace_model
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyCall:
+    """The options of `hwexec verify`; the tolerance as a share."""
+
+    plan: str
+    device: str
+    host: str | None
+    profile: str | None
+    runs: int
+    tolerance: float | None
+    anyway: bool
+    out: str | None
+    force: bool
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BenchCall:
+    """The options of `hwexec bench`; strategies split into names and plan files."""
+
+    model: str
+    batch: int | None
+    dtype: str | None
+    seq: int | None
+    device: str
+    host: str | None
+    profile: str | None
+    gpus: tuple[int, ...]
+    names: tuple[str, ...]
+    files: tuple[str, ...]
+    peers: bool
+    runs: int
+    out: str | None
+    force: bool
+    as_json: bool
+
+
+def verify_plan(call: VerifyCall) -> int:
+    file = read_plan(call.plan)
+    host = find_host(call.host or file.host)
+    _same_host(call, file, host)
+    with opened(call.device, len(host.gpus)) as device, _folder(call, file, host, device) as folder:
+        _same_machine(call, file, host, device)
+        request = Request(file.model, file.batch, file.dtype, file.seq)
+        trace = trace_model(file.model, batch=file.batch, dtype=file.dtype, seq=file.seq)
+        _same_network(call.plan, file, trace.network)
+        profile = profile_for(host, request, call.profile, trace)
+        inputs = (f"plan:{_sha256(call.plan)}", *_inputs(host, trace.network, call.profile))
+        task = verifying.Task(
+            built=_build(request),
+            plan=file.plan,
+            network=trace.network,
+            profile=profile,
+            host=host,
+            provenance=made(device, host, file.plan.target, inputs),
+            runs=call.runs,
+            tolerance=call.tolerance,
+        )
+        done = verifying.verify(task, device)
+        report = done.report
+        about = reports.verify_title(report)
+        write_record(folder / "report.yaml", verifying.VERIFY, report, force=call.force)
+        if done.timelines:
+            write_file(folder / "trace.json", chrome_trace(done.timelines, about), force=call.force)
+            write_file(folder / "timeline.png", picture(done.timelines, about), force=call.force)
+    if call.as_json:
+        print(reports.verify_json(report))
+    else:
+        table = reports.difference_table(report)
+        show(*reports.verify_words(report), *([] if table is None else [table]))
+        note(f"wrote {folder}/{'report.yaml, trace.json, timeline.png' if done.timelines else 'report.yaml'}")
+    return 0 if report.passed else 1
+
+
+def run_bench(call: BenchCall) -> int:
+    benching.check_names(call.names)
+    files = tuple(read_plan(path) for path in call.files)
+    if call.out is not None:
+        check_output(call.out, force=call.force)
+    with opened(call.device, max(call.gpus) + 1) as device:
+        for gpu in call.gpus:
+            require(
+                gpu < device.gpu_count,
+                f"GPU {gpu}: this machine has {device.gpu_count}; name those with -d, as -d 0",
+            )
+        host = _host_of(call, device)
+        for gpu in call.gpus:
+            host.gpu(gpu)
+        request = Request(call.model, call.batch, call.dtype, call.seq)
+        trace = trace_model(call.model, batch=request.samples, dtype=request.precision, seq=call.seq)
+        profile = profile_for(host, request, call.profile, trace)
+        benching.check_files(files, trace.network, host)
+        inputs = tuple(f"plan:{_sha256(path)}" for path in call.files)
+        task = benching.Task(
+            built=_build(request),
+            network=trace.network,
+            profile=profile,
+            host=host,
+            gpus=call.gpus,
+            names=call.names,
+            plans=files,
+            peers=call.peers,
+            provenance=made(
+                device, host, call.gpus[0], (*inputs, *_inputs(host, trace.network, call.profile))
+            ),
+            runs=call.runs,
+        )
+        report = benching.bench(task, device, _tell)
+    if call.out is not None:
+        write_record(call.out, benching.BENCH, report, force=call.force)
+        note(f"wrote {call.out}")
+    if call.as_json:
+        print(reports.bench_json(report))
+        for waived in report.waived:
+            note(f"waived: {waived.name} ({waived.reason})")
+    else:
+        show(reports.bench_table(report), *reports.bench_words(report))
+    return 0 if report.outputs_match else 1
+
+
+def _tell(row: benching.Row) -> None:
+    time = f"{ms(Samples(row.samples_ns).median_ns)} ms" if row.samples_ns else "done"
+    answers = "" if row.outputs_match else ", answers DIFFER"
+    note(f"{row.name}, {row.links} link{'s' if row.links > 1 else ''}: {time} ({row.runs} runs{answers})")
+
+
+# What both need -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(name: str, gpus: int) -> Iterator[Device]:
+    """A device by name, closed afterwards."""
+    try:
+        device = open_device(name, gpus)
+    except InputError as error:
+        raise InputError(f"{error} (pass --device cpu)") from None
+    try:
+        yield device
+    finally:
+        device.close()
+
+
+def profile_for(host: Host, request: Request, path: str | None, trace: Trace) -> Profile:
+    """The profile at `path`, else the shipped one if it is of this very network, else one estimated now."""
+    digest = trace.network.digest
+    if path is not None:
+        profile = obtain_profile(host, request, path)
+        require(
+            profile.network.digest == digest,
+            f"{path}: a profile of another network than {request.model} is here (its layers or storages differ); "
+            "measure it again with the packages installed here",
+        )
+        return profile
+    shipped = find_profile(host, request)
+    if shipped is not None and shipped.network.digest == digest:
+        return shipped
+    require(
+        host.roofline is not None,
+        f"{request.model}: no profile at hand for {host.name}, and its file has no roofline figures to estimate one from; "
+        "measure one there with `calibrate run` and pass it with --profile",
+    )
+    return estimate(
+        trace, host, stamp(host.name, host.gpus[0].name, inputs=_inputs(host, trace.network, None))
+    )
+
+
+def made(device: Device, host: Host, gpu: int, inputs: tuple[str, ...]) -> Provenance:
+    """This command on this machine."""
+    cuda = (torch.version.cuda or "") if device.figures else ""
+    driver = _driver() if device.figures else ""
+    return stamp(
+        host.name, device.describe(gpu), driver=driver, cuda=cuda, torch=torch.__version__, inputs=inputs
+    )
+
+
+def _driver() -> str:
+    try:
+        import pynvml  # noqa: PLC0415 - asks the driver's own library, which only GPU machines have
+
+        pynvml.nvmlInit()
+        try:
+            found = pynvml.nvmlSystemGetDriverVersion()
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # no library, no driver, no rights: provenance then goes without
+        return ""
+    return found.decode() if isinstance(found, bytes) else str(found)
+
+
+def _inputs(host: Host, network: Network, profile: str | None) -> tuple[str, ...]:
+    known = (f"host:{host.digest}", f"network:{network.digest}")
+    return known if profile is None else (*known, f"profile:{_sha256(profile)}")
+
+
+def _sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _build(request: Request) -> Built:
+    note(f"{request.model}: building it with random weights")
+    return build(request.model, batch=request.samples, dtype=request.precision, seq=request.seq)
+
+
+def bare(name: str) -> str:
+    """A GPU's name without its maker: drivers differ in whether they say it."""
+    words = name.lower().replace("-", " ").split()
+    return " ".join(word for word in words if word not in ("nvidia", "tesla"))
+
+
+def unlike(host: Host, device: Device, gpus: tuple[int, ...]) -> str:
+    """How this machine's GPUs differ from those of a host; empty where they do not, or where threads play them."""
+    if not device.figures:
+        return ""
+    for gpu in gpus:
+        here, there = device.describe(gpu), host.gpu(gpu).name
+        if bare(here) != bare(there):
+            return f"GPU {gpu} is {here} here and {there} on {host.name}"
+    return ""
+
+
+def _host_of(call: BenchCall, device: Device) -> Host:
+    """The host asked for, else the shipped one that has this machine's GPUs."""
+    if call.host is not None:
+        host = find_host(call.host)
+        differs = unlike(host, device, call.gpus)
+        if differs:
+            note(f"plans are made from constants of {host.name}, not of this machine: {differs}")
+        return host
+    if not device.figures:
+        return find_host(DEFAULT_HOST)
+    for name in host_names():
+        host = find_host(name)
+        if len(host.gpus) == device.gpu_count and not unlike(host, device, tuple(range(device.gpu_count))):
+            return host
+    raise InputError(
+        f"no shipped host has this machine's {device.gpu_count} x {device.describe(0)}; measure it with `calibrate run` and "
+        f"pass its file with --host, or pass --host {DEFAULT_HOST} to plan by that host's constants"
+    )
+
+
+# What verify refuses --------------------------------------------------------------------------------------------------
+
+
+def _same_host(call: VerifyCall, file: PlanFile, host: Host) -> None:
+    if host.digest == file.host_digest:
+        return
+    differs = (
+        f"the plan was made for {file.host}, not for {host.name}"
+        if host.name != file.host
+        else f"{host.name} has other links, GPUs or costs now than when the plan was made "
+        f"(sha256 {host.digest[:12]}..., then {file.host_digest[:12]}...)"
+    )
+    require(
+        call.anyway,
+        f"{call.plan}: {differs}; search again for this host, or pass --anyway to run it all the same",
+    )
+    note(f"--anyway: {differs}")
+
+
+def _same_machine(call: VerifyCall, file: PlanFile, host: Host, device: Device) -> None:
+    for gpu in file.plan.gpus:
+        require(
+            gpu < device.gpu_count,
+            f"{call.plan}: uses GPU {gpu}, but this machine has {device.gpu_count}; search a plan for this host",
+        )
+    gpus = tuple(gpu for gpu in file.plan.gpus if gpu < len(host.gpus))
+    differs = unlike(host, device, gpus)
+    if differs:
+        require(
+            call.anyway,
+            f"{call.plan}: this machine is not {host.name}: {differs}; verify it there, or pass --anyway",
+        )
+        note(f"--anyway: {differs}")
+
+
+def _same_network(path: str, file: PlanFile, network: Network) -> None:
+    if network.digest == file.network_digest:
+        return
+    there, here = file.plan.access, network.layers
+    if len(there) != len(here):
+        differs = f"it has {len(there)} layers, {file.model} has {len(here)} here"
+    else:
+        odd = next((i for i, layer in enumerate(here) if len(layer.reads) != len(there[i])), None)
+        differs = (
+            f"layers, storages or their names differ (sha256 {file.network_digest[:12]}..., here {network.digest[:12]}...)"
+            if odd is None
+            else f"layer {odd} ({here[odd].name}) reads {len(here[odd].reads)} storages here and {len(there[odd])} there"
+        )
+    raise InputError(
+        f"{path}: made for another network than {file.model} is here: {differs}; "
+        "search again with the packages installed here"
+    )
+
+
+# Where verify writes --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _folder(call: VerifyCall, file: PlanFile, host: Host, device: Device) -> Iterator[Path]:
+    """The folder for what is written, made if need be; one that was made goes again where nothing came of it."""
+    played = "" if device.figures else "-cpu"
+    default = Path("results", _word(host.name), f"verify-{_word(file.model)}-{_word(file.plan.name)}{played}")
+    folder = Path(call.out) if call.out is not None else default
+    fresh = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be made ({error.strerror}); choose another folder with --out"
+            ) from None
+        for name in ("report.yaml", "trace.json", "timeline.png"):
+            check_output(folder / name, force=call.force)
+        yield folder
+    except BaseException:
+        for path in fresh:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _word(name: str) -> str:
+    """A name that a folder can have."""
+    return re.sub(r"[^A-Za-z0-9._=,+-]", "-", name).strip(".") or "-"

@@ -1,0 +1,237 @@
+"""What was measured, as tables, words and JSON. Where times are no figures, none is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from rich.table import Table
+from rich.text import Text
+
+from hwexec.bench import BenchReport, Row
+from hwexec.timing import Samples
+from hwexec.verify import OpRow, VerifyReport
+from sim.report import mib, ms
+
+NO_FIGURES = "GPUs were played by threads of the CPU: bytes and answers are real, times are no figures and are not shown."
+LARGEST = 12
+"""Rows of the table of differences."""
+
+
+def subject(model: str, dtype: str, batch: int, seq: int | None) -> str:
+    tokens = "" if seq is None else f", {seq} tokens"
+    return f"{model}, {dtype}, batch {batch}{tokens}"
+
+
+def _gpus(gpus: tuple[int, ...]) -> str:
+    return f"GPU{'s' if len(gpus) > 1 else ''} {'+'.join(map(str, gpus))}"
+
+
+def _table(title: str, left: tuple[str, ...], columns: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right")
+    return table
+
+
+# Verify ---------------------------------------------------------------------------------------------------------------
+
+
+def verify_title(report: VerifyReport) -> str:
+    made = report.provenance
+    about = subject(report.model, report.dtype, report.batch, report.seq)
+    return f"{about}: plan {report.plan} on {made.host}, {_gpus(report.gpus)} ({made.gpu})"
+
+
+def verify_words(report: VerifyReport) -> Iterator[str]:
+    yield verify_title(report)
+    same = "bit for bit" if report.bit_equal else "not bit for bit"
+    if report.outputs_match and not report.bit_equal:
+        same = f"within {report.error_allowed:g}"
+    yield (
+        f"Answers: {report.runs + 1} cold starts with arenas filled with 0xFF before each; "
+        f"{'equal to' if report.outputs_match else 'DIFFERENT from'} the resident run launched as {report.launch}, {same}."
+    )
+    relayed = f", {report.relayed_bytes} from GPU to GPU" if report.planned_relay_bytes else ""
+    agree = (report.moved_bytes, report.relayed_bytes) == (report.planned_bytes, report.planned_relay_bytes)
+    yield f"Bytes: {report.moved_bytes} left host memory{relayed}, {'as planned' if agree else 'NOT as planned'}."
+    yield from (f"Note: {remark}." for remark in report.remarks)
+    if not report.figures:
+        yield NO_FIGURES
+    else:
+        yield from _times(report)
+    yield from (f"FAILED: {failure}." for failure in report.failures)
+    if report.passed:
+        yield "Passed."
+
+
+def _times(report: VerifyReport) -> Iterator[str]:
+    samples, warm = Samples(report.cold_ns), Samples(report.warm_ns)
+    label = "estimated" if report.profile_kind == "estimated" else "predicted"
+    yield (
+        f"Time: measured {ms(samples.median_ns)} ms (median of {len(samples.raw)}, least {ms(samples.minimum_ns)}, "
+        f"spread {samples.spread:.1%}); warm {ms(warm.median_ns)} ms; set-up {report.set_up_s or 0:.2f} s."
+    )
+    if report.predicted_ns:
+        off = samples.median_ns / report.predicted_ns - 1
+        yield f"Against the {label} {ms(report.predicted_ns)} ms: {off:+.1%}."
+    for kind, what in (("copy", "Copies"), ("run", "Layers")):
+        ops = [op for op in report.ops if op.kind == kind]
+        if ops:
+            sums = sum(op.predicted_ns for op in ops), sum(op.measured_ns for op in ops)
+            yield f"{what} in both timelines: {len(ops)}, together {label} {ms(sums[0])} ms, measured {ms(sums[1])} ms."
+
+
+def difference_table(report: VerifyReport) -> Table | None:
+    """Copies and layers that took the longest otherwise than predicted."""
+    ranked = sorted(report.ops, key=lambda op: (-abs(op.difference_ns), op.op))[:LARGEST]
+    if not ranked:
+        return None
+    label = "estimated" if report.profile_kind == "estimated" else "predicted"
+    columns = [
+        "op",
+        "what",
+        "stream",
+        "starts us",
+        "measured",
+        f"takes us, {label}",
+        "measured",
+        "difference",
+    ]
+    table = _table(f"Largest differences of {len(report.ops)} operations", ("what", "stream"), columns)
+    for op in ranked:
+        table.add_row(*(Text(cell) for cell in _cells(op)))
+    return table
+
+
+def _cells(op: OpRow) -> tuple[str, ...]:
+    times = (op.predicted_start_ns, op.measured_start_ns, op.predicted_ns, op.measured_ns)
+    return (str(op.op), op.label, op.stream, *map(us, times), f"{op.difference_ns / 1e3:+.1f}")
+
+
+def us(time_ns: float) -> str:
+    return f"{time_ns / 1e3:.1f}"
+
+
+def verify_json(report: VerifyReport) -> str:
+    return json.dumps(
+        {
+            "model": report.model,
+            "dtype": report.dtype,
+            "batch": report.batch,
+            "plan": report.plan,
+            "gpus": list(report.gpus),
+            "device": report.device,
+            "passed": report.passed,
+            "failures": list(report.failures),
+            "outputs_match": report.outputs_match,
+            "bit_equal": report.bit_equal,
+            "launch": report.launch,
+            "planned_bytes": report.planned_bytes,
+            "moved_bytes": report.moved_bytes,
+            "predicted_ms": _ms(report.predicted_ns),
+            "measured_ms": _ms(report.measured_ns),
+            "runs": report.runs,
+        },
+        allow_nan=False,
+    )
+
+
+def _ms(time_ns: float | None) -> float | None:
+    return None if time_ns is None else time_ns / 1e6
+
+
+# Bench ----------------------------------------------------------------------------------------------------------------
+
+
+def bench_table(report: BenchReport) -> Table:
+    title = (
+        f"{subject(report.model, report.dtype, report.batch, report.seq)} on {_gpus(report.gpus)} "
+        f"({report.provenance.gpu}); plans from {_article(report.profile_kind)} profile of {report.host}"
+    )
+    columns = ["strategy", "links", "launch", "copied MiB", "in place MiB"]
+    if report.figures:
+        columns[2:2] = ["average ms", "median ms", "min ms", "spread", "over limit"]
+        columns += ["set-up s"]
+    columns += ["runs", "answers"]
+    table = _table(title, ("strategy", "launch", "answers"), columns)
+    for row in report.rows:
+        cells = [row.name, str(row.links), row.launch, mib(row.copied_bytes), mib(row.direct_bytes)]
+        if report.figures:
+            cells[2:2] = _row_times(report, row)
+            cells += [f"{row.set_up_s or 0:.2f}"]
+        cells += [str(row.runs), _answers(row)]
+        table.add_row(*(Text(cell) for cell in cells), style="bold" if row.name == "best" else "")
+    return table
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind == 'estimated' else 'a'} {kind}"
+
+
+def _row_times(report: BenchReport, row: Row) -> list[str]:
+    samples, limit = Samples(row.samples_ns), report.limit(row.links)
+    average = sum(samples.raw) / len(samples.raw)
+    over = "" if limit is None or row.name == "warm" else f"{samples.median_ns / limit.limit_ns:.3f}x"
+    return [ms(average), ms(samples.median_ns), ms(samples.minimum_ns), f"{samples.spread:.1%}", over]
+
+
+def _answers(row: Row) -> str:
+    if not row.outputs_match:
+        return "DIFFERENT"
+    return "equal" if row.bit_equal else f"close ({row.error or 0:.1g})"
+
+
+def bench_words(report: BenchReport) -> Iterator[str]:
+    if report.figures and report.warm_graph_ns is not None:
+        for limit in report.limits:
+            word = "link" if limit.links == 1 else "links"
+            yield (
+                f"Limit over {limit.links} {word}: {ms(limit.limit_ns)} ms, the larger of warm {ms(report.warm_graph_ns)} ms and "
+                f"{mib(limit.copied_bytes)} MiB at {limit.bytes_per_s / 1e9:.1f} GB/s (pinned, measured here)."
+            )
+        yield from _against_peers(report)
+    else:
+        yield NO_FIGURES
+    for row in report.rows:
+        if row.note:
+            yield f"{row.name}: {row.note}"
+    yield from (f"waived: {w.name} ({w.reason})" for w in report.waived)
+
+
+def _against_peers(report: BenchReport) -> Iterator[str]:
+    peers = [row for row in report.rows if row.name.startswith("peer:")]
+    best = [row for row in report.rows if row.name == "best"]
+    if not peers or not best:
+        return
+    rival = min(peers, key=lambda row: Samples(row.samples_ns).median_ns)
+    for row in best:
+        times = Samples(rival.samples_ns).median_ns / Samples(row.samples_ns).median_ns
+        word = "link" if row.links == 1 else "links"
+        yield f"best over {row.links} {word} is {times:.1f} times as fast as {rival.name}, the fastest peer."
+
+
+def bench_json(report: BenchReport) -> str:
+    """One object. Times are null where they are no figures."""
+    return json.dumps(
+        {
+            "model": report.model,
+            "dtype": report.dtype,
+            "batch": report.batch,
+            "gpus": list(report.gpus),
+            "warm_graph_ms": _ms(report.warm_graph_ns),
+            "limit_ms": {str(limit.links): limit.limit_ns / 1e6 for limit in report.limits},
+            "results": [
+                {
+                    "name": row.name,
+                    "links": row.links,
+                    "median_ms": _ms(Samples(row.samples_ns).median_ns) if row.samples_ns else None,
+                    "min_ms": _ms(min(row.samples_ns)) if row.samples_ns else None,
+                    "copied_bytes": row.copied_bytes,
+                    "outputs_match": row.outputs_match,
+                }
+                for row in report.rows
+            ],
+        },
+        allow_nan=False,
+    )
