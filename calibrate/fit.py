@@ -215,17 +215,23 @@ class Contention:
 def fit_sharing(
     case: str, seen: Sequence[Contention], capacity: float, limit: float, *, refuse: bool = True
 ) -> Fit:
-    """The weight at which the simulator's own sharing gives the rates seen. `limit` is the read's rate alone.
+    """The weight at which the simulator's own sharing gives what was seen. `limit` is the read's rate alone.
 
-    Residuals are rates, not times: a read's and a copy's for each row.
+    Residuals are times: of a read of SHARED_BYTES in place, and of a copy of as many that starts with it and has the link
+    to itself when the read is done.
     """
     require(bool(seen), f"{case}: nothing was measured on a shared link")
 
+    def times(direct: float, copy: float) -> tuple[float, float]:
+        read_s = SHARED_BYTES / direct
+        return read_s, read_s + max(0.0, SHARED_BYTES - copy * read_s) / capacity
+
     def misses(log_weight: Vector, rows: Sequence[Contention]) -> Vector:
+        fitted = times(*shared_rates(float(np.exp(log_weight[0])), capacity, limit))
         out = []
         for row in rows:
-            direct, copy = shared_rates(float(np.exp(log_weight[0])), capacity, limit)
-            out += [direct / row.direct_bytes_per_s - 1, copy / row.copy_bytes_per_s - 1]
+            measured = times(row.direct_bytes_per_s, row.copy_bytes_per_s)
+            out += [f / m - 1 for f, m in zip(fitted, measured, strict=True)]
         return np.array(out)
 
     def best(rows: Sequence[Contention]) -> float:
@@ -236,18 +242,17 @@ def fit_sharing(
 
     value = best(seen)
     each = [best([row]) for row in seen]
-    direct, copy = shared_rates(value, capacity, limit)
+    fitted = times(*shared_rates(value, capacity, limit))
     residuals = tuple(
-        Residual(f"{row.label} {what}", 0, 1, 0, measured, fitted)
+        Residual(f"{row.label} {what}", SHARED_BYTES, 1, 0, measured * 1e9, predicted * 1e9)
         for row in seen
-        for what, measured, fitted in (
-            ("read, bytes/s", row.direct_bytes_per_s, direct),
-            ("copy, bytes/s", row.copy_bytes_per_s, copy),
+        for what, measured, predicted in zip(
+            ("read", "copy"), times(row.direct_bytes_per_s, row.copy_bytes_per_s), fitted, strict=True
         )
     )
     fit = Fit(
         case,
-        "weighted fair sharing of the link",
+        "weighted fair sharing of the link's time",
         (
             Constant(
                 "weight",
@@ -263,12 +268,19 @@ def fit_sharing(
     return fit
 
 
+SHARED_BYTES = 512 * 2**20
+
+
 def shared_rates(weight: float, capacity: float, limit: float) -> tuple[float, float]:
-    """What the simulator gives a read in place of this weight and one copy beside it."""
-    read = Flow(("link",), 1.0, weight, limit, None)  # type: ignore[arg-type]  # nothing waits for this flow's end
-    copy = Flow(("link",), 1.0, 1.0, float("inf"), None)  # type: ignore[arg-type]
+    """Bytes per second that the simulator gives a read in place of this weight, `limit` alone, and one copy beside it.
+
+    A read alone has the whole link however few bytes it makes of it, so it is a flow of the link's own bytes: its rate here is
+    its share of `limit`.
+    """
+    read = Flow(("link",), 1.0, weight, None)  # type: ignore[arg-type]  # nothing waits for this flow's end
+    copy = Flow(("link",), 1.0, 1.0, None)  # type: ignore[arg-type]
     fair_rates([read, copy], {"link": capacity})
-    return read.rate, copy.rate
+    return read.rate / capacity * limit, copy.rate
 
 
 def measured(point: Point) -> Constant:

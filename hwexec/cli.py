@@ -132,5 +132,46 @@ def bench(**options: Any) -> int:
     return commands.run_bench(commands.BenchCall(**options))
 
 
+@cli.command()
+@click.option("--model", "models", required=True, multiple=True, metavar="NAME", help="Repeatable.")
+@click.option(
+    "--dtype", "dtypes", multiple=True, default=("fp32",), type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Repeatable. Default: fp32.",
+)  # fmt: skip
+@click.option(
+    "--batch", "batches", multiple=True, default=(1,), type=click.IntRange(1), help="Repeatable. Default: 1."
+)
+@click.option("--seq", type=int, help="Tokens per sample, of every hf: model. Default: the model's own.")
+@click.option(
+    "-d", "gpus", multiple=True, metavar="0 1", help="GPUs: the target, then its partners. Default: 0."
+)
+@click.argument("more", nargs=-1, metavar="")
+@_DEVICE
+@click.option(
+    "--host", metavar="NAME|FILE", help="Constants to plan by. Default: the shipped host with these GPUs."
+)
+@click.option(
+    "--profiles", metavar="DIR", help="Profiles as calibrate names them. Default: shipped, or estimated."
+)
+@click.option(
+    "--random", "randoms", type=click.IntRange(0, 10_000), default=20, show_default=True,
+    help="Random valid plans per network and number of links.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides the random plans.")
+@click.option("--runs", type=click.IntRange(1, 100_000), default=7, show_default=True, help="Starts each.")
+@click.option("--out", "folder", required=True, metavar="DIR", help="For sweep.yaml and sweep.png.")
+@click.option("--force", is_flag=True, help="Start over instead of going on from what DIR has.")
+def sweep(**options: Any) -> int:
+    """Run every strategy, the best plan and random plans of many networks; set prediction beside measurement.
+
+    Every model in every dtype at every batch size, over each number of links. The same command goes on where it stopped.
+    """
+    options["gpus"] = parse_gpus((*options["gpus"], *options.pop("more")) or ("0",))
+    # `hwexec --help` answers without torch
+    from hwexec import sweep_command  # noqa: PLC0415
+
+    return sweep_command.run_sweep(sweep_command.SweepCall(**options))
+
+
 if __name__ == "__main__":
     main()

@@ -112,15 +112,9 @@ def run_bench(call: BenchCall) -> int:
     files = tuple(read_plan(path) for path in call.files)
     if call.out is not None:
         check_output(call.out, force=call.force)
-    with opened(call.device, max(call.gpus) + 1) as device:
-        for gpu in call.gpus:
-            require(
-                gpu < device.gpu_count,
-                f"GPU {gpu}: this machine has {device.gpu_count}; name those with -d, as -d 0",
-            )
-        host = _host_of(call, device)
-        for gpu in call.gpus:
-            host.gpu(gpu)
+    needed = max(*call.gpus, *(gpu for file in files for gpu in file.plan.gpus), 0)
+    with opened(call.device, needed + 1) as device:
+        host = host_of(call.host, device, call.gpus)
         request = Request(call.model, call.batch, call.dtype, call.seq)
         trace = trace_model(call.model, batch=request.samples, dtype=request.precision, seq=call.seq)
         profile = profile_for(host, request, call.profile, trace)
@@ -149,7 +143,7 @@ def run_bench(call: BenchCall) -> int:
         for waived in report.waived:
             note(f"waived: {waived.name} ({waived.reason})")
     else:
-        show(reports.bench_table(report), *reports.bench_words(report))
+        show(reports.bench_title(report), reports.bench_table(report), *reports.bench_words(report))
     return 0 if report.outputs_match else 1
 
 
@@ -253,14 +247,23 @@ def unlike(host: Host, device: Device, gpus: tuple[int, ...]) -> str:
     return ""
 
 
-def _host_of(call: BenchCall, device: Device) -> Host:
-    """The host asked for, else the shipped one that has this machine's GPUs."""
-    if call.host is not None:
-        host = find_host(call.host)
-        differs = unlike(host, device, call.gpus)
-        if differs:
-            note(f"plans are made from constants of {host.name}, not of this machine: {differs}")
-        return host
+def host_of(name: str | None, device: Device, gpus: tuple[int, ...]) -> Host:
+    """The host asked for, else the shipped one that has this machine's GPUs. InputError where either has not all of `gpus`."""
+    for gpu in gpus:
+        require(
+            gpu < device.gpu_count,
+            f"GPU {gpu}: this machine has {device.gpu_count}; name those with -d, as -d 0",
+        )
+    host = _this_host(device) if name is None else find_host(name)
+    for gpu in gpus:
+        host.gpu(gpu)
+    differs = unlike(host, device, gpus)
+    if differs:
+        note(f"plans are made from constants of {host.name}, not of this machine: {differs}")
+    return host
+
+
+def _this_host(device: Device) -> Host:
     if not device.figures:
         return find_host(DEFAULT_HOST)
     for name in host_names():

@@ -20,7 +20,7 @@ from torch.multiprocessing import reductions
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from hwexec.device import HOST_MUST_SEE, Activity, CaptureError, Event, Memory, Stream
+from hwexec.device import HOST_MUST_SEE, Activity, CaptureError, Event, Memory, Ready, Stream
 from sim.errors import InputError, require
 
 _StorageWeakRef: Any = reductions.StorageWeakRef
@@ -174,6 +174,9 @@ class CpuDevice:
     def on(self, stream: Stream) -> Iterator[None]:
         yield
 
+    def idle(self, stream: Stream) -> bool:
+        return self._random.random() < 0.5  # all has happened on the calling thread, but a GPU may be late
+
     def event(self, timing: bool = False) -> Event:
         return Event(timing, None)
 
@@ -227,6 +230,21 @@ class CpuDevice:
 
         self._do(stream, act)
 
+    # Names are looked up when called: a test may put others in their place
+
+    def ready_copy(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> Ready:
+        return lambda: self.copy(stream, destination, source)
+
+    def ready_record(self, stream: Stream, event: Event) -> Ready:
+        return lambda: self.record(stream, event)
+
+    def ready_wait(self, stream: Stream, event: Event) -> Ready:
+        return lambda: self.wait(stream, event)
+
+    def assign(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
+        with torch.no_grad():
+            destination.copy_(source)
+
     def fill(self, stream: Stream, destination: torch.Tensor, byte: int) -> None:
         self._keep(lambda: self.fill(stream, destination, byte))
         self._do(stream, lambda: _fill(destination, byte))
@@ -251,13 +269,19 @@ class CpuDevice:
 
     @contextmanager
     def capture(self, stream: Stream) -> Iterator[CpuGraph]:
-        if self.fault("capture"):
-            raise CaptureError("an injected capture error")
-        graph = CpuGraph(self, stream.gpu)
-        self._tape = graph.tape
+        with self.capture_parts(stream) as parts:
+            yield parts.graphs[0]
+
+    @contextmanager
+    def capture_parts(self, stream: Stream) -> Iterator[CpuParts]:
+        parts = CpuParts(self, stream.gpu)
         try:
-            with graph.recorder:
-                yield graph
+            with parts.recorder:
+                yield parts
+        except BaseException:
+            for graph in parts.graphs:
+                graph.close()
+            raise
         finally:
             self._tape = None
             self.synchronize()
@@ -288,8 +312,11 @@ class CpuGraph:
     def __init__(self, device: CpuDevice, gpu: int) -> None:
         self.device, self.gpu = device, gpu
         self.tape: list[Callable[[], None]] = []
-        self.recorder = _Recorder(self)
         self.kernels = 0
+
+    @property
+    def empty(self) -> bool:
+        return not self.tape
 
     def nodes(self) -> int:
         return self.kernels
@@ -305,24 +332,43 @@ class CpuGraph:
         self.tape.clear()
 
 
+class CpuParts:
+    """Graphs one after another. Values pass from one to the next in the tensors that both know."""
+
+    def __init__(self, device: CpuDevice, gpu: int) -> None:
+        self.device, self.gpu = device, gpu
+        self.graphs: list[CpuGraph] = []
+        self.recorder = _Recorder(self)
+        self.cut()
+
+    def nodes(self) -> int:
+        return sum(graph.kernels for graph in self.graphs)
+
+    def cut(self) -> None:
+        if self.device.fault("capture"):
+            raise CaptureError("an injected capture error")
+        self.graphs.append(CpuGraph(self.device, self.gpu))
+        self.device._tape = self.graphs[-1].tape
+
+
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Keeps each operator with the memory it used, as a captured kernel keeps its addresses."""
 
-    def __init__(self, graph: CpuGraph) -> None:
+    def __init__(self, parts: CpuParts) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.graph = graph
+        self.parts = parts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket.__name__ in HOST_MUST_SEE:
             raise CaptureError(f"operation not permitted when stream is capturing: {func}")
         if func.overloadpacket.__name__ == "_has_compatible_shallow_copy_type":
             return func(*args, **(kwargs or {}))  # re-pointing a tensor asks this: no kernel
-        if self.graph.device.fault("kernel"):
+        graph = self.parts.graphs[-1]
+        if graph.device.fault("kernel"):
             raise OutOfMemory("out of memory (injected)")
         here = tree_map_only(torch.Tensor, lambda t: t.detach(), (args, kwargs or {}))
         result = func(*args, **(kwargs or {}))
         kept = [t.detach() for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor)]
-        graph = self.graph
 
         def again() -> None:
             start = time.perf_counter_ns()

@@ -2,31 +2,49 @@
 
 What it had to learn (all tried on two H200, torch 2.11): a pinned host pointer, or another GPU's pointer, wrapped as a
 DLPack capsule that names this GPU becomes a tensor of this GPU. Kernels read it in place, and `copy_` from it is a plain
-asynchronous copy on the current stream, without the barrier that PyTorch puts round a copy between two devices.
+asynchronous copy on the current stream, without the barrier that PyTorch puts round a copy between two devices. `copy_`
+takes 14 us of the host's time, the driver's own copy about 1: arenas are copied by the driver, where it can be loaded.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import resource
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import dlpack
 
-from hwexec.device import Activity, CaptureError, Event, Memory, Stream
+from hwexec.device import Activity, CaptureError, Event, Memory, Ready, Stream
 from sim.errors import InputError, require
 
 _cuda: Any = torch.cuda  # much of it has no types
 _CUDA_DEVICE_TYPE = 2  # kDLCUDA
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU, not only the current one
 _GATE_HZ = 2e9  # no GPU of today clocks higher by much; a slower one holds longer
+_NO_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not touched the GPU yet
+
+
+@cache
+def _load_driver() -> Any:
+    """libcuda, which PyTorch has loaded already; None where it is not to be had."""
+    try:
+        driver: Any = ctypes.CDLL("libcuda.so.1")
+        driver.cuMemcpyAsync.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p]
+        driver.cuMemcpyAsync.restype = ctypes.c_int
+    except (OSError, AttributeError):
+        return None
+    return driver
 
 
 class CudaDevice:
@@ -43,6 +61,9 @@ class CudaDevice:
         )
         _cuda.init()
         self._profiled = False
+        self._driver = _load_driver()
+        self._callers: dict[tuple[int, ...], Any] = {}
+        self._edges: dict[int, tuple[Any, Any]] = {}
 
     @property
     def gpu_count(self) -> int:
@@ -123,13 +144,22 @@ class CudaDevice:
     def close_stream(self, stream: Stream) -> None:
         """PyTorch's streams come from a pool and are never destroyed."""
 
-    @contextmanager
-    def on(self, stream: Stream) -> Iterator[None]:
-        caller = torch.cuda.current_stream(stream.gpu)
-        stream.raw.wait_stream(caller)
-        with torch.cuda.stream(stream.raw):
-            yield
-        caller.wait_stream(stream.raw)
+    def on(self, stream: Stream) -> _On:
+        edges = self._edges.get(stream.raw.cuda_stream)
+        if edges is None:
+            edges = self._edges[stream.raw.cuda_stream] = (_cuda.Event(), _cuda.Event())
+        return _On(self, stream, *edges)
+
+    def idle(self, stream: Stream) -> bool:
+        return bool(stream.raw.query()) and bool(self._caller(stream.gpu).query())
+
+    def _caller(self, gpu: int) -> Any:
+        """The current stream of a GPU; PyTorch's own way makes an object each time."""
+        key: tuple[int, ...] = torch._C._cuda_getCurrentStream(gpu)
+        found = self._callers.get(key)
+        if found is None:
+            found = self._callers[key] = torch.cuda.current_stream(gpu)
+        return found
 
     def event(self, timing: bool = False) -> Event:
         return Event(timing, _cuda.Event(enable_timing=timing))
@@ -150,7 +180,59 @@ class CudaDevice:
         return float(start.raw.elapsed_time(stop.raw)) * 1e6
 
     def copy(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
-        with torch.cuda.stream(stream.raw):
+        self.ready_copy(stream, destination, source)()
+
+    def ready_copy(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> Ready:
+        size_bytes = destination.numel()
+        if self._driver is None or destination.dtype is not torch.uint8 or source.numel() != size_bytes:
+            return partial(_copy_by_torch, stream, destination, source)
+        return self._driver_copy(stream, destination.data_ptr(), source.data_ptr(), size_bytes)
+
+    def _driver_copy(self, stream: Stream, to: int, origin: int, size_bytes: int) -> Ready:
+        """One call of the driver: it knows from the addresses which way to go, and a capture takes it as a copy."""
+        if size_bytes == 0:
+            return _nothing
+        call, exchange, gpu = self._driver.cuMemcpyAsync, _cuda._exchange_device, stream.gpu
+        given = (
+            ctypes.c_uint64(to),
+            ctypes.c_uint64(origin),
+            ctypes.c_size_t(size_bytes),
+            ctypes.c_void_p(stream.raw.cuda_stream),
+        )
+
+        def issue() -> None:
+            before = exchange(gpu)
+            code = call(*given)
+            if code == _NO_CONTEXT:
+                torch.cuda.set_device(gpu)  # binds the GPU's context to this thread
+                code = call(*given)
+            if before != gpu:
+                exchange(before)
+            if code:
+                raise RuntimeError(
+                    f"a copy of {size_bytes} bytes on {stream.name}: {_driver_error(self._driver, code)}"
+                )
+
+        return issue
+
+    def ready_record(self, stream: Stream, event: Event) -> Ready:
+        return partial(event.raw.record, stream.raw)
+
+    def ready_wait(self, stream: Stream, event: Event) -> Ready:
+        return partial(event.raw.wait, stream.raw)
+
+    def assign(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
+        if (
+            self._driver is not None
+            and type(source) is torch.Tensor
+            and source.get_device() == stream.gpu
+            and source.is_contiguous()
+            and destination.is_contiguous()
+            and not (source.is_neg() or source.is_conj())
+        ):
+            self._driver_copy(stream, destination.data_ptr(), source.data_ptr(), destination.nbytes)()
+            return
+        with torch.no_grad():
             destination.copy_(source, non_blocking=True)
 
     def fill(self, stream: Stream, destination: torch.Tensor, byte: int) -> None:
@@ -169,33 +251,25 @@ class CudaDevice:
 
     @contextmanager
     def capture(self, stream: Stream) -> Iterator[CudaGraph]:
-        graph = CudaGraph(stream)
-        inside: BaseException | None = None
-        before = torch.cuda.current_stream(stream.gpu)
-        try:
-            with (
-                torch.cuda.device(stream.gpu),
-                # thread_local: another thread that allocates must not break this capture
-                torch.cuda.graph(
-                    graph.raw, pool=graph.pool, stream=stream.raw, capture_error_mode="thread_local"
-                ),
-            ):
-                try:
-                    yield graph
-                except BaseException as error:
-                    inside = error
-                    raise
-        except BaseException as error:
-            cause = inside or error  # ending a broken capture raises an error of its own, which says less
-            with torch.cuda.device(stream.gpu):  # a capture that cannot end leaves its stream current
-                torch.cuda.set_stream(before)
-            graph.abandon()
-            if isinstance(cause, RuntimeError) and not isinstance(cause, self.out_of_memory):
-                raise CaptureError(_first_line(cause)) from cause
-            if cause is error:
+        with self.capture_parts(stream) as parts:
+            yield parts.graphs[0]
+
+    @contextmanager
+    def capture_parts(self, stream: Stream) -> Iterator[CudaParts]:
+        parts = CudaParts(stream)
+        self.synchronize()
+        gc.collect()  # nothing that a capture forbids may be freed inside it
+        torch.cuda.empty_cache()
+        with torch.cuda.device(stream.gpu), torch.cuda.stream(stream.raw):
+            try:
+                parts.begin()
+                yield parts
+                parts.end()
+            except BaseException as error:
+                parts.abandon()
+                if isinstance(error, RuntimeError) and not isinstance(error, self.out_of_memory):
+                    raise CaptureError(_first_line(error)) from error
                 raise
-            raise cause from None
-        graph.capturing = False
 
     def trace(self, call: Callable[[], None]) -> tuple[Activity, ...]:
         self.synchronize()
@@ -217,15 +291,49 @@ class CudaDevice:
         pass
 
 
-class CudaGraph:
-    """A torch.cuda.CUDAGraph that can count its nodes while it is captured."""
+class _On:
+    """See `Device.on`. A class: a generator costs more than all that it does here."""
 
-    def __init__(self, stream: Stream) -> None:
+    __slots__ = ("after", "before", "caller", "device", "gpu", "stream")
+
+    def __init__(self, device: CudaDevice, stream: Stream, before: Any, after: Any) -> None:
+        self.device, self.stream, self.before, self.after = device, stream, before, after
+
+    def __enter__(self) -> None:
+        raw, gpu = self.stream.raw, self.stream.gpu
+        self.gpu = _cuda._exchange_device(gpu)
+        caller = self.caller = self.device._caller(gpu)
+        if caller != raw:
+            self.before.record(caller)
+            self.before.wait(raw)
+            torch.cuda.set_stream(raw)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        raw, caller = self.stream.raw, self.caller
+        if caller != raw:
+            torch.cuda.set_stream(caller)
+        if self.gpu != self.stream.gpu:
+            _cuda._exchange_device(self.gpu)
+        if caller != raw and error is None:
+            self.after.record(raw)
+            self.after.wait(caller)
+
+
+class CudaGraph:
+    """A torch.cuda.CUDAGraph of one stream's work."""
+
+    def __init__(self, stream: Stream, pool: Any) -> None:
         self.raw: Any = torch.cuda.CUDAGraph()
-        # a pool of its own: graphs that shared one would overwrite each other's outputs
-        self.pool: Any = _cuda.graph_pool_handle()
-        self.stream = stream
+        self.stream, self.pool = stream, pool
+        self.captured: int | None = None
+        """Nodes, once it is captured; None where nobody can tell."""
         self.capturing = True
+
+    @property
+    def empty(self) -> bool:
+        return self.captured == 0
 
     def nodes(self) -> int | None:
         return _captured_nodes(self.stream.raw.cuda_stream) if self.capturing else None
@@ -236,14 +344,37 @@ class CudaGraph:
     def close(self) -> None:
         self.raw.reset()
 
+    def begin(self) -> None:
+        # thread_local: another thread that allocates must not break this capture
+        self.raw.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+
+    def end(self) -> None:
+        self.captured = self.nodes()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*CUDA Graph is empty")
+            self.raw.capture_end()
+        self.capturing = False
+
     def abandon(self) -> None:
-        """After a capture that broke: let the allocator and the random generator know that it is over."""
+        """Of a capture that broke: end it, and let the allocator and the random generator know that it is over."""
+        if not self.capturing:
+            self.close()
+            return
+        try:
+            self.end()
+        except RuntimeError:
+            self._clean_up()
+        else:
+            self.close()
+
+    def _clean_up(self) -> None:
         gpu = self.stream.gpu
+        self.capturing = False
         with suppress(RuntimeError):
             torch.cuda.synchronize(gpu)
         with suppress(RuntimeError, AttributeError):
+            # raises where the capture had ended after all, and then reset gives back this graph's share of the pool
             torch._C._cuda_endAllocateToPool(gpu, self.pool)
-        with suppress(RuntimeError, AttributeError):
             torch._C._cuda_releasePool(gpu, self.pool)
         with suppress(RuntimeError), torch.cuda.device(gpu):
             number, spare = torch.zeros(1, device="cuda"), torch.cuda.CUDAGraph()
@@ -251,6 +382,60 @@ class CudaGraph:
                 number.add_(1)
         with suppress(RuntimeError):
             self.raw.reset()
+
+
+class CudaParts:
+    """Graphs captured one after another on the current stream, from one pool: what one frees, the next may use."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        # a pool of its own: captures that shared one would overwrite each other's outputs
+        self.pool: Any = _cuda.graph_pool_handle()
+        self.graphs: list[CudaGraph] = []
+
+    def nodes(self) -> int | None:
+        counts = [g.nodes() if g.capturing else g.captured for g in self.graphs]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    def begin(self) -> None:
+        graph = CudaGraph(self.stream, self.pool)
+        self.graphs.append(graph)  # before it begins: a beginning that fails is cleaned up as well
+        graph.begin()
+
+    def end(self) -> None:
+        self.graphs[-1].end()
+
+    def cut(self) -> None:
+        try:
+            self.end()
+            self.begin()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise CaptureError(_first_line(error)) from error
+
+    def abandon(self) -> None:
+        for graph in reversed(self.graphs):
+            graph.abandon()
+        self.graphs.clear()
+
+
+def _copy_by_torch(stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
+    with torch.cuda.stream(stream.raw):
+        destination.copy_(source, non_blocking=True)
+
+
+def _nothing() -> None:
+    """A copy of no bytes."""
+
+
+def _driver_error(driver: Any, code: int) -> str:
+    name, text = ctypes.c_char_p(), ctypes.c_char_p()
+    driver.cuGetErrorName(code, ctypes.byref(name))
+    driver.cuGetErrorString(code, ctypes.byref(text))
+    said = (text.value or b"no description").decode()
+    return f"{said} ({(name.value or b'CUDA error').decode()}, {code})"
 
 
 def _first_line(error: BaseException) -> str:
@@ -264,7 +449,10 @@ def _activity(event: dict[str, Any]) -> Activity | None:
     stop = start + float(event.get("dur", 0)) * 1e3
     about = event.get("args", {})
     if category in ("cuda_runtime", "cuda_driver"):
-        return Activity("launch", -1, start, stop, 0, name) if "GraphLaunch" in name else None
+        if "GraphLaunch" in name:
+            return Activity("launch", -1, start, stop, 0, name)
+        issues = any(part in name for part in ("EventRecord", "StreamWaitEvent", "Memcpy"))
+        return Activity("issue", -1, start, stop, 0, name) if issues else None
     if category not in ("gpu_memcpy", "gpu_memset", "kernel"):
         return None
     # copies between two GPUs name both, and the one whose stream they ran on
@@ -338,8 +526,10 @@ def _labelled(pointer: int, size_bytes: int, gpu: int, owner: object) -> torch.T
 
 def _captured_nodes(stream: int) -> int | None:
     """Nodes of the graph being captured on a stream: the driver tells, PyTorch does not."""
+    driver = _load_driver()
+    if driver is None:
+        return None
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
         status, graph, count = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t()
         got = (ctypes.c_void_p(stream), ctypes.byref(status), None, ctypes.byref(graph), None, None)
         if hasattr(driver, "cuStreamGetCaptureInfo_v2"):
@@ -349,6 +539,6 @@ def _captured_nodes(stream: int) -> int | None:
         if code != 0 or not graph.value:
             return None
         code = driver.cuGraphGetNodes(graph, None, ctypes.byref(count))
-    except (OSError, AttributeError):
+    except AttributeError:
         return None
     return count.value if code == 0 else None

@@ -54,9 +54,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What a device was seen doing. `launch` is the host's call that started a graph."""
+    """What a device was seen doing. `launch` is a host's call that started a graph, `issue` one that enqueued anything else."""
 
-    kind: Literal["h2d", "d2d", "kernel", "launch"]
+    kind: Literal["h2d", "d2d", "kernel", "launch", "issue"]
     gpu: int
     start_ns: float
     stop_ns: float
@@ -64,11 +64,20 @@ class Activity:
     name: str
 
 
-class Graph(Protocol):
-    """Captured work. Its inputs, outputs and addresses are fixed."""
+class Counter(Protocol):
+    """Something that captures."""
 
     def nodes(self) -> int | None:
         """While capturing: kernels and copies captured so far; None where the device cannot tell."""
+        ...
+
+
+class Graph(Counter, Protocol):
+    """Captured work. Its inputs, outputs and addresses are fixed."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing at all was captured: there is no need to replay it."""
         ...
 
     def replay(self) -> None:
@@ -76,6 +85,21 @@ class Graph(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Parts(Counter, Protocol):
+    """Work captured as several graphs, each to be replayed once and in their order: memory of one is used again by the next."""
+
+    @property
+    def graphs(self) -> Sequence[Graph]: ...
+
+    def cut(self) -> None:
+        """What was captured so far is one graph; what comes belongs to the next. `nodes` counts on. May raise CaptureError."""
+        ...
+
+
+Ready = Callable[[], object]
+"""One operation made ready: each call enqueues it once more."""
 
 
 class Device(Protocol):
@@ -141,6 +165,10 @@ class Device(Protocol):
         """Make `stream` current: after all that the caller's stream holds; the caller's stream goes on after it."""
         ...
 
+    def idle(self, stream: Stream) -> bool:
+        """Whether all that `stream` and the caller's stream hold has happened; it may say no when nobody knows."""
+        ...
+
     def event(self, timing: bool = False) -> Event: ...
 
     def record(self, stream: Stream, event: Event) -> None: ...
@@ -167,6 +195,18 @@ class Device(Protocol):
         """
         ...
 
+    def ready_copy(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> Ready:
+        """`copy` made ready: what can be looked up beforehand is. The tensors must outlive it, and so for the next two."""
+        ...
+
+    def ready_record(self, stream: Stream, event: Event) -> Ready: ...
+
+    def ready_wait(self, stream: Stream, event: Event) -> Ready: ...
+
+    def assign(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
+        """Values of a tensor of this shape and dtype that lies anywhere, into one on the stream's GPU; `stream` is current."""
+        ...
+
     def fill(self, stream: Stream, destination: torch.Tensor, byte: int) -> None: ...
 
     def gate(self, stream: Stream, hold_ns: float) -> None:
@@ -184,6 +224,10 @@ class Device(Protocol):
 
         Raises CaptureError where the work cannot be captured; the device is usable afterwards.
         """
+        ...
+
+    def capture_parts(self, stream: Stream) -> AbstractContextManager[Parts]:
+        """The same, as several graphs. Whoever takes them closes each; of a capture that failed nothing is left."""
         ...
 
     def trace(self, call: Callable[[], None]) -> tuple[Activity, ...]:

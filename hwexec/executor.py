@@ -6,8 +6,8 @@ it fails half way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,7 @@ from hwexec.cpu import CpuDevice
 from hwexec.cuda import CudaDevice
 from hwexec.device import CaptureError, Device, Event, Graph
 from hwexec.hooks import LayerHooks, Learned, follow, learn
+from hwexec.segments import Script, do
 from hwexec.stage import Stage
 from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
@@ -28,7 +29,7 @@ from sim.host import Host
 from sim.models import DTYPES, Built
 from sim.network import Network
 from sim.plan import Launch, Plan
-from sim.program import Program, lower
+from sim.program import Copy, Program, lower
 from sim.timeline import Timeline
 from sim.trace import trace
 
@@ -98,11 +99,14 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Captured:
-    graph: Graph
+    """Graphs to be replayed in their order: of segments several, else one. `script` replays them among copies."""
+
+    graphs: tuple[Graph, ...]
     output: Any
-    walk: Walk
+    layer_nodes: tuple[int, ...] | None
+    script: Script | None = None
 
 
 class ColdStart:
@@ -126,9 +130,9 @@ class ColdStart:
         self.plan, self.network = program.plan, program.network
         self.launch: Launch = program.launch
         self.why_eager = ""
-        """Why a plan for a graph runs eagerly all the same; empty where it does not."""
+        """Why a plan for a graph, or for segments, runs eagerly all the same; empty where it does not."""
         self.moved_bytes = 0
-        """Host memory to GPUs, by copies, in the last cold start; of a graph, what every replay copies."""
+        """Host memory to GPUs, by copies, in the last cold start; of captured ones, what each of them copies."""
         self.relayed_bytes = 0
         """GPU to GPU, likewise."""
         self._graphs: dict[str, _Captured] = {}
@@ -164,6 +168,11 @@ class ColdStart:
             leaf.detach().clone().to(where) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
         ]
         self._stack.callback(self._leaves.clear)
+        tensors = [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
+        flat = not kwargs and len(tensors) == len(args) and all(isinstance(a, torch.Tensor) for a in args)
+        self._flat: list[torch.Tensor] | None = tensors if flat else None
+        """The static inputs, where all are tensors given by position."""
+        self._stack.callback(tensors.clear)
 
     def _make_ready(self) -> None:
         """Learn where layers begin, warm libraries up, and capture; or say why not."""
@@ -176,7 +185,7 @@ class ColdStart:
         for _ in range(_WARM_UP):
             self._with_tensors("resident", self._forward)
         self.device.synchronize()
-        if self.launch is Launch.GRAPH:
+        if self.launch is not Launch.EAGER:
             self._capture(learned)
         if self.launch is Launch.EAGER:  # planned so, or because it could not be captured
             self._learned = learned
@@ -198,39 +207,62 @@ class ColdStart:
             if learned.blocker:
                 raise CaptureError(learned.blocker)
             for kind in ("cold", "resident") if same else ("cold", "warm", "resident"):
-                self._graphs[kind] = self._capture_one(kind)
+                parts = kind == "cold" and self.launch is Launch.SEGMENTS
+                self._graphs[kind] = self._capture_segments() if parts else self._capture_one(kind)
         except CaptureError as error:
             self._drop_graphs()
             self.launch, self.why_eager = Launch.EAGER, str(error)
             return
         if same:
             self._graphs["warm"] = self._graphs["resident"]
-        walk = self._graphs["cold"].walk
-        self.moved_bytes, self.relayed_bytes = walk.moved_bytes, walk.relayed_bytes
+        copies = [op for op in self.program.ops if isinstance(op, Copy)]
+        self.moved_bytes = sum(op.size_bytes for op in copies if op.source is None)
+        self.relayed_bytes = sum(op.size_bytes for op in copies if op.source is not None)
 
     def _capture_one(self, kind: str) -> _Captured:
-        walk: Walk | None = None
+        with self._blamed() as blame, self._stage.pointed(kind), torch.no_grad():
+            with self.device.capture(self._stage.compute) as graph:
+                walk = blame(self._stage.walk(kind, graph=graph))
+                output = self._walked(walk)
+            return _Captured((graph,), output, walk.layer_nodes())
+
+    def _capture_segments(self) -> _Captured:
+        """The layers of a cold start, where its tensors are, without its copies: those are the script's."""
+        with self._blamed() as blame, self._stage.pointed("cold"), torch.no_grad():
+            with self.device.capture_parts(self._stage.compute) as parts:
+                walk = blame(self._stage.walk("warm", parts=parts))
+                output = self._walked(walk)
+            graphs = tuple(parts.graphs)
+            return _Captured(graphs, output, walk.layer_nodes(), self._stage.script(graphs))
+
+    def _walked(self, walk: Walk) -> Any:
+        walk.begin()
+        with follow(self.module, self.network, self._stage.find, walk.reach):
+            output = self._forward()
+        walk.finish()
+        return output
+
+    @contextmanager
+    def _blamed(self) -> Iterator[Callable[[Walk], Walk]]:
+        """A capture that fails names the layer that its walk had reached."""
+        walks: list[Walk] = []
+
+        def blame(walk: Walk) -> Walk:
+            walks.append(walk)
+            return walk
+
         try:
-            with (
-                self._stage.pointed(kind),
-                torch.no_grad(),
-                self.device.capture(self._stage.compute) as graph,
-            ):
-                walk = self._stage.walk(kind, graph=graph)
-                walk.begin()
-                with follow(self.module, self.network, self._stage.find, walk.reach):
-                    output = self._forward()
-                walk.finish()
+            yield blame
         except CaptureError as error:
-            at = max(0, walk.reached if walk is not None else 0)
+            at = max(0, walks[0].reached if walks else 0)
             raise CaptureError(
                 f"layer {at} ({self.network.layers[at].name}) cannot be captured: {error}"
             ) from None
-        return _Captured(graph, output, walk)
 
     def _drop_graphs(self) -> None:
         for captured in {id(c): c for c in self._graphs.values()}.values():
-            captured.graph.close()
+            for graph in captured.graphs:
+                graph.close()
         self._graphs.clear()
 
     # Running
@@ -276,16 +308,17 @@ class ColdStart:
     def timeline(self) -> Timeline:
         """One more cold start, with the last inputs, watched: measured spans of each copy and each layer.
 
-        Eager: timing events round them. Graph: what the profiler sees inside the replay. Watching costs a little, so take
-        times first and timelines last.
+        Eager: timing events round them. Graph and segments: what PyTorch's profiler sees of the replays. Once that has run in
+        a process, CUPTI stays in and makes every later launch slower (a launch of 116 us took 333): take all times first, and
+        timelines last. TEARDOWN_CUPTI=1 in the environment takes it out again, but PyTorch warns of crashes with CUDA graphs.
         """
         self._open()
         self.device.synchronize()
-        if self.launch is Launch.GRAPH:
+        if self.launch is not Launch.EAGER:
             captured = self._graphs["cold"]
-            seen = self.device.trace(self._replay(captured))
+            seen = self.device.trace(lambda: self._replay(captured, ()))
             self._hot = True
-            return spans.of_graph(self.program, seen, captured.walk.layer_nodes())
+            return spans.of_graph(self.program, seen, captured.layer_nodes)
         self._hooks.remove()
         try:
             self._hooks = LayerHooks(self._learned, frozenset(range(len(self.network.layers))), self.network)
@@ -308,6 +341,17 @@ class ColdStart:
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pairs:
         """The static inputs, each with what a start was given for it."""
+        flat = self._flat
+        if flat is not None and not kwargs and len(args) == len(flat):
+            for fixed, given in zip(flat, args, strict=True):
+                if (
+                    type(given) is not torch.Tensor
+                    or given.dtype != fixed.dtype
+                    or given.shape != fixed.shape
+                ):
+                    break
+            else:
+                return list(zip(flat, args, strict=True))
         leaves, spec = pytree.tree_flatten((args, kwargs))
         who, pairs = self.network.model, []
         require(
@@ -332,17 +376,12 @@ class ColdStart:
     def _start(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = self._given(args, kwargs)
         try:
+            if self.launch is not Launch.EAGER:
+                return self._replay(self._graphs[kind], inputs)
             with torch.no_grad(), self.device.on(self._stage.compute):
-                for fixed, given in inputs:
-                    fixed.copy_(given, non_blocking=True)
-                if self._settling is not None:
-                    self.device.wait(self._stage.compute, self._settling)
-                    self._settling = None
-                if self.launch is Launch.EAGER:
-                    return self._eager(kind)
-                captured = self._graphs[kind]
-                captured.graph.replay()
-                return captured.output
+                self._settled()
+                self._assign(inputs)
+                return self._eager(kind)
         except self.device.out_of_memory as error:
             self._give_up()
             raise InputError(
@@ -376,12 +415,36 @@ class ColdStart:
             self.moved_bytes, self.relayed_bytes = walk.moved_bytes, walk.relayed_bytes
         return output
 
-    def _replay(self, captured: _Captured) -> Callable[[], None]:
-        def replay() -> None:
-            with self.device.on(self._stage.compute):
-                captured.graph.replay()
+    def _replay(self, captured: _Captured, inputs: Pairs) -> Any:
+        compute, script = self._stage.compute, captured.script
+        if script is None:
+            with self.device.on(compute):
+                self._settled()
+                self._assign(inputs)
+                captured.graphs[0].replay()
+            return captured.output
+        # nothing is under way that still needs the arenas: the first copies need not wait for the compute stream
+        idle = self._settling is None and self.device.idle(compute)
+        if idle:
+            do(script.lead)
+        with self.device.on(compute):
+            self._settled()
+            if not idle:
+                do(script.fork)
+                do(script.lead)
+            self._assign(inputs)
+            do(script.rest)
+        return captured.output
 
-        return replay
+    def _assign(self, inputs: Pairs) -> None:
+        for fixed, given in inputs:
+            self.device.assign(self._stage.compute, fixed, given)
+
+    def _settled(self) -> None:
+        """On from the end of `settle`, where one is under way."""
+        if self._settling is not None:
+            self.device.wait(self._stage.compute, self._settling)
+            self._settling = None
 
     # Going again
 

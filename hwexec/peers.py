@@ -133,8 +133,8 @@ def _accelerate(scene: Scene) -> Iterator[Ready]:
     try:
         import accelerate  # noqa: PLC0415 - optional: a peer, no part of this project
         from accelerate.hooks import remove_hook_from_module  # noqa: PLC0415
-    except ImportError:
-        raise InputError("accelerate is not installed") from None
+    except Exception as error:  # a half-installed package raises anything
+        raise _absent("accelerate", error) from None
     try:
         accelerate.cpu_offload(scene.module, execution_device=scene.where, offload_buffers=True)
         yield Ready(_nothing, lambda: scene.module(*scene.inputs), _version("accelerate"))
@@ -147,8 +147,8 @@ def _accelerate(scene: Scene) -> Iterator[Ready]:
 def _diffusers(scene: Scene) -> Iterator[Ready]:
     try:
         from diffusers.hooks import apply_group_offloading  # noqa: PLC0415 - optional: a peer
-    except ImportError:
-        raise InputError("diffusers is not installed") from None
+    except Exception as error:  # as above
+        raise _absent("diffusers", error) from None
     module = copy.deepcopy(scene.module)  # its hooks have no way back
     apply_group_offloading(
         module,
@@ -163,6 +163,12 @@ def _diffusers(scene: Scene) -> Iterator[Ready]:
 
 def _nothing() -> None:
     """Offloaders let go of every layer after it ran: the next call is cold as it is."""
+
+
+def _absent(package: str, error: Exception) -> InputError:
+    if isinstance(error, ModuleNotFoundError) and error.name == package:
+        return InputError(f"{package} is not installed")
+    return InputError(f"{package} cannot be imported: {error_line(error)}")
 
 
 def _version(package: str) -> str:

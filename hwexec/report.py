@@ -27,7 +27,7 @@ def _gpus(gpus: tuple[int, ...]) -> str:
     return f"GPU{'s' if len(gpus) > 1 else ''} {'+'.join(map(str, gpus))}"
 
 
-def _table(title: str, left: tuple[str, ...], columns: list[str]) -> Table:
+def _table(title: str | None, left: tuple[str, ...], columns: list[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right")
@@ -144,17 +144,21 @@ def _ms(time_ns: float | None) -> float | None:
 # Bench ----------------------------------------------------------------------------------------------------------------
 
 
-def bench_table(report: BenchReport) -> Table:
-    title = (
+def bench_title(report: BenchReport) -> str:
+    kind = "an estimated" if report.profile_kind == "estimated" else "a measured"
+    return (
         f"{subject(report.model, report.dtype, report.batch, report.seq)} on {_gpus(report.gpus)} "
-        f"({report.provenance.gpu}); plans from {_article(report.profile_kind)} profile of {report.host}"
+        f"({report.provenance.gpu}); plans made from {kind} profile of {report.host}"
     )
+
+
+def bench_table(report: BenchReport) -> Table:
     columns = ["strategy", "links", "launch", "copied MiB", "in place MiB"]
     if report.figures:
         columns[2:2] = ["average ms", "median ms", "min ms", "spread", "over limit"]
         columns += ["set-up s"]
     columns += ["runs", "answers"]
-    table = _table(title, ("strategy", "launch", "answers"), columns)
+    table = _table(None, ("strategy", "launch", "answers"), columns)
     for row in report.rows:
         cells = [row.name, str(row.links), row.launch, mib(row.copied_bytes), mib(row.direct_bytes)]
         if report.figures:
@@ -163,10 +167,6 @@ def bench_table(report: BenchReport) -> Table:
         cells += [str(row.runs), _answers(row)]
         table.add_row(*(Text(cell) for cell in cells), style="bold" if row.name == "best" else "")
     return table
-
-
-def _article(kind: str) -> str:
-    return f"{'an' if kind == 'estimated' else 'a'} {kind}"
 
 
 def _row_times(report: BenchReport, row: Row) -> list[str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from hwexec.arena import Binding, Extents, HostArena, Weights, load, point, region, slots_of
-from hwexec.device import POISON, Device, Event, Graph, Stream
+from hwexec.device import POISON, Counter, Device, Event, Graph, Parts, Stream
 from hwexec.hooks import Finder
+from hwexec.segments import Script, first_layers
 from hwexec.walk import Marks, Move, Pairs, Walk
 from sim.errors import InputError, require
 from sim.plan import Access
@@ -124,9 +125,10 @@ class Stage:
     def _move(self, op: Copy) -> Move:
         start, stop, gpu = op.start_bytes, op.stop_bytes, op.destination
         destination = self._extents[gpu].slice(self.arenas[gpu], start, stop)
-        if op.source is None:
-            return Move(destination, self.host.tensor[start:stop])
-        return Move(destination, self._peer(op.source, start, stop, gpu))
+        source = (
+            self.host.tensor[start:stop] if op.source is None else self._peer(op.source, start, stop, gpu)
+        )
+        return Move(destination, source, self.device.ready_copy(self.streams[op.stream], destination, source))
 
     def _peer(self, source: int, start: int, stop: int, gpu: int) -> torch.Tensor:
         held = self._extents[source].slice(self.arenas[source], start, stop)
@@ -209,7 +211,13 @@ class Stage:
         finally:
             self.binding.rest()
 
-    def walk(self, way: str, graph: Graph | None = None, marks: Marks | None = None) -> Walk:
+    def walk(
+        self,
+        way: str,
+        graph: Counter | None = None,
+        marks: Marks | None = None,
+        parts: Parts | None = None,
+    ) -> Walk:
         ops, repoint = self.ways[way].ops, self.ways[way].repoint
         return Walk(
             self.device,
@@ -221,7 +229,13 @@ class Stage:
             compute=self.compute,
             graph=graph,
             marks=marks,
+            parts=parts,
+            cuts=frozenset(first_layers(self.program.ops)[1:]),
         )
+
+    def script(self, graphs: Sequence[Graph]) -> Script:
+        """A cold start as calls made ready, its layers in these graphs, one for each segment."""
+        return Script(self.device, self.program, self.streams, self._moves, self.compute, graphs)
 
     def fill(self) -> None:
         """All weights into the target's arena, on the compute stream."""

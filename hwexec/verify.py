@@ -16,12 +16,12 @@ from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
 from hwexec.peers import Scene, Snapshot, eager_output
 from hwexec.timing import Samples
-from sim.errors import require
+from sim.errors import InputError, require
 from sim.files import FileKind
 from sim.host import Host
 from sim.models import Built
 from sim.network import Network
-from sim.plan import Launch, Plan
+from sim.plan import Plan
 from sim.profile import Profile, ProfileKind, Provenance
 from sim.program import lower
 from sim.simulate import simulate
@@ -60,6 +60,19 @@ def tensors(output: Any) -> list[torch.Tensor]:
 def kept(output: Any) -> list[torch.Tensor]:
     """An answer that the next start does not overwrite."""
     return [t.detach().clone() for t in tensors(output)]
+
+
+def plain_answer(scene: Scene, device: Device) -> list[torch.Tensor]:
+    """PyTorch's own, all weights on the GPU. InputError where they do not fit."""
+    try:
+        return kept(eager_output(scene))
+    except device.out_of_memory as error:
+        raise InputError(
+            f"{type(scene.module).__name__} does not fit on {scene.where} ({str(error).splitlines()[0]}); stop what else "
+            "runs there, or take a smaller model"
+        ) from None
+    finally:
+        device.trim()
 
 
 def likeness(output: Any, reference: list[torch.Tensor]) -> Likeness:
@@ -261,8 +274,7 @@ def verify(task: Task, device: Device) -> Verified:
     plan, dtype = task.plan, task.built.dtype
     where = device.torch_device(plan.target)
     inputs = tuple(i.to(where) for i in task.built.inputs)
-    plain = kept(eager_output(Scene(task.built.module, inputs, where, Snapshot(task.built.module))))
-    device.trim()
+    plain = plain_answer(Scene(task.built.module, inputs, where, Snapshot(task.built.module)), device)
     began = time.perf_counter()
     with prepare(
         task.built.module, plan, inputs, network=task.network, host=task.host, device=device
@@ -285,7 +297,7 @@ def verify(task: Task, device: Device) -> Verified:
     match = starts.worst.within(dtype) if not reproducible else starts.worst.bit_equal
     remarks, failures = [], []
     if why_eager:
-        remarks.append(f"the plan is for a graph, but ran eagerly: {why_eager}")
+        remarks.append(f"the plan is launched as {plan.launch.value}, but ran {launch.value}: {why_eager}")
     if not reproducible:
         remarks.append(
             f"the resident run does not give the same bits twice (difference {_error(again.worse(warm.worst))}), so cold "
@@ -354,7 +366,7 @@ def _predict(task: Task, cold: ColdStart) -> Timeline:
     """Of what really ran: a plan that could not be captured is predicted as it was launched."""
     program = cold.program
     if cold.launch is not program.launch:
-        program = lower(replace(task.plan, launch=Launch.EAGER), task.network, task.host)
+        program = lower(replace(task.plan, launch=cold.launch), task.network, task.host)
     return simulate(program, task.profile)
 
 

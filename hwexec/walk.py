@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from hwexec.arena import point
-from hwexec.device import Device, Event, Graph, Stream
+from hwexec.device import Counter, Device, Event, Parts, Ready, Stream
 from sim.errors import InputError
 from sim.network import Network
 from sim.program import HOST, Copy, Op, Record, Run, Wait
@@ -20,10 +20,11 @@ Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A Copy made ready: bytes of arenas as tensors of the stream's device."""
+    """A Copy made ready: bytes of arenas as tensors of the stream's device, and the call that copies them."""
 
     destination: torch.Tensor
     source: torch.Tensor
+    issue: Ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,10 @@ class Marks:
 
 
 class Walk:
-    """One pass over `ops`, in issue order, in step with the network. The same for eager runs and for capture."""
+    """One pass over `ops`, in issue order, in step with the network. The same for eager runs and for capture.
+
+    `graph` counts what is captured. Of `parts`, a new one begins at each layer of `cuts`.
+    """
 
     def __init__(
         self,
@@ -85,12 +89,15 @@ class Walk:
         repoint: Mapping[int, Pairs],
         *,
         compute: Stream,
-        graph: Graph | None = None,
+        graph: Counter | None = None,
         marks: Marks | None = None,
+        parts: Parts | None = None,
+        cuts: frozenset[int] = frozenset(),
     ) -> None:
         self.device, self.network, self.ops = device, network, ops
         self.streams, self.moves, self.repoint = streams, moves, repoint
-        self.compute, self.graph, self.marks = compute, graph, marks
+        self.compute, self.graph, self.marks = compute, graph or parts, marks
+        self.parts, self.cuts = parts, cuts
         self.events: dict[int, Event] = {}
         self.cursor = 0
         self.reached = -1
@@ -112,10 +119,11 @@ class Walk:
 
     def begin(self) -> None:
         """Fork the copy streams from the compute stream and issue what stands before the first layer's waits."""
-        start = self.device.event()
-        self.device.record(self.compute, start)
-        for stream in self._others:
-            self.device.wait(stream, start)
+        if self._others:
+            start = self.device.event()
+            self.device.record(self.compute, start)
+            for stream in self._others:
+                self.device.wait(stream, start)
         while self.cursor < len(self.ops) and self.ops[self.cursor].stream not in (HOST, self.compute.name):
             self._issue()
         if self.graph is not None:
@@ -127,6 +135,8 @@ class Walk:
             return
         if self.graph is not None:
             self._before.append(self.graph.nodes())
+        if self.parts is not None and layer in self.cuts:
+            self.parts.cut()
         if self.marks is not None:
             self.marks.layer_ends()
         while self.reached < layer:
@@ -172,7 +182,7 @@ class Walk:
         if isinstance(op, Copy):
             stream, move = self.streams[op.stream], self.moves[index]
             start = self.marks.at(stream) if self.marks is not None else None
-            device.copy(stream, move.destination, move.source)
+            move.issue()
             if self.marks is not None and start is not None:
                 self.marks.found.append(Mark(index, op.stream, start, self.marks.at(stream)))
             if op.source is None:

@@ -1,7 +1,7 @@
 """Lower bounds: no plan on this host can be faster. Knows no search.
 
 Let run_i be layer i's time with weights resident, x_is >= 0 what reading storage s in place adds to it, f_is the bytes
-that this brings over the target's lane (x_is at the in-place rate), b_s the bytes of s, B the highest rate at which host
+that it keeps the target's lane from carrying (x_is at the lane's rate), b_s the bytes of s, B the highest rate at which host
 memory can leave into all allowed GPUs together, and S the time before anything starts.
 
 Fix a layer l. A plan either brings all of s to some GPU before layer l starts (a layer up to l reads it copied or at a
@@ -17,7 +17,8 @@ Both hold, so for every a in [0, 1] a (1) + (1 - a) (2) holds, and its smallest 
            + sum_s min(a b_s / B, a sum_{i < l} f_is / B + a x_ls + (1 - a) sum_{i <= l} x_is)
 
 summed over storages with a reader up to l. The bound is the maximum over l and a grid of a; any a is valid. Waits, sharing
-and relays only add time. Eager plans also pay the host thread for every layer, which bounds them from below by itself.
+and relays only add time. Eager plans also pay the host thread for every layer, which bounds them from below by itself. In
+segments nothing starts before one copy is issued or one segment launched, whichever is cheaper.
 B: give each GPU's traffic to the link it shares with most others; then no more than sum over those links of
 min(capacity, sum of its GPUs' own rates) can flow.
 """
@@ -36,13 +37,14 @@ _WEIGHTS = tuple(step / 24 for step in range(25))
 def bound_ns(profile: Profile, host: Host, gpus: tuple[int, ...]) -> float:
     """Lowest conceivable makespan in ns of a cold start on `gpus[0]` with the links of all `gpus`."""
     costs = host.costs
-    in_place = min(costs.direct_bytes_per_s.value, host.rate(host.h2d_route(gpus[0])))
+    in_place = host.rate(host.h2d_route(gpus[0]))
     work = _work_ns(profile, intake(host, gpus), in_place)
     graph = costs.launch_ns.value + costs.launch_node_ns.value * len(profile.layers) + work
     issue = sum(t.issue.median_ns for t in profile.layers)
     tail = profile.layers[-1].resident.median_ns
     eager = costs.start_ns.value + max(work, issue + tail)
-    return min(graph, eager)
+    segments = min(costs.issue_copy_ns.value, costs.launch_ns.value + costs.launch_node_ns.value) + work
+    return min(graph, eager, segments)
 
 
 def warm_ns(profile: Profile, host: Host) -> float:

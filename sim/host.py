@@ -90,11 +90,11 @@ class Costs:
     launch_cross_ns: Figure
     """Graph mode: added launch time per dependency between devices."""
     direct_bytes_per_s: Figure
-    """Highest rate of one kernel reading host memory in place."""
+    """Highest rate of one kernel reading host memory in place. Estimates use it; a simulation takes times from a profile."""
     direct_weight: Figure
     """Share of a contended link that a read in place takes for each share a copy takes (1 = equal)."""
     peer_read_bytes_per_s: Figure
-    """Highest rate of one kernel reading another GPU's memory in place."""
+    """The same for another GPU's memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,16 @@ class Access(StrEnum):
 
 
 class Launch(StrEnum):
-    """EAGER: a host thread issues every operation. GRAPH: one launch of a captured CUDA graph."""
+    """Who puts work on the streams.
+
+    EAGER: a host thread issues every operation. GRAPH: one launch of a captured CUDA graph that holds them all. SEGMENTS:
+    the host thread issues copies, records and waits, and the layers between two waits of the compute stream are one
+    captured graph each, launched in turn: the first copy starts at once, and launches hide behind copies.
+    """
 
     EAGER = "eager"
     GRAPH = "graph"
+    SEGMENTS = "segments"
 
 
 class Sync(StrEnum):
@@ -103,7 +109,7 @@ class Plan:
         host.gpu(self.target)
         require(
             self.sync is Sync.STREAM or self.launch is Launch.EAGER,
-            f"plan {self.name!r}: {self.sync} waits on the host thread, which a graph cannot; launch it eagerly",
+            f"plan {self.name!r}: {self.sync} waits on the host thread, which graphs cannot; launch it eagerly",
         )
         require(
             len(self.access) == len(network.layers),

@@ -198,6 +198,8 @@ class _Lowering:
                 continue
             start = self.network.offsets[read.storage]
             stop = start + self.network.storages[read.storage].size_bytes
+            if start == stop:
+                continue
             at = max(0, bisect_left(self.starts, start + 1) - 1)
             while at < len(self.starts) and self.starts[at] < stop:
                 index = self.by_start[at]
@@ -210,10 +212,15 @@ class _Lowering:
         for chunk in chunks:
             stream = self.landing[chunk]
             last[stream] = max(chunk, last.get(stream, -1))
-        for stream, chunk in sorted(last.items()):
+        # longest paths first: behind a relay's last copy are its earlier ones, and all before those on their streams
+        for stream, chunk in sorted(
+            last.items(), key=lambda row: (-len(self.plan.chunks[row[1]].path), row[0])
+        ):
             if chunk <= self.waited.get((waiter, stream), -1):
                 continue
-            self.waited[waiter, stream] = chunk
+            for op in self.copies[chunk]:
+                behind = (waiter, op.stream)
+                self.waited[behind] = max(chunk, self.waited.get(behind, -1))
             record = self.copies[chunk][-1]
             assert isinstance(record, Record)
             yield Wait(

@@ -309,6 +309,8 @@ class _Finder:
         for ramp, taper in ((True, False), (False, True), (False, False)):
             yield replace(best, ramp=ramp, taper=taper)
         yield replace(best, launch=Launch.EAGER)
+        for factor in (0.5, 1, 2, 4):
+            yield replace(best, launch=Launch.SEGMENTS, chunk_bytes=int(best.chunk_bytes * factor))
 
     def _cheaper_in_place(self, ratio: float) -> Iterator[ReadKey]:
         per_byte = 1e9 / intake(self.host, (self.options.target, *self.partners))
@@ -440,7 +442,7 @@ class _Finder:
             for s, readers in enumerate(self.network.readers)
             if readers and self.network.storages[s].size_bytes
         ]
-        count = 2 * 2 ** len(keys)
+        count = len(Launch) * 2 ** len(keys)
         for n in range(1, len(sizes) + 1):
             count *= n * len(paths) * 2
         if count > EXHAUSTIVE_PLANS * 16:

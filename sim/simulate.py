@@ -4,9 +4,11 @@ Rules
 - Streams run their operations in order; an operation starts when it is issued and the one before it is done.
 - A copy pays its latency, then is a flow over every link of its route. A kernel that reads in place is a flow, then
   runs for its resident time, so that alone on an idle link it takes what the profile says.
-- Flows share each link max-min fairly by weight, a flow's own rate limit counted as one more link; rates are computed
-  anew when a flow starts or ends (Bertsekas & Gallager, Data Networks, section 6.5.2: progressive filling).
-- Eager: the host thread pays for each operation before it may start. Graph: one launch, then all may start.
+- Flows share each link max-min fairly by weight; rates are computed anew when a flow starts or ends (Bertsekas & Gallager,
+  Data Networks, section 6.5.2: progressive filling). A read in place alone keeps its link busy however few bytes it makes of
+  it (its requests are small), so its flow is as many bytes as the link could have carried in its time.
+- Eager: the host thread pays for each operation before it may start. Graph: one launch, then all may start. Segments: the
+  host thread pays for each copy, record and wait, and a launch for each run of layers between two waits.
 """
 
 from __future__ import annotations
@@ -28,12 +30,11 @@ Process = Generator[simpy.Event, None, None]
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """Bytes under way. `limit` is the flow's own highest rate, bytes per nanosecond; `rate` the present one."""
+    """Bytes under way. `rate` is the present one, bytes per nanosecond."""
 
     route: tuple[str, ...]
     left_bytes: float
     weight: float
-    limit: float
     done: simpy.Event
     rate: float = 0.0
 
@@ -50,11 +51,9 @@ class Fabric:
         self._since = env.now
         self._generation = 0
 
-    def transfer(
-        self, route: tuple[str, ...], size_bytes: float, weight: float = 1.0, limit: float = float("inf")
-    ) -> simpy.Event:
+    def transfer(self, route: tuple[str, ...], size_bytes: float, weight: float = 1.0) -> simpy.Event:
         """An event that happens when `size_bytes` have crossed every link of `route`."""
-        flow = Flow(route, size_bytes, weight, limit, self.env.event())
+        flow = Flow(route, size_bytes, weight, self.env.event())
         self._advance()
         self.flows.append(flow)
         self._share()
@@ -104,10 +103,10 @@ class Fabric:
 
 
 def fair_rates(flows: list[Flow], capacity: dict[str, float]) -> None:
-    """Set each flow's rate: weighted max-min by progressive filling, own limits included."""
+    """Set each flow's rate: weighted max-min by progressive filling."""
     if len(flows) == 1:
         only = flows[0]
-        only.rate = min(only.limit, *(capacity[link] for link in only.route))
+        only.rate = min(capacity[link] for link in only.route)
         return
     left = {link: capacity[link] for flow in flows for link in flow.route}
     open_flows = list(flows)
@@ -117,13 +116,10 @@ def fair_rates(flows: list[Flow], capacity: dict[str, float]) -> None:
             for link in flow.route:
                 weights[link] = weights.get(link, 0.0) + flow.weight
         level = min(left[link] / weight for link, weight in weights.items())
-        level = min(level, *(f.limit / f.weight for f in open_flows))
         full = {link for link, weight in weights.items() if left[link] / weight <= level * (1 + 1e-12)}
-        fixed = [
-            f for f in open_flows if f.limit / f.weight <= level * (1 + 1e-12) or not full.isdisjoint(f.route)
-        ]
+        fixed = [f for f in open_flows if not full.isdisjoint(f.route)]
         for flow in fixed:
-            flow.rate = min(flow.limit, level * flow.weight)
+            flow.rate = level * flow.weight
             for link in flow.route:
                 left[link] = max(0.0, left[link] - flow.rate)
         open_flows = [f for f in open_flows if f not in fixed]
@@ -157,6 +153,8 @@ class _Simulation:
             self.by_stream[op.stream].append((index, op))
         self.spans: list[Span] = []
         self.end = 0.0
+        self.start_ns = self.costs.start_ns.value / 2 if program.launch is Launch.EAGER else 0.0
+        """An eager request pays half before its first operation and half after its last."""
 
     def timeline(self) -> Timeline:
         if self.program.launch is Launch.GRAPH:
@@ -175,8 +173,7 @@ class _Simulation:
             if stream != HOST:
                 self.env.process(self.stream(stream))
         self.env.run()
-        if self.program.launch is Launch.EAGER:
-            self.end += self.costs.start_ns.value / 2
+        self.end += self.start_ns
         order = {name: at for at, name in enumerate((HOST, *self.program.streams))}
         spans = sorted(self.spans, key=lambda s: (order[s.stream], s.start_ns, s.stop_ns))
         return Timeline("predicted", self.end, tuple(spans), tuple(self.fabric.use))
@@ -192,7 +189,8 @@ class _Simulation:
 
     def issue(self) -> Process:
         """The host thread: pays for each operation in turn, and stands still at its own waits."""
-        costs, now = self.costs, self.costs.start_ns.value / 2
+        costs, now = self.costs, self.start_ns
+        segments = self.program.launch is Launch.SEGMENTS
         issue = {
             Copy: costs.issue_copy_ns.value,
             Record: costs.issue_event_ns.value,
@@ -217,12 +215,33 @@ class _Simulation:
                     )
                 now = max(now, self.happened[op.event]) + costs.host_sync_ns.value
                 continue
+            if self.ready[index] <= now:
+                continue  # launched with the segment it is in
             begin = now
-            now += self.profile.layers[op.layer].issue.median_ns if isinstance(op, Run) else issue[type(op)]
-            self.ready[index] = now
-            self.span(HOST, SpanKind.ISSUE, begin, now, "issue", index)
+            if isinstance(op, Run) and segments:
+                last = self.segment_end(index)
+                now += costs.launch_ns.value + costs.launch_node_ns.value * (last - index)
+                self.ready[index:last] = [now] * (last - index)
+            else:
+                now += (
+                    self.profile.layers[op.layer].issue.median_ns if isinstance(op, Run) else issue[type(op)]
+                )
+                self.ready[index] = now
+            self.span(
+                HOST,
+                SpanKind.ISSUE,
+                begin,
+                now,
+                "launch" if isinstance(op, Run) and segments else "issue",
+                index,
+            )
         self.announce()
         self.end = max(self.end, now)
+
+    def segment_end(self, first: int) -> int:
+        """Where the run of layers that starts at an operation ends."""
+        ops = self.program.ops
+        return next((at for at in range(first, len(ops)) if not isinstance(ops[at], Run)), len(ops))
 
     def announce(self) -> None:
         frontier, self.frontier = self.frontier, self.env.event()
@@ -302,8 +321,8 @@ class _Simulation:
         direct = sum(t.median_ns for t, a in zip(timing.direct, op.access, strict=True) if a is Access.DIRECT)
         if direct > 0:
             route = self.host.h2d_route(self.program.plan.target)
-            limit = min(self.costs.direct_bytes_per_s.value, self.host.rate(route)) * 1e-9
-            yield self.fabric.transfer(route, direct * limit, self.costs.direct_weight.value, limit)
+            link_bytes = direct * self.host.rate(route) * 1e-9
+            yield self.fabric.transfer(route, link_bytes, self.costs.direct_weight.value)
         if Access.PEER not in op.access:
             return
         require(
@@ -316,8 +335,7 @@ class _Simulation:
                 holder = self.program.plan.holder(self.program.network, read.storage)
                 assert holder is not None
                 route = self.host.peer_route(holder, self.program.plan.target)
-                limit = min(self.costs.peer_read_bytes_per_s.value, self.host.rate(route)) * 1e-9
-                yield self.fabric.transfer(route, extra.median_ns * limit, 1.0, limit)
+                yield self.fabric.transfer(route, extra.median_ns * self.host.rate(route) * 1e-9)
 
     def span(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from torch import nn
 
 import hwexec
 from hwexec.cpu import CpuDevice
+from hwexec.segments import first_layers, unwaited
 from hwexec.timing import Samples, time_ns, wall_ns
 from sim.errors import InputError
 from sim.host import Host
 from sim.plan import Access, Chunk, Launch, Plan, Sync
-from sim.program import Copy, lower
+from sim.program import Copy, Run, Wait, lower
 from sim.timeline import SpanKind
 from tests import builders, toys
 from tests import strategies as some
@@ -71,10 +73,11 @@ def test_any_valid_plan_of_any_network_is_bit_equal(data: st.DataObject) -> None
     made = data.draw(toys.toys())
     host = data.draw(some.hosts(max_gpus=3))
     plan = data.draw(some.plans(made.network, host))
-    if plan.launch is Launch.GRAPH:
-        plan = replace(plan, sync=Sync.STREAM)
+    assert plan.sync is Sync.STREAM or plan.launch is Launch.EAGER
     device = CpuDevice(3, seed=data.draw(st.integers(0, 99)), delay_us=40)
     with cold_start(made, plan, device, host) as cold:
+        assert (cold.launch, cold.why_eager) == (plan.launch, "")
+        assert torch.equal(cold(*made.inputs), made.answer)
         assert torch.equal(cold(*made.inputs), made.answer)
         assert cold.moved_bytes == plan.copied_bytes
         assert torch.equal(cold.warm(*made.inputs), made.answer)
@@ -98,6 +101,63 @@ def test_a_copy_that_is_late_would_be_seen(launch: Launch) -> None:
         device.wait = lambda stream, event: None  # type: ignore[method-assign]
         assert not torch.equal(cold(*made.inputs), made.answer)
         device.synchronize()
+
+
+def test_in_segments_there_is_one_launch_behind_each_group_of_waits() -> None:
+    made = toys.text()
+    device = CpuDevice(2, delay_us=2000)
+    with cold_start(made, dealt(made, Launch.SEGMENTS), device) as cold:
+        ops = cold.program.ops
+        compute = [op for op in ops if op.stream == "compute:0"]
+        groups = [op for before, op in pairwise(compute) if isinstance(op, Run) and isinstance(before, Wait)]
+        graphs = cold._graphs["cold"].graphs
+        assert len(graphs) == len(groups) == len(first_layers(ops)) > 5
+        assert [op.layer for op in groups] == list(first_layers(ops))
+        assert not any(graph.empty for graph in graphs)
+        whole = cold._graphs["warm"].graphs
+        assert len(whole) == 1
+        assert sum(graph.nodes() or 0 for graph in graphs) == whole[0].nodes(), "no operator is lost"
+        for _ in range(10):
+            cold.evict()
+            assert torch.equal(cold(*made.inputs), made.answer)
+
+
+def test_what_the_compute_stream_has_waited_for_is_not_waited_for_again() -> None:
+    made = toys.text(("linear",))
+    program = lower(dealt(made, Launch.SEGMENTS), made.network, TWO)
+    assert unwaited(program.ops, "compute:0") == ()
+    cut = [op for op in program.ops if not isinstance(op, Wait) or op.stream != "compute:0"]
+    assert unwaited(cut, "compute:0") == ("h2d:0", "h2d:1", "p2p:1>0")
+    spare = replace(
+        dealt(made, Launch.SEGMENTS), access=tuple((Access.DIRECT,) * len(r) for r in dealt(made).access)
+    )
+    with cold_start(made, spare, CpuDevice(2, delay_us=2000)) as cold:
+        assert len(cold._graphs["cold"].graphs) == 1
+        assert torch.equal(cold(*made.inputs), made.answer)
+        arena, host = cold._stage.arena, cold._stage.host.tensor
+        assert torch.equal(arena, host), "a start ends after every copy, also those that no layer reads"
+
+
+def test_operators_before_the_first_layer_and_layers_without_operators_are_in_a_segment() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 8), nn.Identity(), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x * 2 + 1  # before any layer
+            y = self.b(self.a(x)).view(4, 4).t().contiguous().view(2, 8)
+            return self.c(y * x) - 1  # after the last
+
+    made = toys.toy(Odd(), torch.randn(2, 8))
+    with cold_start(made, dealt(made, Launch.SEGMENTS), CpuDevice(2, delay_us=500)) as cold:
+        assert len(cold._graphs["cold"].graphs) == 2
+        assert torch.equal(cold(*made.inputs), made.answer)
+        other = torch.randn(2, 8)
+        with torch.no_grad():
+            want = made.module(other)
+        cold.evict()
+        assert torch.equal(cold(other), want)
 
 
 @pytest.mark.parametrize("launch", Launch)
@@ -182,6 +242,31 @@ def test_a_network_that_no_graph_can_hold_runs_eagerly_and_says_why() -> None:
         assert cold.launch is Launch.EAGER
         assert cold.why_eager == "layer 0 (table) cannot be captured: an injected capture error"
         assert torch.equal(cold(*toys.text().inputs), toys.text().answer)
+    with cold_start(made, dealt(made, Launch.SEGMENTS), CpuDevice(2)) as cold:
+        assert cold.launch is Launch.EAGER
+        assert cold.why_eager == "layer 0 (a) needs a tensor's values on the host (_local_scalar_dense)"
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_a_segment_that_cannot_be_captured_leaves_an_eager_start_and_then_the_module_as_it_was(
+    number: int,
+) -> None:
+    made = toys.text()
+    before, threads = fingerprint(made.module), threading.active_count()
+    device = CpuDevice(2, fail_at=f"capture#{number}")
+    with cold_start(made, dealt(made, Launch.SEGMENTS), device) as cold:
+        reached = max(0, first_layers(cold.program.ops)[number - 1] - 1)
+        name = made.network.layers[reached].name
+        assert cold.launch is Launch.EAGER
+        assert cold.why_eager == f"layer {reached} ({name}) cannot be captured: an injected capture error"
+        assert torch.equal(cold(*made.inputs), made.answer)
+        assert torch.equal(cold.warm(*made.inputs), made.answer)
+        assert cold.moved_bytes == made.network.arena_bytes
+    assert fingerprint(made.module) == before
+    gc.collect()
+    assert device.pinned == {}
+    assert device.held_bytes(0) + device.held_bytes(1) == 0
+    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("launch", Launch)
@@ -291,10 +376,18 @@ def test_an_interrupted_start_and_a_broken_one_leave_a_usable_module() -> None:
         with pytest.raises(InputError, match="make a cold start before a warm run"):
             cold.warm(*made.inputs)
         assert torch.equal(cold(*made.inputs), made.answer)
+    device = CpuDevice(2, fail_at="replay#3")
+    with cold_start(made, dealt(made, Launch.SEGMENTS), device) as cold:
+        with pytest.raises(RuntimeError, match="injected launch error"):
+            cold(*made.inputs)
+        with pytest.raises(InputError, match="make a cold start before a warm run"):
+            cold.warm(*made.inputs)
+        assert torch.equal(cold(*made.inputs), made.answer)
     made.module.head.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        cold_start(made, dealt(made), CpuDevice(2))
-    assert fingerprint(made.module) == before
+    for launch in (Launch.GRAPH, Launch.SEGMENTS):
+        with pytest.raises(KeyboardInterrupt):
+            cold_start(made, dealt(made, launch), CpuDevice(2))
+        assert fingerprint(made.module) == before
 
 
 def test_plans_and_inputs_that_do_not_fit_are_one_clear_line() -> None:
@@ -307,9 +400,7 @@ def test_plans_and_inputs_that_do_not_fit_are_one_clear_line() -> None:
         InputError, match=r"GPU 0 \(.*\) has 1000 of 1000 bytes free, and toy needs \d+ there"
     ):
         cold_start(made, plan, CpuDevice(2, memory_bytes=1000))
-    with pytest.raises(
-        InputError, match=r"waits on the host thread, which a graph cannot; launch it eagerly"
-    ):
+    with pytest.raises(InputError, match=r"waits on the host thread, which graphs cannot; launch it eagerly"):
         cold_start(made, replace(plan, sync=Sync.HOST_ALL), CpuDevice(2))
     with pytest.raises(InputError, match="is in training mode"):
         hwexec.prepare(nn.Linear(2, 2), plan, made.inputs, host=TWO, device="cpu")

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 import hwexec
 from hwexec.arena import HostArena
 from hwexec.cuda import CudaDevice
+from hwexec.segments import first_layers
 from hwexec.timing import time_ns
 from sim.errors import InputError
 from sim.models import Built, build
@@ -150,6 +151,71 @@ def test_every_kind_of_weight(launch: Launch, dtype: torch.dtype, device: CudaDe
             assert same(tensors(cold(*made.inputs)), want)
     tolerance = 1e-4 if dtype is torch.float32 else 0.1
     assert torch.allclose(want[0].cpu().float(), made.answer.float(), rtol=tolerance, atol=tolerance * 100)
+
+
+@pytest.mark.parametrize("links", [1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_segments_are_one_launch_behind_each_group_of_waits(
+    name: str, links: int, device: CudaDevice
+) -> None:
+    links_here(links)
+    built = build(name, seq=32 if name.startswith("hf") else None)
+    net = trace(built).network
+    with prepared(built, net, dealt(net, Launch.SEGMENTS, links, 2 * MIB), device) as cold:
+        assert (cold.launch, cold.why_eager) == (Launch.SEGMENTS, "")
+        graphs = cold._graphs["cold"].graphs
+        assert len(graphs) == len(first_layers(cold.program.ops)) > 1
+        counts = [graph.captured for graph in graphs]
+        whole = cold._graphs["resident"].graphs[0].captured
+        assert whole is None or sum(counts) == whole, "no kernel is lost between two segments"
+        want = tensors(cold.resident(*built.inputs))
+        on_gpu = tuple(t.to("cuda:0") for t in built.inputs)
+        for turn in range(20):
+            if turn % 2:
+                cold.evict()  # the next start finds the device idle; others find it busy
+            else:
+                cold(*on_gpu)
+            assert same(tensors(cold(*(on_gpu if turn % 3 else built.inputs))), want)
+
+
+def test_a_second_segment_that_breaks_falls_back_and_the_next_capture_works(device: CudaDevice) -> None:
+    class Synchronises(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.b(self.a(x))
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            return self.c(x)
+
+    made = toys.toy(Synchronises(), torch.randn(2, 64))
+    built = Built(made.module, made.inputs, 2, "fp32", None, "toy")
+    links = min(2, torch.cuda.device_count())
+    before = {name: t.data_ptr() for name, t in made.module.named_parameters()}
+    with prepared(built, made.network, dealt(made.network, Launch.SEGMENTS, links, 4096), device) as cold:
+        assert cold.launch is Launch.EAGER
+        assert cold.why_eager.startswith("layer 1 (b) cannot be captured: ")
+        assert torch.allclose(cold(*made.inputs).cpu(), made.answer, atol=1e-3)
+    assert {name: t.data_ptr() for name, t in made.module.named_parameters()} == before
+    good = toys.text()
+    built = Built(good.module, good.inputs, 2, "fp32", None, "toy")
+    with prepared(built, good.network, dealt(good.network, Launch.SEGMENTS, links, 512), device) as cold:
+        assert cold.launch is Launch.SEGMENTS
+        want = tensors(cold.resident(*good.inputs))
+        cold.evict()
+        assert same(tensors(cold(*good.inputs)), want)
+
+
+def test_a_copy_that_the_driver_refuses_is_one_clear_error(device: CudaDevice) -> None:
+    stream = device.stream("h2d:0", 0)
+    wrong = device._driver_copy(stream, 64, 128, 4096)
+    with pytest.raises(
+        RuntimeError, match=r"a copy of 4096 bytes on h2d:0: .*\(CUDA_ERROR_INVALID_VALUE, 1\)"
+    ):
+        wrong()
+    assert torch.ones(4, device="cuda").sum().item() == 4
 
 
 def test_alternating_starts_leave_memory_where_it_was(device: CudaDevice) -> None:

@@ -101,19 +101,19 @@ def test_a_read_in_place_takes_what_the_profile_says_and_slows_a_copy_beside_it(
 
 
 def test_fair_shares_match_the_closed_form() -> None:
-    """Flows of 1 and 3 shares on one link of 4, the lighter one limited to half a unit: it keeps that, the other takes 3.5."""
+    """Two links: "wide" of 4 carries weights 1 and 3, and a third flow that "narrow" of 0.5 holds to 0.5 in all."""
     env = simpy.Environment()
-    fabric = Fabric(env, {"a": 4.0, "b": 1.0})
+    fabric = Fabric(env, {"wide": 4.0, "narrow": 0.5})
     ends: dict[str, float] = {}
     flows = {
-        "limited": fabric.transfer(("a",), 5.0, 1.0, 0.5),
-        "heavy": fabric.transfer(("a",), 35.0, 3.0),
-        "elsewhere": fabric.transfer(("b",), 10.0),
+        "light": fabric.transfer(("wide",), 8.75, 1.0),
+        "heavy": fabric.transfer(("wide",), 26.25, 3.0),
+        "held": fabric.transfer(("wide", "narrow"), 5.0, 2.0),
     }
     for name, event in flows.items():
         event.callbacks.append(lambda _, name=name: ends.__setitem__(name, env.now))  # type: ignore[union-attr]
     env.run()
-    assert ends == {"limited": 10.0, "heavy": 10.0, "elsewhere": 10.0}
+    assert ends == {"held": 10.0, "light": 10.0, "heavy": 10.0}
 
 
 @st.composite

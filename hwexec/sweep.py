@@ -1,0 +1,170 @@
+"""Many plans of many networks, predicted beside measured, in one file that the next call goes on from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from hwexec.bench import Entry, Task, entries, run_entry
+from hwexec.device import Device
+from hwexec.peers import Scene, Snapshot
+from hwexec.timing import Samples
+from hwexec.verify import plain_answer
+from sim.baselines import BASELINES
+from sim.draft import Draft, plan_of
+from sim.errors import InputError
+from sim.files import FileKind
+from sim.host import Host
+from sim.network import Network
+from sim.plan import Launch, Plan
+from sim.profile import ProfileKind, Provenance
+from sim.program import lower
+from sim.simulate import simulate
+
+SMALLEST_CHUNK_BYTES, LARGEST_CHUNK_BYTES = 2**19, 2**26
+MOST_CHUNKS = 200
+"""Random plans with more are not drawn: capturing them takes long, and no search would propose them."""
+IN_PLACE = (0.0, 0.0, 0.02, 0.1, 0.3)
+"""Shares of reads that a random plan makes in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One plan, predicted and measured. `number` tells random plans of a case apart; 0 elsewhere."""
+
+    model: str
+    dtype: str
+    batch: int
+    seq: int | None
+    network_digest: str
+    profile_kind: ProfileKind
+    links: int
+    strategy: str
+    number: int
+    launch: str
+    chunks: int
+    copied_bytes: int
+    direct_bytes: int
+    outputs_match: bool
+    predicted_ns: float
+    measured_ns: float | None
+    """Median of `samples_ns`."""
+    note: str
+    samples_ns: tuple[float, ...]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (
+            self.model,
+            self.dtype,
+            self.batch,
+            self.seq,
+            self.network_digest,
+            self.links,
+            self.strategy,
+            self.number,
+        )
+
+    @property
+    def case(self) -> tuple[object, ...]:
+        return (self.model, self.dtype, self.batch, self.seq)
+
+    @property
+    def off(self) -> float:
+        """Predicted over measured, less one."""
+        return self.predicted_ns / (self.measured_ns or float("nan")) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRecord:
+    """All points so far, on one host; the provenance is of the call that wrote last."""
+
+    host: str
+    host_digest: str
+    device: str
+    figures: bool
+    seed: int
+    provenance: Provenance
+    points: tuple[Point, ...]
+
+
+SWEEP = FileKind("sweep", 1, SweepRecord)
+
+
+def random_plan(network: Network, host: Host, gpus: tuple[int, ...], seed: str) -> Plan:
+    """A valid plan that no search made: reads in place, sizes of chunks, dealing and launch are drawn. Same seed, same plan."""
+    draw = random.Random(seed)
+    target, *partners = gpus
+    paths = ((target,), *((partner, target) for partner in partners))
+    reads = [(i, j) for i, layer in enumerate(network.layers) for j in range(len(layer.reads))]
+    share = draw.choice(IN_PLACE)
+    direct = frozenset(key for key in reads if draw.random() < share)
+    smallest = max(SMALLEST_CHUNK_BYTES, network.arena_bytes // MOST_CHUNKS)
+    largest = max(smallest, min(LARGEST_CHUNK_BYTES, network.arena_bytes // len(paths)))
+    size = round(smallest * (largest / smallest) ** draw.random())
+    launches = [launch for launch in Launch if launch is not Launch.EAGER]
+    launch = Launch.EAGER if draw.random() < 0.15 else draw.choice(launches)
+    ramp, taper = draw.random() < 0.5, draw.random() < 0.5
+    return plan_of(Draft(launch, direct, frozenset(), paths, size, ramp, taper), network, host, "random")
+
+
+def run_case(
+    task: Task, device: Device, randoms: int, seed: int, done: frozenset[tuple[object, ...]]
+) -> Iterator[tuple[str, int, Point | None]]:
+    """Points of one network that `done` has not: published plans, the best and random ones, over each number of links.
+
+    Beside each, what it is in words and how many are left. None for a plan that this machine cannot run.
+    """
+    built, network = task.built, task.network
+    here = (built.name, built.dtype, built.batch, built.seq, network.digest)
+    todo: list[tuple[Entry, int]] = []
+    for count in range(1, len(task.gpus) + 1):
+        for number in range(randoms):
+            gpus = task.gpus[:count]
+            words = "/".join(map(str, (seed, *here[:4], count, number)))
+            todo.append((Entry("random", random_plan(network, task.host, gpus, words), count), number))
+    wanted = {(*here, 1, b.name, 0) for b in BASELINES if not b.relays}
+    wanted |= {(*here, 2, b.name, 0) for b in BASELINES if b.relays and len(task.gpus) > 1}
+    wanted |= {(*here, count, "best", 0) for count in range(1, len(task.gpus) + 1)}
+    if not wanted <= done:  # the search takes seconds
+        names = (*(b.name for b in BASELINES), "best")
+        todo = [(entry, 0) for entry in entries(replace(task, names=names, plans=()))[0]] + todo
+    todo = [(entry, number) for entry, number in todo if (*here, entry.links, entry.name, number) not in done]
+    if not todo:
+        return
+    where = device.torch_device(task.gpus[0])
+    inputs = tuple(i.to(where) for i in built.inputs)
+    plain = plain_answer(Scene(built.module, inputs, where, Snapshot(built.module)), device)
+    for at, (entry, number) in enumerate(todo, 1):
+        left = len(todo) - at
+        what = f"{entry.name}{number if entry.name == 'random' else ''} over {entry.links}"
+        try:
+            row = run_entry(task, entry, device, inputs, plain)
+        except InputError as error:
+            yield f"{what}: {error}", left, None
+            continue
+        ran = replace(
+            entry.plan, launch=Launch(row.launch)
+        )  # one that was not captured is predicted as it ran
+        predicted = simulate(lower(ran, network, task.host), task.profile, detail=False).makespan_ns
+        yield (
+            what,
+            left,
+            Point(
+                *here,
+                profile_kind=task.profile.kind,
+                links=entry.links,
+                strategy=entry.name,
+                number=number,
+                launch=row.launch,
+                chunks=len(entry.plan.chunks),
+                copied_bytes=entry.plan.copied_bytes,
+                direct_bytes=entry.plan.direct_bytes(network),
+                outputs_match=row.outputs_match,
+                predicted_ns=predicted,
+                measured_ns=Samples(row.samples_ns).median_ns if row.samples_ns else None,
+                note=row.note,
+                samples_ns=row.samples_ns,
+            ),
+        )

@@ -1,0 +1,332 @@
+"""`hwexec bench` and the peers: rows, limits, prints, and that every module comes back as it was. Nothing needs a GPU."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from hwexec import bench, commands, peers, report
+from hwexec.cli import cli, parse_gpus
+from hwexec.cpu import CpuDevice
+from hwexec.peers import PEERS, Peer, Ready, Scene, Snapshot
+from sim.cli import cli as sim_cli
+from sim.console import run_command
+from sim.errors import InputError
+from sim.files import read_record
+from sim.profile import Provenance
+from tests import golden
+from tests.builders import network
+from tests.test_hwexec_verify import MODEL, Stopwatch
+
+ALL = ("warm", "demand", "pipeline", "pipeswitch", "dha", "pt", "pt+dha", "best", "best")
+
+
+@dataclass(frozen=True)
+class Run:
+    code: int
+    out: str
+    err: str
+
+
+Hwexec = Callable[..., Run]
+
+
+@pytest.fixture
+def hwexec(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hwexec:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str) -> Run:
+        code = run_command(cli, "hwexec", args)
+        captured = capsys.readouterr()
+        return Run(code, captured.out, captured.err)
+
+    return run
+
+
+# The command
+
+
+def test_every_strategy_on_the_cpu_gives_right_answers_and_no_times(hwexec: Hwexec) -> None:
+    done = hwexec(
+        "bench", "--model", MODEL, "--device", "cpu", "-d", "0", "2", "--runs", "2", "--out", "b.yaml"
+    )
+    assert done.code == 0, done.err
+    assert "times are no figures" in done.out
+    assert " ms" not in done.out
+    found = read_record("b.yaml", bench.BENCH)
+    assert tuple(row.name for row in found.rows) == ALL
+    assert [row.links for row in found.rows][-4:] == [2, 2, 1, 2]
+    assert all(row.outputs_match and row.samples_ns == () and row.runs == 2 for row in found.rows)
+    assert found.limits == ()
+
+
+def test_json_has_the_keys_that_others_read(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "open_device", lambda name, gpus: Stopwatch(gpus))
+    monkeypatch.setattr(bench, "PROBE_BYTES", 2**20)
+    monkeypatch.setattr(bench, "WAKE_S", 0.0)
+    done = hwexec(
+        "bench",
+        "--model",
+        MODEL,
+        "--host",
+        "p3.8xlarge",
+        "-d",
+        "0,2",
+        "-e",
+        "best,pt",
+        "--runs",
+        "2",
+        "--json",
+    )
+    assert done.code == 0, done.err
+    assert "not of this machine" in done.err
+    found = json.loads(done.out)
+    assert list(found) == ["model", "dtype", "batch", "gpus", "warm_graph_ms", "limit_ms", "results"]
+    assert set(found["limit_ms"]) == {"1", "2"}
+    assert [(r["name"], r["links"]) for r in found["results"]] == [
+        ("warm", 1),
+        ("best", 1),
+        ("best", 2),
+        ("pt", 2),
+    ]
+    for row in found["results"]:
+        assert list(row) == ["name", "links", "median_ms", "min_ms", "copied_bytes", "outputs_match"]
+        assert row["median_ms"] >= row["min_ms"] > 0
+    assert min(found["limit_ms"].values()) >= found["warm_graph_ms"]
+
+
+def test_a_plan_file_runs_beside_the_strategies(hwexec: Hwexec, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(sim_cli, "sim", ["search", "--model", MODEL, "--out", "plan.yaml"])
+    capsys.readouterr()
+    done = hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "plan.yaml", "--runs", "1", "--json")
+    assert [r["name"] for r in json.loads(done.out)["results"]] == ["warm", "best"]
+    odd = hwexec("bench", "--model", "resnet18", "--device", "cpu", "-e", "plan.yaml")
+    assert (odd.code, "another network" in odd.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (("-e", "pipelined"), "nearest: pipeline"),
+        (("-d", "7"), "GPUs 0 to 3"),
+        (("-d", "0", "best"), "strategies as -e best"),
+        (("-d", "0", "0"), "named twice"),
+        (("--out", "no/such/folder.yaml"), "there is no folder"),
+        (("--model", "resnet5"), "nearest"),
+    ],
+)
+def test_bad_options_are_one_line(hwexec: Hwexec, args: tuple[str, ...], part: str) -> None:
+    done = hwexec("bench", "--model", MODEL, "--device", "cpu", "--runs", "1", *args)
+    assert (done.code, done.out) == (2, "")
+    assert part in done.err.splitlines()[-1]
+
+
+def test_a_machine_that_nobody_knows(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "open_device", lambda name, gpus: Stopwatch(gpus))
+    done = hwexec("bench", "--model", MODEL)
+    assert (done.code, "calibrate run" in done.err, "--host" in done.err) == (2, True, True)
+
+
+def test_gpus() -> None:
+    assert parse_gpus(("0", "1")) == parse_gpus(("0,1",)) == (0, 1)
+    with pytest.raises(InputError):
+        parse_gpus(("-1",))
+
+
+def test_without_a_partner_parallel_transmission_is_waived(hwexec: Hwexec) -> None:
+    done = hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "pt,best", "--runs", "1")
+    assert done.code == 0
+    assert "waived: pt (it needs a second GPU" in done.out
+
+
+def test_a_plan_that_the_machine_cannot_run_is_waived_alone(
+    hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strangers = frozenset({(2, 0)})
+    monkeypatch.setattr(commands, "open_device", lambda name, gpus: CpuDevice(gpus, strangers=strangers))
+    done = hwexec(
+        "bench", "--model", MODEL, "--device", "cpu", "-d", "0", "2", "-e", "pt,pipeline", "--runs", "1"
+    )
+    assert done.code == 0
+    assert "waived: pt (GPU 0 cannot read GPU 2's memory" in done.out
+    assert "pipeline" in done.out
+
+
+# Peers
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(30, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.rnn = nn.GRU(8, 8, batch_first=True)
+        self.head = nn.Linear(8, 30, bias=False)
+        self.head.weight = self.table.weight
+        self.register_buffer("scale", torch.full((), 1.5), persistent=False)
+
+    def forward(self, tokens: torch.Tensor) -> Any:
+        hidden = self.norm(self.table(tokens).transpose(1, 2)).transpose(1, 2)
+        return self.head(self.rnn(hidden)[0]) * self.scale
+
+
+def scene() -> Scene:
+    module = Tied().eval().requires_grad_(False)
+    inputs = (torch.arange(6).view(1, 6),)
+    return Scene(module, inputs, torch.device("cpu"), Snapshot(module))
+
+
+def state(module: nn.Module) -> list[tuple[str, int, int]]:
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    return [(name, id(t), t.data_ptr()) for name, t in tensors]
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda p: p.name)
+def test_every_peer_gives_the_answer_and_the_module_back(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_pin", torch.clone)  # without a driver nothing can be pinned
+    here = scene()
+    before, forward = state(here.module), {m: "forward" in m.__dict__ for m in here.module.modules()}
+    with torch.no_grad():
+        wanted = here.module(*here.inputs)
+        try:
+            with peer.set_up(here) as ready:
+                for _ in range(3):
+                    ready.before()
+                    assert torch.equal(ready.call(), wanted)
+        except InputError as error:
+            pytest.skip(str(error))
+        assert torch.equal(here.module(*here.inputs), wanted)
+    assert state(here.module) == before
+    assert {m: "forward" in m.__dict__ for m in here.module.modules()} == forward
+    assert all(not m._forward_pre_hooks for m in here.module.modules())
+
+
+def test_a_snapshot_undoes_replaced_buffers_and_moved_parameters() -> None:
+    here = scene()
+    before = state(here.module)
+    here.snapshot.mapped(torch.clone)()
+    here.module.register_buffer("scale", torch.zeros(()), persistent=False)
+    assert state(here.module) != before
+    here.snapshot.restore()
+    assert state(here.module) == before
+    assert peers.eager_output(here) is not None
+    assert state(here.module) == before
+    tied = sum(p.numel() * 4 for p in here.module.parameters())
+    buffers = sum(b.nbytes for b in here.module.buffers())
+    assert here.snapshot.total_bytes == tied + buffers
+
+
+def test_a_peer_that_fails_is_waived_with_its_reason(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def broken(given: Scene) -> Iterator[Ready]:
+        def call() -> Any:
+            given.module.table.weight.data = torch.zeros(1)  # type: ignore[union-attr]
+            raise RuntimeError("no such luck\nand more")
+
+        yield Ready(lambda: None, call, "broken 1.0")
+
+    @contextmanager
+    def wrong(given: Scene) -> Iterator[Ready]:
+        yield Ready(lambda: None, lambda: given.module(*given.inputs) * 2, "wrong 1.0")
+
+    made = (Peer("peer:broken", "", broken), Peer("peer:wrong", "", wrong), PEERS[0])
+    monkeypatch.setattr(bench, "PEERS", made)
+    done = hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "best", "--peers", "--runs", "1")
+    assert "waived: peer:broken (RuntimeError: no such luck)" in done.out
+    assert done.code == 1  # the wrong one's answer differs
+    assert [line.split()[1] for line in done.out.splitlines() if "peer:" in line and "DIFFERENT" in line] == [
+        "peer:wrong"
+    ]
+
+
+def test_a_package_that_is_not_there_waives_its_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    accelerate = next(p for p in PEERS if p.name == "peer:accelerate")
+    with pytest.raises(InputError, match="accelerate is not installed"), accelerate.set_up(scene()):
+        pass
+
+
+# Prints from samples by hand
+
+MADE = Provenance("pair", "GPU X", "hwexec bench", "2026-01-01T00:00:00Z", "abc", "580.1", "13.0", "2.11.0")
+ROW = bench.Row(
+    "best", 1, "graph", 102_000_000, 0, 1.86e6, 0.8, True, True, 0.0, "", 3, (1.9e6, 1.88e6, 1.95e6)
+)
+MEASURED = bench.BenchReport(
+    model="resnet50",
+    dtype="fp32",
+    batch=1,
+    seq=None,
+    gpus=(0, 1),
+    device="cuda",
+    figures=True,
+    host="pair",
+    profile_kind="measured",
+    provenance=MADE,
+    pinned_bytes_per_s=(55.4e9, 55.2e9),
+    warm_graph_ns=0.91e6,
+    limits=(bench.Limit(1, 102_000_000, 55.4e9, 1.841e6), bench.Limit(2, 102_000_000, 110.6e9, 0.922e6)),
+    waived=(bench.Waived("peer:diffusers", "diffusers is not installed"),),
+    rows=(
+        replace(ROW, name="warm", copied_bytes=0, samples_ns=(0.91e6, 0.92e6, 0.9e6)),
+        replace(ROW, name="pipeline", launch="eager", samples_ns=(7.1e6, 7.2e6, 7.0e6)),
+        ROW,
+        replace(ROW, links=2, direct_bytes=2**20, samples_ns=(1.0e6, 0.99e6, 1.05e6)),
+        replace(
+            ROW,
+            name="peer:cuda",
+            launch="eager",
+            samples_ns=(23.5e6, 24e6, 23e6),
+            bit_equal=False,
+            error=2e-4,
+        ),
+        replace(
+            ROW, name="odd", outputs_match=False, bit_equal=False, error=None, note="moved 3 bytes, 4 planned"
+        ),
+    ),
+)
+
+
+def printed(*parts: Any) -> str:
+    console = Console(file=io.StringIO(), width=160, highlight=False, markup=False, color_system=None)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_the_print_of_a_bench() -> None:
+    golden.compare(
+        "hwexec_bench",
+        printed(report.bench_title(MEASURED), report.bench_table(MEASURED), *report.bench_words(MEASURED)),
+    )
+
+
+def test_without_figures_no_time_is_printed() -> None:
+    rows = tuple(replace(row, samples_ns=(), set_up_s=None) for row in MEASURED.rows)
+    played = replace(MEASURED, figures=False, warm_graph_ns=None, limits=(), rows=rows)
+    text = printed(report.bench_title(played), report.bench_table(played), *report.bench_words(played))
+    assert " ms" not in text
+    assert "set-up" not in text
+    found = json.loads(report.bench_json(played))
+    assert {row["median_ms"] for row in found["results"]} == {None}
+
+
+def test_limits_take_the_best_plan_of_as_many_links_or_else_what_layers_read() -> None:
+    net = network(1000, (500, 24))
+    assert bench.needed_bytes(net) == 1524
+    touched = replace(net.layers[0], reads=(replace(net.layers[0].reads[0], touched_bytes=10),))
+    assert bench.needed_bytes(replace(net, layers=(touched, net.layers[1]))) == 534

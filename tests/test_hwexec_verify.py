@@ -1,0 +1,297 @@
+"""`hwexec verify` as a user meets it: what passes, what fails and why, what is refused. Nothing needs a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hwexec import commands, verify
+from hwexec.cli import cli, parse_share
+from hwexec.cpu import CpuDevice
+from sim.catalog import find_host
+from sim.cli import cli as sim_cli
+from sim.console import run_command
+from sim.errors import InputError
+from sim.files import read_plan, read_record, write_host, write_plan
+from sim.host import Figure
+from sim.timeline import Span, SpanKind, Timeline
+
+torch.set_num_threads(1)  # the same sums in the same order, whenever they are made
+
+
+class Toy(nn.Module):
+    """A table and two layers; small, but with something worth reading in place."""
+
+    def __init__(self, width: int = 256) -> None:
+        super().__init__()
+        self.table = nn.Embedding(1000, width)
+        self.first = nn.Linear(width, 4 * width)
+        self.second = nn.Linear(4 * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden: Tensor = self.table(tokens)
+        result: Tensor = self.second(nn.functional.gelu(self.first(hidden)))
+        return result
+
+
+def toy() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return Toy(), (torch.arange(512).view(1, 512),)
+
+
+def wider() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    module, inputs = toy()
+    return nn.Sequential(module, nn.Linear(256, 8)), inputs
+
+
+MODEL = "tests.test_hwexec_verify:toy"
+
+
+@dataclass(frozen=True)
+class Run:
+    code: int
+    out: str
+    err: str
+
+
+Hwexec = Callable[..., Run]
+Played = Callable[[Callable[[int], CpuDevice]], None]
+
+
+@pytest.fixture
+def hwexec(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hwexec:
+    """Runs `hwexec` in a folder that holds plan.yaml, the best plan of the toy over GPUs 0 and 2 of p3.8xlarge."""
+    monkeypatch.chdir(tmp_path)
+    assert (
+        run_command(sim_cli, "sim", ["search", "--model", MODEL, "--gpus", "0,2", "--out", "plan.yaml"]) == 0
+    )
+    capsys.readouterr()
+
+    def run(*args: str) -> Run:
+        code = run_command(cli, "hwexec", args)
+        captured = capsys.readouterr()
+        return Run(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Played:
+    """Puts another device where `hwexec` opens one."""
+
+    def put(make: Callable[[int], CpuDevice]) -> None:
+        monkeypatch.setattr(commands, "open_device", lambda name, gpus: make(gpus))
+
+    return put
+
+
+class Stopwatch(CpuDevice):
+    """Threads whose times are taken for figures: the way of a real GPU through the code."""
+
+    figures = True
+
+
+class Forgetful(CpuDevice):
+    """Drops what it should copy from host memory on a copy stream."""
+
+    def copy(self, stream: Any, destination: Tensor, source: Tensor) -> None:
+        if not stream.name.startswith("h2d"):
+            super().copy(stream, destination, source)
+
+
+# What passes
+
+
+def test_a_newcomer_without_a_gpu_verifies_a_plan(hwexec: Hwexec, tmp_path: Path) -> None:
+    done = hwexec("verify", "plan.yaml", "--device", "cpu", "--runs", "2")
+    assert done.code == 0
+    assert "bit for bit" in done.out
+    assert "as planned" in done.out
+    assert "times are no figures" in done.out
+    assert " ms" not in done.out
+    folder = tmp_path / "results" / "p3.8xlarge" / "verify-tests.test_hwexec_verify-toy-best-cpu"
+    assert [p.name for p in folder.iterdir()] == ["report.yaml"]
+    report = read_record(folder / "report.yaml", verify.VERIFY)
+    assert (report.passed, report.bit_equal, report.figures) == (True, True, False)
+    assert (report.cold_ns, report.ops, report.predicted_ns, report.measured_ns) == ((), (), None, None)
+    again = hwexec("verify", "plan.yaml", "--device", "cpu", "--runs", "2")
+    assert (again.code, "--force" in again.err) == (2, True)
+    assert hwexec("verify", "plan.yaml", "--device", "cpu", "--runs", "1", "--force").code == 0
+
+
+def test_with_figures_prediction_and_measurement_stand_side_by_side(
+    hwexec: Hwexec, tmp_path: Path, played: Played
+) -> None:
+    played(Stopwatch)
+    done = hwexec("verify", "plan.yaml", "--anyway", "--runs", "2", "--out", "here")
+    assert done.code == 0, done.err
+    assert "Largest differences" in done.out
+    assert "Against the estimated" in done.out
+    assert {p.name for p in (tmp_path / "here").iterdir()} == {"report.yaml", "trace.json", "timeline.png"}
+    report = read_record("here/report.yaml", verify.VERIFY)
+    assert len(report.cold_ns) == 2
+    assert [op.label for op in report.ops if op.kind == "run"] != []
+    assert [op for op in report.ops if op.kind == "copy"] != []
+    trace = json.loads((tmp_path / "here" / "trace.json").read_text())
+    assert {e["pid"] for e in trace["traceEvents"]} == {1, 2}
+
+
+def test_json_is_one_object(hwexec: Hwexec) -> None:
+    done = hwexec("verify", "plan.yaml", "--device", "cpu", "--runs", "1", "--json", "--out", "here")
+    found = json.loads(done.out)
+    assert (found["passed"], found["moved_bytes"]) == (True, found["planned_bytes"])
+    assert (found["predicted_ms"], found["measured_ms"]) == (None, None)
+
+
+def test_a_plan_for_a_graph_that_cannot_be_captured_says_that_it_ran_eagerly(
+    hwexec: Hwexec, played: Played
+) -> None:
+    played(lambda gpus: CpuDevice(gpus, fail_at="capture"))
+    file = read_plan("plan.yaml")
+    write_plan("graph.yaml", replace(file, plan=replace(file.plan, launch=file.plan.launch.GRAPH)))
+    done = hwexec("verify", "graph.yaml", "--runs", "1", "--out", "here")
+    assert done.code == 0, done.err
+    assert "but ran eager: " in done.out
+
+
+# What fails
+
+
+def test_wrong_answers_fail(hwexec: Hwexec, played: Played) -> None:
+    played(Forgetful)
+    done = hwexec("verify", "plan.yaml", "--runs", "1", "--out", "here")
+    assert done.code == 1
+    assert "FAILED: the cold answer is not the resident one" in done.out
+    assert not read_record("here/report.yaml", verify.VERIFY).outputs_match
+
+
+def test_bytes_that_were_not_planned_fail(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_cold = verify.start_cold
+
+    def one_less(cold: Any, *args: Any) -> verify.Starts:
+        starts = start_cold(cold, *args)
+        cold.moved_bytes -= 1
+        return starts
+
+    monkeypatch.setattr(verify, "start_cold", one_less)
+    done = hwexec("verify", "plan.yaml", "--device", "cpu", "--runs", "1", "--out", "here")
+    assert done.code == 1
+    assert "NOT as planned" in done.out
+
+
+def test_a_prediction_that_is_too_far_off_fails_where_asked(hwexec: Hwexec, played: Played) -> None:
+    played(Stopwatch)
+    args = ("verify", "plan.yaml", "--anyway", "--runs", "1", "--out", "here", "--tolerance", "0.0001%")
+    done = hwexec(*args)
+    assert done.code == 1
+    assert "against the prediction, allowed 0.0%" in done.out
+
+
+# What is refused: one line, code 2, nothing left
+
+
+def refused(done: Run, *parts: str) -> None:
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.splitlines()[-1].startswith("hwexec: ")
+    for part in parts:
+        assert part in done.err
+
+
+def test_a_plan_for_another_network(hwexec: Hwexec, tmp_path: Path) -> None:
+    file = read_plan("plan.yaml")
+    write_plan("odd.yaml", replace(file, model="tests.test_hwexec_verify:wider"))
+    refused(hwexec("verify", "odd.yaml", "--device", "cpu", "--anyway"), "it has 3 layers", "has 4 here")
+    write_plan("odd2.yaml", replace(file, network_digest="0" * 64))
+    refused(hwexec("verify", "odd2.yaml", "--device", "cpu"), "another network", "000000000000...")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_plan_for_another_host_unless_anyway(hwexec: Hwexec) -> None:
+    host = find_host("p3.8xlarge")
+    costs = replace(host.costs, wait_ns=Figure(123.0, "assumed", "a test"))
+    write_host("other.yaml", replace(host, costs=costs))
+    args = (
+        "verify",
+        "plan.yaml",
+        "--device",
+        "cpu",
+        "--host",
+        "./other.yaml",
+        "--runs",
+        "1",
+        "--out",
+        "here",
+    )
+    refused(hwexec(*args), "other links, GPUs or costs", "--anyway")
+    done = hwexec(*args, "--anyway")
+    assert done.code == 0
+    assert "--anyway: " in done.err
+    write_host("named.yaml", replace(host, name="elsewhere", costs=costs))
+    refused(
+        hwexec("verify", "plan.yaml", "--device", "cpu", "--host", "./named.yaml"),
+        "p3.8xlarge, not for elsewhere",
+    )
+
+
+def test_a_machine_with_other_gpus_unless_anyway(hwexec: Hwexec, played: Played) -> None:
+    played(Stopwatch)
+    refused(hwexec("verify", "plan.yaml"), "GPU 0 is GPU 0 played by threads here and Tesla V100")
+    played(lambda gpus: CpuDevice(1))
+    refused(hwexec("verify", "plan.yaml"), "uses GPU 2, but this machine has 1")
+
+
+def test_no_cuda(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refused(hwexec("verify", "plan.yaml"), "no CUDA device", "--device cpu")
+
+
+def test_bad_options(hwexec: Hwexec) -> None:
+    refused(hwexec("verify", "none.yaml", "--device", "cpu"), "there is no such file")
+    refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--tolerance", "ten"), "as 10% or 0.1")
+    refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--out", "plan.yaml"), "plan.yaml")
+    refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--profile", "plan.yaml"), "kind is 'plan'")
+
+
+# Parts
+
+
+def test_shares() -> None:
+    assert [parse_share(text) for text in ("10%", "0.1", "5 %", "0")] == [0.1, 0.1, 0.05, 0.0]
+    with pytest.raises(InputError):
+        parse_share("-1%")
+
+
+def test_likeness_tells_bits_from_closeness_and_numbers_from_none() -> None:
+    a = torch.tensor([1.0, -0.0])
+    assert verify.likeness((a,), [a.clone()]) == verify.SAME
+    assert not verify.likeness(a, [torch.tensor([1.0, 0.0])]).bit_equal
+    near = verify.likeness(a, [torch.tensor([1.0 + 2**-20, 0.0])])
+    assert near.within("fp32")
+    assert not near.bit_equal
+    assert not verify.likeness(torch.tensor([1.1, 0.0]), [a]).within("bf16")
+    lost = verify.likeness(torch.tensor([float("nan"), 0.0]), [a])
+    assert (lost.error, lost.within("fp32")) == (None, False)
+    assert verify.likeness(a[:1], [a]).error is None
+    assert near.worse(lost).error is None
+
+
+def test_join_takes_copies_and_layers_by_their_operation() -> None:
+    def timeline(kind: Any, *spans: tuple[int, SpanKind, float, float]) -> Timeline:
+        made = tuple(Span("s", what, start, stop, f"op {op}", op) for op, what, start, stop in spans)
+        return Timeline(kind, 100.0, made)
+
+    run, copy, stall = SpanKind.RUN, SpanKind.COPY, SpanKind.STALL
+    predicted = timeline("predicted", (2, run, 10, 20), (0, copy, 0, 10), (1, stall, 0, 10), (3, run, 20, 30))
+    measured = timeline("measured", (0, copy, 1, 12), (2, run, 14, 16), (2, run, 17, 22), (-1, run, 0, 1))
+    rows = verify.join(predicted, measured)
+    assert [(r.op, r.predicted_ns, r.measured_start_ns, r.measured_ns) for r in rows] == [
+        (0, 10, 1, 11),
+        (2, 10, 14, 8),
+    ]
