@@ -211,7 +211,10 @@ def _driver() -> str:
             found = pynvml.nvmlSystemGetDriverVersion()
         finally:
             pynvml.nvmlShutdown()
-    except Exception:  # no library, no driver, no rights: provenance then goes without
+    except Exception:  # no library, no driver, no rights: the kernel may know, else provenance goes without
+        with suppress(OSError):
+            words = re.search(r"\b\d{3,}\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
+            return words[0] if words else ""
         return ""
     return found.decode() if isinstance(found, bytes) else str(found)
 

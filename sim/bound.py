@@ -17,8 +17,9 @@ Both hold, so for every a in [0, 1] a (1) + (1 - a) (2) holds, and its smallest 
            + sum_s min(a b_s / B, a sum_{i < l} f_is / B + a x_ls + (1 - a) sum_{i <= l} x_is)
 
 summed over storages with a reader up to l. The bound is the maximum over l and a grid of a; any a is valid. Waits, sharing
-and relays only add time. Eager plans also pay the host thread for every layer, which bounds them from below by itself. In
-segments nothing starts before one copy is issued or one segment launched, whichever is cheaper.
+and relays only add time. Eager plans also pay the host thread for every layer, which bounds them from below by itself. In a
+graph plan nothing starts before a copy of its head is issued or the graph launched, whichever is cheaper, and no layer
+runs before the launch.
 B: give each GPU's traffic to the link it shares with most others; then no more than sum over those links of
 min(capacity, sum of its GPUs' own rates) can flow.
 """
@@ -39,12 +40,12 @@ def bound_ns(profile: Profile, host: Host, gpus: tuple[int, ...]) -> float:
     costs = host.costs
     in_place = host.rate(host.h2d_route(gpus[0]))
     work = _work_ns(profile, intake(host, gpus), in_place)
-    graph = costs.launch_ns.value + costs.launch_node_ns.value * len(profile.layers) + work
+    launch = costs.launch_ns.value + costs.launch_node_ns.value * len(profile.layers)
+    graph = max(min(launch, costs.issue_copy_ns.value) + work, launch + profile.warm_ns)
     issue = sum(t.issue.median_ns for t in profile.layers)
     tail = profile.layers[-1].resident.median_ns
     eager = costs.start_ns.value + max(work, issue + tail)
-    segments = min(costs.issue_copy_ns.value, costs.launch_ns.value + costs.launch_node_ns.value) + work
-    return min(graph, eager, segments)
+    return min(graph, eager)
 
 
 def warm_ns(profile: Profile, host: Host) -> float:

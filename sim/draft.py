@@ -37,6 +37,8 @@ class Draft:
     ramp: bool = True
     taper: bool = True
     cuts: tuple[Range, ...] | None = None
+    head: int = 0
+    """Chunks issued before the graph is launched."""
 
 
 SMALLEST_CHUNK_BYTES = 64 * 1024
@@ -60,7 +62,9 @@ def plan_of(draft: Draft, network: Network, host: Host, name: str = "best") -> P
     stay = tuple((a, b) for _, a, b in sorted(needed(draft, network, peer=True)))
     first = {a: layer for peer in (False, True) for layer, a, _ in needed(draft, network, peer=peer)}
     chunks = deal(_by_need(ranges_of(draft, network), stay, first), draft.paths, host)
-    return Plan(name, target, draft.launch, access, tuple(chunks))
+    dealt = tuple(chunks)
+    head = min(draft.head, len(dealt)) if draft.launch is Launch.GRAPH else 0
+    return Plan(name, target, draft.launch, access, dealt, head=head)
 
 
 def _by_need(

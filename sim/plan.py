@@ -27,16 +27,10 @@ class Access(StrEnum):
 
 
 class Launch(StrEnum):
-    """Who puts work on the streams.
-
-    EAGER: a host thread issues every operation. GRAPH: one launch of a captured CUDA graph that holds them all. SEGMENTS:
-    the host thread issues copies, records and waits, and the layers between two waits of the compute stream are one
-    captured graph each, launched in turn: the first copy starts at once, and launches hide behind copies.
-    """
+    """EAGER: a host thread issues every operation. GRAPH: one launch of a captured CUDA graph, after the plan's head."""
 
     EAGER = "eager"
     GRAPH = "graph"
-    SEGMENTS = "segments"
 
 
 class Sync(StrEnum):
@@ -78,6 +72,9 @@ class Plan:
     access: tuple[tuple[Access, ...], ...]
     chunks: tuple[Chunk, ...]
     sync: Sync = Sync.STREAM
+    head: int = 0
+    """Of a graph plan, how many first chunks the host issues one by one before it launches the graph: the launch takes a
+    while, and hides behind them."""
 
     @property
     def copied_bytes(self) -> int:
@@ -109,7 +106,11 @@ class Plan:
         host.gpu(self.target)
         require(
             self.sync is Sync.STREAM or self.launch is Launch.EAGER,
-            f"plan {self.name!r}: {self.sync} waits on the host thread, which graphs cannot; launch it eagerly",
+            f"plan {self.name!r}: {self.sync} waits on the host thread, which a graph cannot; launch it eagerly",
+        )
+        require(
+            0 <= self.head <= (len(self.chunks) if self.launch is Launch.GRAPH else 0),
+            f"plan {self.name!r}: a head of {self.head} chunks; it has {len(self.chunks)}, and an eager plan has no head",
         )
         require(
             len(self.access) == len(network.layers),

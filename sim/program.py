@@ -89,6 +89,8 @@ class Program:
     host: Host
     plan: Plan
     ops: tuple[Op, ...]
+    head_ops: int = 0
+    """How many first operations the host issues before it launches the graph that holds the rest."""
     events: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,19 +110,22 @@ class Program:
 
     @property
     def cross_edges(self) -> int:
-        """Dependencies between devices: what a captured graph pays for at launch."""
-        return sum(1 for op in self.ops if isinstance(op, Wait) and op.cross_device)
+        """Dependencies between devices in the graph: what its launch pays for."""
+        return sum(1 for op in self.ops[self.head_ops :] if isinstance(op, Wait) and op.cross_device)
 
 
 def lower(plan: Plan, network: Network, host: Host) -> Program:
     """Turn a plan into operations. Raises InputError where the plan does not fit the network or the host.
 
-    Copies are issued first, in the plan's order, then the layers in running order, each behind the fewest waits that
-    order it: streams run in order, so of all chunks a layer needs on one stream only the last is waited for, and only
-    if nothing earlier on the compute stream has waited for it or a later one. Events nobody waits for are not recorded.
+    A graph plan's head comes first. Then copies are issued, in the plan's order, then the layers in running order, each
+    behind the fewest waits that order it: streams run in order, so of all chunks a layer needs on one stream only the last
+    is waited for, and only if nothing earlier on the compute stream has waited for it or a later one. Events nobody waits
+    for are not recorded.
     """
     plan.check(network, host)
-    ops = list(_Lowering(plan, network, host).ops())
+    lowering = _Lowering(plan, network, host)
+    head = list(lowering.head())
+    ops = [*head, *lowering.ops()]
     waited = dict.fromkeys(op.event for op in ops if isinstance(op, Wait))
     number = {event: at for at, event in enumerate(waited)}
     kept = [
@@ -128,7 +133,8 @@ def lower(plan: Plan, network: Network, host: Host) -> Program:
         for op in ops
         if not isinstance(op, Record) or op.event in waited
     ]
-    return Program(network, host, plan, tuple(kept))
+    dropped = sum(1 for op in head if isinstance(op, Record) and op.event not in waited)
+    return Program(network, host, plan, tuple(kept), len(head) - dropped)
 
 
 class _Lowering:
@@ -149,11 +155,17 @@ class _Lowering:
         self.by_start = sorted(range(len(plan.chunks)), key=lambda i: plan.chunks[i].start_bytes)
         self.starts = [plan.chunks[i].start_bytes for i in self.by_start]
 
+    def head(self) -> Iterator[Op]:
+        """Copies issued ahead of the graph, and the compute stream's waits for them: the graph starts behind those."""
+        for ops in self.copies[: self.plan.head]:
+            yield from ops
+        yield from self._waits(self.compute, range(self.plan.head))
+
     def ops(self) -> Iterator[Op]:
         if self.plan.sync is Sync.HOST_GROUP:
             yield from self._grouped()
             return
-        for ops in self.copies:
+        for ops in self.copies[self.plan.head :]:
             yield from ops
         if self.plan.sync is Sync.HOST_ALL:
             yield from self._waits(HOST, range(len(self.plan.chunks)))

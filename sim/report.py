@@ -22,7 +22,6 @@ MIB = 2**20
 LAUNCHED = {
     Launch.EAGER: "is issued from the host, op by op",
     Launch.GRAPH: "is launched as one graph",
-    Launch.SEGMENTS: "issues copies from the host, layers in captured segments",
 }
 FIGURE_KINDS: tuple[FigureKind, ...] = ("measured", "published", "derived", "fitted", "assumed")
 WIDE = 160
@@ -216,14 +215,8 @@ def _reasons(new: Account, old: Account, best: Candidate, rival: Candidate) -> I
     """What each part of the makespan gained, in words that say by what."""
     gain = old.host_ns - new.host_ns
     how = ""
-    if best.plan.launch is not Launch.EAGER and rival.plan.launch is Launch.EAGER:
-        what = (
-            "one graph launch"
-            if best.plan.launch is Launch.GRAPH
-            else f"{new.issued} copies, events and segments issued in"
-        )
-        of = " of" if best.plan.launch is Launch.GRAPH else ""
-        how = f" ({what}{of} {ms(new.issue_ns)} ms instead of {old.issued} operations issued in {ms(old.issue_ns)} ms)"
+    if best.plan.launch is Launch.GRAPH and rival.plan.launch is Launch.EAGER:
+        how = f" (one graph launch of {ms(new.issue_ns)} ms instead of {old.issued} operations issued in {ms(old.issue_ns)} ms)"
     elif new.issued != old.issued:
         how = f" ({new.issued} operations issued instead of {old.issued})"
     yield gain, f"{_change(gain)} waiting for the host and between operations{how}"

@@ -146,7 +146,7 @@ class _Finder:
 
     def score(self, plan: Plan) -> _Score:
         """A published plan's timeline is kept, as it will be shown; of the many others only the makespan is."""
-        key = (plan.launch, plan.sync, plan.access, plan.chunks)
+        key = (plan.launch, plan.sync, plan.access, plan.chunks, plan.head)
         known = self.scores.get(key)
         if known is None:
             self.evaluated += 1
@@ -309,8 +309,11 @@ class _Finder:
         for ramp, taper in ((True, False), (False, True), (False, False)):
             yield replace(best, ramp=ramp, taper=taper)
         yield replace(best, launch=Launch.EAGER)
-        for factor in (0.5, 1, 2, 4):
-            yield replace(best, launch=Launch.SEGMENTS, chunk_bytes=int(best.chunk_bytes * factor))
+        lanes = len(best.paths)
+        for head in (lanes, 2 * lanes, 3 * lanes):
+            for ramp in (True, False):
+                for factor in (0.5, 1):
+                    yield replace(best, head=head, ramp=ramp, chunk_bytes=int(best.chunk_bytes * factor))
 
     def _cheaper_in_place(self, ratio: float) -> Iterator[ReadKey]:
         per_byte = 1e9 / intake(self.host, (self.options.target, *self.partners))

@@ -7,8 +7,8 @@ Rules
 - Flows share each link max-min fairly by weight; rates are computed anew when a flow starts or ends (Bertsekas & Gallager,
   Data Networks, section 6.5.2: progressive filling). A read in place alone keeps its link busy however few bytes it makes of
   it (its requests are small), so its flow is as many bytes as the link could have carried in its time.
-- Eager: the host thread pays for each operation before it may start. Graph: one launch, then all may start. Segments: the
-  host thread pays for each copy, record and wait, and a launch for each run of layers between two waits.
+- Eager: the host thread pays for each operation before it may start. Graph: the host thread issues the
+  head, then launches; the rest may start when the launch is done and the compute stream has waited for the head.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sim.errors import require
 from sim.host import Costs, Host
 from sim.plan import Access, Launch
 from sim.profile import LayerTiming, Profile
-from sim.program import HOST, Copy, Op, Program, Record, Run, Wait
+from sim.program import HOST, Copy, Op, Program, Record, Run, Wait, compute_stream
 from sim.timeline import LinkUse, Span, SpanKind, Timeline
 
 Process = Generator[simpy.Event, None, None]
@@ -157,17 +157,7 @@ class _Simulation:
         """An eager request pays half before its first operation and half after its last."""
 
     def timeline(self) -> Timeline:
-        if self.program.launch is Launch.GRAPH:
-            costs = self.costs
-            start = (
-                costs.launch_ns.value
-                + costs.launch_node_ns.value * len(self.program.ops)
-                + costs.launch_cross_ns.value * self.program.cross_edges
-            )
-            self.ready = [start] * len(self.program.ops)
-            self.span(HOST, SpanKind.ISSUE, 0.0, start, "launch graph")
-        else:
-            self.env.process(self.issue())
+        self.env.process(self.issue())
         self.event_copies()
         for stream in self.program.streams:
             if stream != HOST:
@@ -190,58 +180,47 @@ class _Simulation:
     def issue(self) -> Process:
         """The host thread: pays for each operation in turn, and stands still at its own waits."""
         costs, now = self.costs, self.start_ns
-        segments = self.program.launch is Launch.SEGMENTS
         issue = {
             Copy: costs.issue_copy_ns.value,
             Record: costs.issue_event_ns.value,
             Wait: costs.issue_event_ns.value,
         }
-        for index, op in enumerate(self.program.ops):
+        eager = self.program.launch is Launch.EAGER
+        head = self.program.head_ops
+        for index, op in enumerate(self.program.ops if eager else self.program.ops[:head]):
             if op.stream == HOST:
                 assert isinstance(op, Wait)
                 self.announce()
                 event = self.events[op.event]
                 if not event.processed:
                     yield event
-                if self.happened[op.event] > now:
-                    self.span(
-                        HOST,
-                        SpanKind.STALL,
-                        now,
-                        self.happened[op.event],
-                        "wait",
-                        index,
-                        cause=self.cause(op.event),
-                    )
-                now = max(now, self.happened[op.event]) + costs.host_sync_ns.value
+                happened = self.happened[op.event]
+                if happened > now:
+                    self.span(HOST, SpanKind.STALL, now, happened, "wait", index, cause=self.cause(op.event))
+                now = max(now, happened) + costs.host_sync_ns.value
                 continue
-            if self.ready[index] <= now:
-                continue  # launched with the segment it is in
             begin = now
-            if isinstance(op, Run) and segments:
-                last = self.segment_end(index)
-                now += costs.launch_ns.value + costs.launch_node_ns.value * (last - index)
-                self.ready[index:last] = [now] * (last - index)
-            else:
-                now += (
-                    self.profile.layers[op.layer].issue.median_ns if isinstance(op, Run) else issue[type(op)]
-                )
-                self.ready[index] = now
-            self.span(
-                HOST,
-                SpanKind.ISSUE,
-                begin,
-                now,
-                "launch" if isinstance(op, Run) and segments else "issue",
-                index,
-            )
+            now += self.profile.layers[op.layer].issue.median_ns if isinstance(op, Run) else issue[type(op)]
+            self.ready[index] = now
+            self.span(HOST, SpanKind.ISSUE, begin, now, "issue", index)
         self.announce()
-        self.end = max(self.end, now)
-
-    def segment_end(self, first: int) -> int:
-        """Where the run of layers that starts at an operation ends."""
-        ops = self.program.ops
-        return next((at for at in range(first, len(ops)) if not isinstance(ops[at], Run)), len(ops))
+        if eager:
+            self.end = max(self.end, now)
+            return
+        begin = now
+        now += (
+            costs.launch_ns.value
+            + costs.launch_node_ns.value * (len(self.program.ops) - head)
+            + costs.launch_cross_ns.value * self.program.cross_edges
+        )
+        self.span(HOST, SpanKind.ISSUE, begin, now, "launch graph")
+        for op in self.program.ops[:head]:
+            if isinstance(op, Wait) and op.stream == compute_stream(self.program.plan.target):
+                if not self.events[op.event].processed:
+                    yield self.events[op.event]
+                now = max(now, self.happened[op.event])
+        self.ready[head:] = [now] * (len(self.ready) - head)
+        self.announce()
 
     def announce(self) -> None:
         frontier, self.frontier = self.frontier, self.env.event()

@@ -154,4 +154,5 @@ def plans(draw: st.DrawFn, network: Network, host: Host) -> Plan:
                 able.append(Access.PEER)
             row.append(draw(st.sampled_from(able)))
         access.append(tuple(row))
-    return Plan(draw(names), target, launch, tuple(access), tuple(chunks), sync)
+    head = draw(st.integers(0, len(chunks))) if launch is Launch.GRAPH else 0
+    return Plan(draw(names), target, launch, tuple(access), tuple(chunks), sync, head)

@@ -67,6 +67,18 @@ def test_eager_host_issues_one_operation_after_another() -> None:
     assert timeline.of(SpanKind.STALL)[-1].cause == "the host to issue it"
 
 
+def test_the_launch_of_a_graph_hides_behind_its_head() -> None:
+    costs = replace(FREE, issue_copy_ns=figure(10), launch_ns=figure(600))
+    net, machine = network(1000, 1000), host(costs=costs)
+    plan = copied(net, Chunk(0, 1000, (0,)), Chunk(1024, 2024, (0,)))
+    late = simulate(lower(plan, net, machine), profile(net, machine))
+    early = simulate(lower(replace(plan, head=1), net, machine), profile(net, machine))
+    # without a head the first copy waits for the launch; with one the graph waits for the head, launched meanwhile
+    assert [(s.start_ns, s.stop_ns) for s in late.of(SpanKind.COPY)] == [(600, 1600), (1600, 2600)]
+    assert [(s.start_ns, s.stop_ns) for s in early.of(SpanKind.COPY)] == [(10, 1010), (1010, 2010)]
+    assert (late.makespan_ns, early.makespan_ns) == (3600, 3010)
+
+
 def test_a_relayed_chunk_crosses_the_partner_then_nvlink() -> None:
     net, machine = network(4000), host(2)
     timeline = simulate(lower(copied(net, Chunk(0, 4000, (1, 0))), net, machine), profile(net, machine))
