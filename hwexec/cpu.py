@@ -269,18 +269,15 @@ class CpuDevice:
 
     @contextmanager
     def capture(self, stream: Stream) -> Iterator[CpuGraph]:
-        with self.capture_parts(stream) as parts:
-            yield parts.graphs[0]
-
-    @contextmanager
-    def capture_parts(self, stream: Stream) -> Iterator[CpuParts]:
-        parts = CpuParts(self, stream.gpu)
+        if self.fault("capture"):
+            raise CaptureError("an injected capture error")
+        graph = CpuGraph(self, stream.gpu)
+        self._tape = graph.tape
         try:
-            with parts.recorder:
-                yield parts
+            with _Recorder(graph):
+                yield graph
         except BaseException:
-            for graph in parts.graphs:
-                graph.close()
+            graph.close()
             raise
         finally:
             self._tape = None
@@ -290,9 +287,7 @@ class CpuDevice:
         self.synchronize()
         self._log = []
         try:
-            start = time.perf_counter_ns()
             call()
-            self._log.append(Activity("launch", 0, start, start, 0, "replay"))
             self.synchronize()
             return tuple(sorted(self._log, key=lambda a: a.start_ns))
         finally:
@@ -314,16 +309,15 @@ class CpuGraph:
         self.tape: list[Callable[[], None]] = []
         self.kernels = 0
 
-    @property
-    def empty(self) -> bool:
-        return not self.tape
-
     def nodes(self) -> int:
         return self.kernels
 
     def replay(self) -> None:
         if self.device.fault("replay"):
             raise RuntimeError("an injected launch error")
+        if (log := self.device._log) is not None:
+            now = time.perf_counter_ns()
+            log.append(Activity("launch", self.gpu, now, now, 0, "replay"))
         with torch.no_grad():
             for act in self.tape:
                 act()
@@ -332,38 +326,19 @@ class CpuGraph:
         self.tape.clear()
 
 
-class CpuParts:
-    """Graphs one after another. Values pass from one to the next in the tensors that both know."""
-
-    def __init__(self, device: CpuDevice, gpu: int) -> None:
-        self.device, self.gpu = device, gpu
-        self.graphs: list[CpuGraph] = []
-        self.recorder = _Recorder(self)
-        self.cut()
-
-    def nodes(self) -> int:
-        return sum(graph.kernels for graph in self.graphs)
-
-    def cut(self) -> None:
-        if self.device.fault("capture"):
-            raise CaptureError("an injected capture error")
-        self.graphs.append(CpuGraph(self.device, self.gpu))
-        self.device._tape = self.graphs[-1].tape
-
-
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Keeps each operator with the memory it used, as a captured kernel keeps its addresses."""
 
-    def __init__(self, parts: CpuParts) -> None:
+    def __init__(self, graph: CpuGraph) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.parts = parts
+        self.graph = graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket.__name__ in HOST_MUST_SEE:
             raise CaptureError(f"operation not permitted when stream is capturing: {func}")
         if func.overloadpacket.__name__ == "_has_compatible_shallow_copy_type":
             return func(*args, **(kwargs or {}))  # re-pointing a tensor asks this: no kernel
-        graph = self.parts.graphs[-1]
+        graph = self.graph
         if graph.device.fault("kernel"):
             raise OutOfMemory("out of memory (injected)")
         here = tree_map_only(torch.Tensor, lambda t: t.detach(), (args, kwargs or {}))

@@ -16,35 +16,21 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils import dlpack
 
 from hwexec.device import Activity, CaptureError, Event, Memory, Ready, Stream
+from hwexec.driver import NO_CONTEXT, captured_nodes, driver_error, labelled, load_driver
 from sim.errors import InputError, require
 
 _cuda: Any = torch.cuda  # much of it has no types
-_CUDA_DEVICE_TYPE = 2  # kDLCUDA
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU, not only the current one
 _GATE_HZ = 2e9  # no GPU of today clocks higher by much; a slower one holds longer
-_NO_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not touched the GPU yet
-
-
-@cache
-def _load_driver() -> Any:
-    """libcuda, which PyTorch has loaded already; None where it is not to be had."""
-    try:
-        driver: Any = ctypes.CDLL("libcuda.so.1")
-        driver.cuMemcpyAsync.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p]
-        driver.cuMemcpyAsync.restype = ctypes.c_int
-    except (OSError, AttributeError):
-        return None
-    return driver
 
 
 class CudaDevice:
@@ -61,7 +47,7 @@ class CudaDevice:
         )
         _cuda.init()
         self._profiled = False
-        self._driver = _load_driver()
+        self._driver = load_driver()
         self._callers: dict[tuple[int, ...], Any] = {}
         self._edges: dict[int, tuple[Any, Any]] = {}
 
@@ -123,7 +109,7 @@ class CudaDevice:
         torch.cuda.empty_cache()
 
     def view(self, source: torch.Tensor, gpu: int, owner: object) -> torch.Tensor:
-        return _labelled(source.data_ptr(), source.numel(), gpu, (owner, source))
+        return labelled(source.data_ptr(), source.numel(), gpu, (owner, source))
 
     def connect(self, source: int, destination: int) -> None:
         require(
@@ -203,14 +189,14 @@ class CudaDevice:
         def issue() -> None:
             before = exchange(gpu)
             code = call(*given)
-            if code == _NO_CONTEXT:
+            if code == NO_CONTEXT:
                 torch.cuda.set_device(gpu)  # binds the GPU's context to this thread
                 code = call(*given)
             if before != gpu:
                 exchange(before)
             if code:
                 raise RuntimeError(
-                    f"a copy of {size_bytes} bytes on {stream.name}: {_driver_error(self._driver, code)}"
+                    f"a copy of {size_bytes} bytes on {stream.name}: {driver_error(self._driver, code)}"
                 )
 
         return issue
@@ -251,22 +237,17 @@ class CudaDevice:
 
     @contextmanager
     def capture(self, stream: Stream) -> Iterator[CudaGraph]:
-        with self.capture_parts(stream) as parts:
-            yield parts.graphs[0]
-
-    @contextmanager
-    def capture_parts(self, stream: Stream) -> Iterator[CudaParts]:
-        parts = CudaParts(stream)
+        graph = CudaGraph(stream)
         self.synchronize()
         gc.collect()  # nothing that a capture forbids may be freed inside it
         torch.cuda.empty_cache()
         with torch.cuda.device(stream.gpu), torch.cuda.stream(stream.raw):
             try:
-                parts.begin()
-                yield parts
-                parts.end()
+                graph.begin()
+                yield graph
+                graph.end()
             except BaseException as error:
-                parts.abandon()
+                graph.abandon()
                 if isinstance(error, RuntimeError) and not isinstance(error, self.out_of_memory):
                     raise CaptureError(_first_line(error)) from error
                 raise
@@ -324,19 +305,15 @@ class _On:
 class CudaGraph:
     """A torch.cuda.CUDAGraph of one stream's work."""
 
-    def __init__(self, stream: Stream, pool: Any) -> None:
+    def __init__(self, stream: Stream) -> None:
         self.raw: Any = torch.cuda.CUDAGraph()
-        self.stream, self.pool = stream, pool
-        self.captured: int | None = None
-        """Nodes, once it is captured; None where nobody can tell."""
+        self.stream = stream
+        # a pool of its own: captures that shared one would overwrite each other's outputs
+        self.pool: Any = _cuda.graph_pool_handle()
         self.capturing = True
 
-    @property
-    def empty(self) -> bool:
-        return self.captured == 0
-
     def nodes(self) -> int | None:
-        return _captured_nodes(self.stream.raw.cuda_stream) if self.capturing else None
+        return captured_nodes(self.stream.raw.cuda_stream) if self.capturing else None
 
     def replay(self) -> None:
         self.raw.replay()
@@ -349,7 +326,6 @@ class CudaGraph:
         self.raw.capture_begin(pool=self.pool, capture_error_mode="thread_local")
 
     def end(self) -> None:
-        self.captured = self.nodes()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*CUDA Graph is empty")
             self.raw.capture_end()
@@ -384,43 +360,6 @@ class CudaGraph:
             self.raw.reset()
 
 
-class CudaParts:
-    """Graphs captured one after another on the current stream, from one pool: what one frees, the next may use."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        # a pool of its own: captures that shared one would overwrite each other's outputs
-        self.pool: Any = _cuda.graph_pool_handle()
-        self.graphs: list[CudaGraph] = []
-
-    def nodes(self) -> int | None:
-        counts = [g.nodes() if g.capturing else g.captured for g in self.graphs]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
-
-    def begin(self) -> None:
-        graph = CudaGraph(self.stream, self.pool)
-        self.graphs.append(graph)  # before it begins: a beginning that fails is cleaned up as well
-        graph.begin()
-
-    def end(self) -> None:
-        self.graphs[-1].end()
-
-    def cut(self) -> None:
-        try:
-            self.end()
-            self.begin()
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise CaptureError(_first_line(error)) from error
-
-    def abandon(self) -> None:
-        for graph in reversed(self.graphs):
-            graph.abandon()
-        self.graphs.clear()
-
-
 def _copy_by_torch(stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
     with torch.cuda.stream(stream.raw):
         destination.copy_(source, non_blocking=True)
@@ -428,14 +367,6 @@ def _copy_by_torch(stream: Stream, destination: torch.Tensor, source: torch.Tens
 
 def _nothing() -> None:
     """A copy of no bytes."""
-
-
-def _driver_error(driver: Any, code: int) -> str:
-    name, text = ctypes.c_char_p(), ctypes.c_char_p()
-    driver.cuGetErrorName(code, ctypes.byref(name))
-    driver.cuGetErrorString(code, ctypes.byref(text))
-    said = (text.value or b"no description").decode()
-    return f"{said} ({(name.value or b'CUDA error').decode()}, {code})"
 
 
 def _first_line(error: BaseException) -> str:
@@ -463,82 +394,3 @@ def _activity(event: dict[str, Any]) -> Activity | None:
     if category == "gpu_memcpy" and ("DtoD" in name or "PtoP" in name):
         return Activity("d2d", gpu, start, stop, size, name)
     return Activity("kernel", gpu, start, stop, size, name)
-
-
-# DLPack: a pointer becomes a tensor of the GPU that we name. See dmlc/dlpack, dlpack.h, DLManagedTensor.
-
-
-class _DLDevice(ctypes.Structure):
-    _fields_ = (("type", ctypes.c_int), ("id", ctypes.c_int))
-
-
-class _DLDataType(ctypes.Structure):
-    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
-
-
-class _DLTensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device", _DLDevice),
-        ("ndim", ctypes.c_int),
-        ("dtype", _DLDataType),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
-class _DLManagedTensor(ctypes.Structure):
-    _fields_ = (("tensor", _DLTensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
-
-
-_alive: dict[int, object] = {}
-"""By address of the managed tensor: itself, its arrays, and the memory's owner, until PyTorch calls the deleter."""
-
-
-def _forget(address: int, _alive: dict[int, object] = _alive) -> None:
-    _alive.pop(address, None)
-
-
-_deleter = _Deleter(_forget)
-# PyTorch may call it when the interpreter has already cleared this module: neither may ever be freed
-for _immortal in (_deleter, _alive):
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_immortal))
-
-_new_capsule = ctypes.pythonapi.PyCapsule_New
-_new_capsule.restype = ctypes.py_object
-_new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-
-
-def _labelled(pointer: int, size_bytes: int, gpu: int, owner: object) -> torch.Tensor:
-    """uint8 tensor of `gpu` over `size_bytes` at `pointer`; `owner` lives as long as it."""
-    shape, strides = (ctypes.c_int64 * 1)(size_bytes), (ctypes.c_int64 * 1)(1)
-    tensor = _DLTensor(pointer, _DLDevice(_CUDA_DEVICE_TYPE, gpu), 1, _DLDataType(1, 8, 1), shape, strides, 0)
-    managed = _DLManagedTensor(tensor, None, _deleter)
-    address = ctypes.addressof(managed)
-    _alive[address] = (managed, shape, strides, owner)
-    made: torch.Tensor = dlpack.from_dlpack(_new_capsule(address, b"dltensor", None))
-    return made
-
-
-def _captured_nodes(stream: int) -> int | None:
-    """Nodes of the graph being captured on a stream: the driver tells, PyTorch does not."""
-    driver = _load_driver()
-    if driver is None:
-        return None
-    try:
-        status, graph, count = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t()
-        got = (ctypes.c_void_p(stream), ctypes.byref(status), None, ctypes.byref(graph), None, None)
-        if hasattr(driver, "cuStreamGetCaptureInfo_v2"):
-            code = driver.cuStreamGetCaptureInfo_v2(*got)
-        else:  # one more output, for annotated edges
-            code = driver.cuStreamGetCaptureInfo_v3(*got, None)
-        if code != 0 or not graph.value:
-            return None
-        code = driver.cuGraphGetNodes(graph, None, ctypes.byref(count))
-    except AttributeError:
-        return None
-    return count.value if code == 0 else None

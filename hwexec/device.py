@@ -64,20 +64,11 @@ class Activity:
     name: str
 
 
-class Counter(Protocol):
-    """Something that captures."""
+class Graph(Protocol):
+    """Captured work. Its inputs, outputs and addresses are fixed."""
 
     def nodes(self) -> int | None:
         """While capturing: kernels and copies captured so far; None where the device cannot tell."""
-        ...
-
-
-class Graph(Counter, Protocol):
-    """Captured work. Its inputs, outputs and addresses are fixed."""
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing at all was captured: there is no need to replay it."""
         ...
 
     def replay(self) -> None:
@@ -85,17 +76,6 @@ class Graph(Counter, Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-class Parts(Counter, Protocol):
-    """Work captured as several graphs, each to be replayed once and in their order: memory of one is used again by the next."""
-
-    @property
-    def graphs(self) -> Sequence[Graph]: ...
-
-    def cut(self) -> None:
-        """What was captured so far is one graph; what comes belongs to the next. `nodes` counts on. May raise CaptureError."""
-        ...
 
 
 Ready = Callable[[], object]
@@ -224,10 +204,6 @@ class Device(Protocol):
 
         Raises CaptureError where the work cannot be captured; the device is usable afterwards.
         """
-        ...
-
-    def capture_parts(self, stream: Stream) -> AbstractContextManager[Parts]:
-        """The same, as several graphs. Whoever takes them closes each; of a capture that failed nothing is left."""
         ...
 
     def trace(self, call: Callable[[], None]) -> tuple[Activity, ...]:

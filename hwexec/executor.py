@@ -6,14 +6,13 @@ it fails half way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from hwexec import spans
 from hwexec.arena import Weights
@@ -21,8 +20,8 @@ from hwexec.cpu import CpuDevice
 from hwexec.cuda import CudaDevice
 from hwexec.device import CaptureError, Device, Event, Graph
 from hwexec.hooks import LayerHooks, Learned, follow, learn
-from hwexec.segments import Script, do
-from hwexec.stage import Stage
+from hwexec.script import Head, do
+from hwexec.stage import Inputs, Stage
 from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
 from sim.host import Host
@@ -101,12 +100,12 @@ def _first_line(error: BaseException) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Captured:
-    """Graphs to be replayed in their order: of segments several, else one. `script` replays them among copies."""
+    """A graph to be replayed, behind the head that its start issues first, if any."""
 
-    graphs: tuple[Graph, ...]
+    graph: Graph
     output: Any
     layer_nodes: tuple[int, ...] | None
-    script: Script | None = None
+    head: Head | None
 
 
 class ColdStart:
@@ -130,7 +129,7 @@ class ColdStart:
         self.plan, self.network = program.plan, program.network
         self.launch: Launch = program.launch
         self.why_eager = ""
-        """Why a plan for a graph, or for segments, runs eagerly all the same; empty where it does not."""
+        """Why a plan for a graph runs eagerly all the same; empty where it does not."""
         self.moved_bytes = 0
         """Host memory to GPUs, by copies, in the last cold start; of captured ones, what each of them copies."""
         self.relayed_bytes = 0
@@ -144,7 +143,8 @@ class ColdStart:
             if own_device:
                 self._stack.callback(device.close)
             self._stage = Stage(module, program, device, weights, self._stack)
-            self._static(args, kwargs)
+            self._inputs = Inputs(device, self.plan.target, self.network.model, args, kwargs)
+            self._stack.callback(self._inputs.clear)
             self._make_ready()
             self.evict()
         except device.out_of_memory as error:
@@ -159,20 +159,6 @@ class ColdStart:
             raise
 
     # Making ready
-
-    def _static(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Inputs that never move; each start copies its own into them."""
-        leaves, self._spec = pytree.tree_flatten((args, kwargs))
-        where = self.device.torch_device(self.plan.target)
-        self._leaves = [
-            leaf.detach().clone().to(where) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
-        ]
-        self._stack.callback(self._leaves.clear)
-        tensors = [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
-        flat = not kwargs and len(tensors) == len(args) and all(isinstance(a, torch.Tensor) for a in args)
-        self._flat: list[torch.Tensor] | None = tensors if flat else None
-        """The static inputs, where all are tensors given by position."""
-        self._stack.callback(tensors.clear)
 
     def _make_ready(self) -> None:
         """Learn where layers begin, warm libraries up, and capture; or say why not."""
@@ -198,7 +184,7 @@ class ColdStart:
             return call()
 
     def _forward(self) -> Any:
-        args, kwargs = pytree.tree_unflatten(self._leaves, self._spec)
+        args, kwargs = self._inputs.fixed()
         return self.module(*args, **kwargs)
 
     def _capture(self, learned: Learned) -> None:
@@ -207,8 +193,7 @@ class ColdStart:
             if learned.blocker:
                 raise CaptureError(learned.blocker)
             for kind in ("cold", "resident") if same else ("cold", "warm", "resident"):
-                parts = kind == "cold" and self.launch is Launch.SEGMENTS
-                self._graphs[kind] = self._capture_segments() if parts else self._capture_one(kind)
+                self._graphs[kind] = self._captured(kind)
         except CaptureError as error:
             self._drop_graphs()
             self.launch, self.why_eager = Launch.EAGER, str(error)
@@ -219,50 +204,31 @@ class ColdStart:
         self.moved_bytes = sum(op.size_bytes for op in copies if op.source is None)
         self.relayed_bytes = sum(op.size_bytes for op in copies if op.source is not None)
 
-    def _capture_one(self, kind: str) -> _Captured:
-        with self._blamed() as blame, self._stage.pointed(kind), torch.no_grad():
-            with self.device.capture(self._stage.compute) as graph:
-                walk = blame(self._stage.walk(kind, graph=graph))
-                output = self._walked(walk)
-            return _Captured((graph,), output, walk.layer_nodes())
-
-    def _capture_segments(self) -> _Captured:
-        """The layers of a cold start, where its tensors are, without its copies: those are the script's."""
-        with self._blamed() as blame, self._stage.pointed("cold"), torch.no_grad():
-            with self.device.capture_parts(self._stage.compute) as parts:
-                walk = blame(self._stage.walk("warm", parts=parts))
-                output = self._walked(walk)
-            graphs = tuple(parts.graphs)
-            return _Captured(graphs, output, walk.layer_nodes(), self._stage.script(graphs))
-
-    def _walked(self, walk: Walk) -> Any:
-        walk.begin()
-        with follow(self.module, self.network, self._stage.find, walk.reach):
-            output = self._forward()
-        walk.finish()
-        return output
-
-    @contextmanager
-    def _blamed(self) -> Iterator[Callable[[Walk], Walk]]:
-        """A capture that fails names the layer that its walk had reached."""
-        walks: list[Walk] = []
-
-        def blame(walk: Walk) -> Walk:
-            walks.append(walk)
-            return walk
-
+    def _captured(self, kind: str) -> _Captured:
+        """A start of this kind as a graph, without its head. A capture that fails names the layer that it had reached."""
+        skip = self.program.head_ops if kind == "cold" else 0
+        walk: Walk | None = None
         try:
-            yield blame
+            with (
+                self._stage.pointed(kind),
+                torch.no_grad(),
+                self.device.capture(self._stage.compute) as graph,
+            ):
+                walk = self._stage.walk(kind, graph=graph, skip=skip)
+                walk.begin()
+                with follow(self.module, self.network, self._stage.find, walk.reach):
+                    output = self._forward()
+                walk.finish()
         except CaptureError as error:
-            at = max(0, walks[0].reached if walks else 0)
+            at = max(0, walk.reached if walk is not None else 0)
             raise CaptureError(
                 f"layer {at} ({self.network.layers[at].name}) cannot be captured: {error}"
             ) from None
+        return _Captured(graph, output, walk.layer_nodes(), self._stage.head() if skip else None)
 
     def _drop_graphs(self) -> None:
         for captured in {id(c): c for c in self._graphs.values()}.values():
-            for graph in captured.graphs:
-                graph.close()
+            captured.graph.close()
         self._graphs.clear()
 
     # Running
@@ -308,7 +274,7 @@ class ColdStart:
     def timeline(self) -> Timeline:
         """One more cold start, with the last inputs, watched: measured spans of each copy and each layer.
 
-        Eager: timing events round them. Graph and segments: what PyTorch's profiler sees of the replays. Once that has run in
+        Eager: timing events round them. Graph: what PyTorch's profiler sees of head and replay. Once that has run in
         a process, CUPTI stays in and makes every later launch slower (a launch of 116 us took 333): take all times first, and
         timelines last. TEARDOWN_CUPTI=1 in the environment takes it out again, but PyTorch warns of crashes with CUDA graphs.
         """
@@ -339,42 +305,8 @@ class ColdStart:
         self._stage.fill()
         self._full = True
 
-    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pairs:
-        """The static inputs, each with what a start was given for it."""
-        flat = self._flat
-        if flat is not None and not kwargs and len(args) == len(flat):
-            for fixed, given in zip(flat, args, strict=True):
-                if (
-                    type(given) is not torch.Tensor
-                    or given.dtype != fixed.dtype
-                    or given.shape != fixed.shape
-                ):
-                    break
-            else:
-                return list(zip(flat, args, strict=True))
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        who, pairs = self.network.model, []
-        require(
-            spec == self._spec,
-            f"{who}: the inputs are not built like the example's; give as many, by the same names",
-        )
-        for number, (fixed, given) in enumerate(zip(self._leaves, leaves, strict=True)):
-            if not isinstance(fixed, torch.Tensor) or not isinstance(given, torch.Tensor):
-                require(
-                    fixed is given or (type(fixed) is type(given) and bool(fixed == given)),
-                    f"{who}: input {number} is {given!r}, but {fixed!r} in the example; prepare the module again for that",
-                )
-                continue
-            require(
-                (given.shape, given.dtype) == (fixed.shape, fixed.dtype),
-                f"{who}: input {number} is {given.dtype} {list(given.shape)}, but {fixed.dtype} {list(fixed.shape)} in the "
-                "example; a prepared module takes that only",
-            )
-            pairs.append((fixed, given))
-        return pairs
-
     def _start(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inputs = self._given(args, kwargs)
+        inputs = self._inputs.given(args, kwargs)
         try:
             if self.launch is not Launch.EAGER:
                 return self._replay(self._graphs[kind], inputs)
@@ -416,24 +348,20 @@ class ColdStart:
         return output
 
     def _replay(self, captured: _Captured, inputs: Pairs) -> Any:
-        compute, script = self._stage.compute, captured.script
-        if script is None:
-            with self.device.on(compute):
-                self._settled()
-                self._assign(inputs)
-                captured.graphs[0].replay()
-            return captured.output
-        # nothing is under way that still needs the arenas: the first copies need not wait for the compute stream
-        idle = self._settling is None and self.device.idle(compute)
-        if idle:
-            do(script.lead)
+        compute, head = self._stage.compute, captured.head
+        # nothing is under way that still needs the arenas: the head need not wait for the compute stream
+        idle = head is not None and self._settling is None and self.device.idle(compute)
+        if head is not None and idle:
+            do(head.copies)
         with self.device.on(compute):
             self._settled()
-            if not idle:
-                do(script.fork)
-                do(script.lead)
+            if head is not None and not idle:
+                do(head.fork)
+                do(head.copies)
             self._assign(inputs)
-            do(script.rest)
+            if head is not None:
+                do(head.join)
+            captured.graph.replay()
         return captured.output
 
     def _assign(self, inputs: Pairs) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hwexec.device import Activity
-from sim.plan import Launch
 from sim.program import HOST, Copy, Op, Program, Record, Run, Wait
 from sim.timeline import Span, SpanKind, Timeline
 
@@ -38,7 +37,7 @@ def of_rows(program: Program, rows: Iterable[Row], extra: Sequence[Span] = ()) -
 
 
 def of_graph(program: Program, seen: Sequence[Activity], layer_nodes: tuple[int, ...] | None) -> Timeline:
-    """Activities of replayed graphs, told apart by order and size: a graph's own streams have no names.
+    """Activities of a head and a replayed graph, told apart by order and size: a graph's own streams have no names.
 
     Copies of one size from one place to one GPU keep their order; what is no copy of the program runs on the compute
     stream, in order, and `layer_nodes` says how many are of each layer. Without it, or where it does not add up, all
@@ -48,14 +47,10 @@ def of_graph(program: Program, seen: Sequence[Activity], layer_nodes: tuple[int,
     left = [a for a in seen if a.kind not in ("launch", "issue")]
     if not left:
         return of_rows(program, ())
-    segments = program.launch is Launch.SEGMENTS
-    # a graph's request is its launch; in segments copies come first, and the host's calls tell when
-    begins = [a.start_ns for a in seen] if segments else [a.start_ns for a in launches or left]
-    zero = min(begins)
-    label = "launch segment" if segments else "launch graph"
+    # the request is the host's first call: of a head a copy's, else the launch
+    zero = min(a.start_ns for a in (seen if program.head_ops else launches or left))
     extra = [
-        Span(HOST, SpanKind.ISSUE, a.start_ns - zero, a.stop_ns - zero, label)
-        for a in (launches if segments else launches[:1])
+        Span(HOST, SpanKind.ISSUE, a.start_ns - zero, a.stop_ns - zero, "launch graph") for a in launches[:1]
     ]
     rows: list[Row] = []
     landed: dict[int, float] = {}

@@ -1,17 +1,19 @@
-"""What a plan takes of a machine: arenas, streams, ready-made copies, and a module's tensors pointed into them."""
+"""What a plan takes of a machine: arenas, streams, ready-made copies, inputs, and a module's tensors pointed into them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from hwexec.arena import Binding, Extents, HostArena, Weights, load, point, region, slots_of
-from hwexec.device import POISON, Counter, Device, Event, Graph, Parts, Stream
+from hwexec.device import POISON, Device, Event, Graph, Stream
 from hwexec.hooks import Finder
-from hwexec.segments import Script, first_layers
+from hwexec.script import Head
 from hwexec.walk import Marks, Move, Pairs, Walk
 from sim.errors import InputError, require
 from sim.plan import Access
@@ -211,13 +213,7 @@ class Stage:
         finally:
             self.binding.rest()
 
-    def walk(
-        self,
-        way: str,
-        graph: Counter | None = None,
-        marks: Marks | None = None,
-        parts: Parts | None = None,
-    ) -> Walk:
+    def walk(self, way: str, graph: Graph | None = None, marks: Marks | None = None, skip: int = 0) -> Walk:
         ops, repoint = self.ways[way].ops, self.ways[way].repoint
         return Walk(
             self.device,
@@ -229,13 +225,13 @@ class Stage:
             compute=self.compute,
             graph=graph,
             marks=marks,
-            parts=parts,
-            cuts=frozenset(first_layers(self.program.ops)[1:]),
+            skip=skip,
         )
 
-    def script(self, graphs: Sequence[Graph]) -> Script:
-        """A cold start as calls made ready, its layers in these graphs, one for each segment."""
-        return Script(self.device, self.program, self.streams, self._moves, self.compute, graphs)
+    def head(self) -> Head:
+        """The operations that a cold start issues ahead of its graph, as calls made ready."""
+        ops = self.program.ops[: self.program.head_ops]
+        return Head(self.device, ops, self.streams, self._moves, self.compute)
 
     def fill(self) -> None:
         """All weights into the target's arena, on the compute stream."""
@@ -269,6 +265,66 @@ class Stage:
                 region(self.network, self.host.tensor, storage),
             )
         device.synchronize()
+
+
+class Inputs:
+    """A module's inputs at addresses that never move; each start copies its own into them."""
+
+    def __init__(
+        self, device: Device, gpu: int, model: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._model = model
+        leaves, self._spec = pytree.tree_flatten((args, kwargs))
+        where = device.torch_device(gpu)
+        self._leaves = [
+            leaf.detach().clone().to(where) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
+        ]
+        tensors = [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
+        flat = not kwargs and len(tensors) == len(args) and all(isinstance(a, torch.Tensor) for a in args)
+        self._tensors: list[torch.Tensor] | None = tensors if flat else None
+        """All inputs, where all are tensors given by position."""
+
+    def fixed(self) -> Any:
+        """The module's arguments by position and by keyword."""
+        return pytree.tree_unflatten(self._leaves, self._spec)
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pairs:
+        """Each tensor, with what a start was given for it. InputError where they are not like the example's."""
+        flat = self._tensors
+        if flat is not None and not kwargs and len(args) == len(flat):
+            for fixed, given in zip(flat, args, strict=True):
+                if (
+                    type(given) is not torch.Tensor
+                    or given.dtype != fixed.dtype
+                    or given.shape != fixed.shape
+                ):
+                    break
+            else:
+                return list(zip(flat, args, strict=True))
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        who, pairs = self._model, []
+        require(
+            spec == self._spec,
+            f"{who}: the inputs are not built like the example's; give as many, by the same names",
+        )
+        for number, (fixed, given) in enumerate(zip(self._leaves, leaves, strict=True)):
+            if not isinstance(fixed, torch.Tensor) or not isinstance(given, torch.Tensor):
+                require(
+                    fixed is given or (type(fixed) is type(given) and bool(fixed == given)),
+                    f"{who}: input {number} is {given!r}, but {fixed!r} in the example; prepare the module again for that",
+                )
+                continue
+            require(
+                (given.shape, given.dtype) == (fixed.shape, fixed.dtype),
+                f"{who}: input {number} is {given.dtype} {list(given.shape)}, but {fixed.dtype} {list(fixed.shape)} in the "
+                "example; a prepared module takes that only",
+            )
+            pairs.append((fixed, given))
+        return pairs
+
+    def clear(self) -> None:
+        self._leaves.clear()
+        self._tensors = None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from hwexec.arena import point
-from hwexec.device import Counter, Device, Event, Parts, Ready, Stream
+from hwexec.device import Device, Event, Graph, Ready, Stream
 from sim.errors import InputError
 from sim.network import Network
 from sim.program import HOST, Copy, Op, Record, Run, Wait
@@ -76,7 +76,7 @@ class Marks:
 class Walk:
     """One pass over `ops`, in issue order, in step with the network. The same for eager runs and for capture.
 
-    `graph` counts what is captured. Of `parts`, a new one begins at each layer of `cuts`.
+    `graph` counts what is captured. The first `skip` operations are somebody else's to issue.
     """
 
     def __init__(
@@ -89,17 +89,15 @@ class Walk:
         repoint: Mapping[int, Pairs],
         *,
         compute: Stream,
-        graph: Counter | None = None,
+        graph: Graph | None = None,
         marks: Marks | None = None,
-        parts: Parts | None = None,
-        cuts: frozenset[int] = frozenset(),
+        skip: int = 0,
     ) -> None:
         self.device, self.network, self.ops = device, network, ops
         self.streams, self.moves, self.repoint = streams, moves, repoint
-        self.compute, self.graph, self.marks = compute, graph or parts, marks
-        self.parts, self.cuts = parts, cuts
+        self.compute, self.graph, self.marks = compute, graph, marks
         self.events: dict[int, Event] = {}
-        self.cursor = 0
+        self.cursor = skip
         self.reached = -1
         """The layer that is running, or the last whose operations have been issued."""
         self.moved_bytes = 0
@@ -113,7 +111,7 @@ class Walk:
         self._early: int | None = None
         self._others = [
             s
-            for name in dict.fromkeys(op.stream for op in ops)
+            for name in dict.fromkeys(op.stream for op in ops[skip:])
             if (s := streams.get(name)) and s is not compute
         ]
 
@@ -135,8 +133,6 @@ class Walk:
             return
         if self.graph is not None:
             self._before.append(self.graph.nodes())
-        if self.parts is not None and layer in self.cuts:
-            self.parts.cut()
         if self.marks is not None:
             self.marks.layer_ends()
         while self.reached < layer:

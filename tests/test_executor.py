@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hwexec
-from hwexec.cpu import CpuDevice
-from hwexec.segments import first_layers, unwaited
+from hwexec.cpu import CpuDevice, CpuGraph
+from hwexec.device import Activity, Stream
+from hwexec.spans import of_graph
 from hwexec.timing import Samples, time_ns, wall_ns
 from sim.errors import InputError
 from sim.host import Host
 from sim.plan import Access, Chunk, Launch, Plan, Sync
-from sim.program import Copy, Run, Wait, lower
+from sim.program import Copy, lower
 from sim.timeline import SpanKind
 from tests import builders, toys
 from tests import strategies as some
@@ -103,61 +104,110 @@ def test_a_copy_that_is_late_would_be_seen(launch: Launch) -> None:
         device.synchronize()
 
 
-def test_in_segments_there_is_one_launch_behind_each_group_of_waits() -> None:
+@pytest.mark.parametrize("links", [1, 2])
+def test_whatever_the_head_a_start_is_bit_equal_also_right_behind_another(links: int) -> None:
+    made = toys.text(("linear", "norm", "bare"))
+    plan = dealt(made, links=links)
+    for head in range(len(plan.chunks) + 1):
+        device = CpuDevice(2, seed=head, delay_us=300)
+        with cold_start(made, replace(plan, head=head), device) as cold:
+            assert (cold.launch, cold.why_eager) == (Launch.GRAPH, "")
+            for turn in range(4):
+                if turn % 2 == 0:
+                    cold.evict()
+                assert torch.equal(cold(*made.inputs), made.answer)
+            assert torch.equal(cold._stage.arena, cold._stage.host.tensor), "no copy is left out"
+            assert (cold.moved_bytes, cold.relayed_bytes) == (
+                plan.copied_bytes,
+                sum(c.size_bytes for c in plan.chunks if len(c.path) == 2),
+            )
+            assert torch.equal(cold.warm(*made.inputs), made.answer)
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_the_head_is_issued_ahead_of_inputs_and_launch(idle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = toys.text(("linear", "norm"))
+    plan = replace(dealt(made), head=4)
+    device = CpuDevice(2)
+    with cold_start(made, plan, device) as cold:
+        story: list[str] = []
+
+        def told(name: str) -> None:
+            call = getattr(device, name)
+
+            def tell(stream: Stream, *given: object) -> None:
+                story.append(f"{name} {stream.name}")
+                call(stream, *given)
+
+            monkeypatch.setattr(device, name, tell)
+
+        for name in ("copy", "record", "wait", "assign"):
+            told(name)
+        monkeypatch.setattr(device, "idle", lambda stream: idle)
+        replay = CpuGraph.replay
+
+        def launched(graph: CpuGraph) -> None:
+            story.append("launch")
+            replay(graph)
+
+        monkeypatch.setattr(CpuGraph, "replay", launched)
+        assert torch.equal(cold(*made.inputs), made.answer)
+    fork = ["record compute:0", "wait h2d:0", "wait h2d:1", "wait p2p:1>0"]
+    pulled = ["copy h2d:1", "record h2d:1", "wait p2p:1>0", "copy p2p:1>0"]
+    copies = ["copy h2d:0", *pulled, "copy h2d:0", "record h2d:0", *pulled, "record p2p:1>0"]
+    join = ["assign compute:0", "wait compute:0", "wait compute:0", "launch"]
+    want = [*copies, *join] if idle else [*fork, *copies, *join]
+    assert story[: len(want)] == want
+    assert sum(call.startswith("copy") for call in story) == sum(len(c.path) for c in plan.chunks)
+
+
+def test_what_is_not_captured_runs_its_head_eagerly_too() -> None:
     made = toys.text()
-    device = CpuDevice(2, delay_us=2000)
-    with cold_start(made, dealt(made, Launch.SEGMENTS), device) as cold:
-        ops = cold.program.ops
-        compute = [op for op in ops if op.stream == "compute:0"]
-        groups = [op for before, op in pairwise(compute) if isinstance(op, Run) and isinstance(before, Wait)]
-        graphs = cold._graphs["cold"].graphs
-        assert len(graphs) == len(groups) == len(first_layers(ops)) > 5
-        assert [op.layer for op in groups] == list(first_layers(ops))
-        assert not any(graph.empty for graph in graphs)
-        whole = cold._graphs["warm"].graphs
-        assert len(whole) == 1
-        assert sum(graph.nodes() or 0 for graph in graphs) == whole[0].nodes(), "no operator is lost"
-        for _ in range(10):
+    plan = replace(dealt(made), head=5)
+    device = CpuDevice(2, fail_at="capture", delay_us=1000)
+    with cold_start(made, plan, device) as cold:
+        assert cold.launch is Launch.EAGER
+        for _ in range(3):
             cold.evict()
             assert torch.equal(cold(*made.inputs), made.answer)
+        assert cold.moved_bytes == plan.copied_bytes
+        copies = cold.timeline().of(SpanKind.COPY)
+        assert len(copies) == sum(len(c.path) for c in plan.chunks)
 
 
-def test_what_the_compute_stream_has_waited_for_is_not_waited_for_again() -> None:
-    made = toys.text(("linear",))
-    program = lower(dealt(made, Launch.SEGMENTS), made.network, TWO)
-    assert unwaited(program.ops, "compute:0") == ()
-    cut = [op for op in program.ops if not isinstance(op, Wait) or op.stream != "compute:0"]
-    assert unwaited(cut, "compute:0") == ("h2d:0", "h2d:1", "p2p:1>0")
-    spare = replace(
-        dealt(made, Launch.SEGMENTS), access=tuple((Access.DIRECT,) * len(r) for r in dealt(made).access)
-    )
-    with cold_start(made, spare, CpuDevice(2, delay_us=2000)) as cold:
-        assert len(cold._graphs["cold"].graphs) == 1
-        assert torch.equal(cold(*made.inputs), made.answer)
-        arena, host = cold._stage.arena, cold._stage.host.tensor
-        assert torch.equal(arena, host), "a start ends after every copy, also those that no layer reads"
+def test_a_head_that_breaks_leaves_a_start_that_can_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = toys.text()
+    before, threads = fingerprint(made.module), threading.active_count()
+    device = CpuDevice(2)
+    copy = device.copy
+    with cold_start(made, replace(dealt(made), head=4), device) as cold:
+        for number in range(1, 7):  # the head's copies: four chunks, two of them pulled on
+            calls = iter(range(1, number + 1))
 
+            def refused(*given: object, calls: Iterator[int] = calls, number: int = number) -> None:
+                if next(calls) == number:
+                    raise RuntimeError("the driver refuses a copy")
+                copy(*given)  # type: ignore[arg-type]
 
-def test_operators_before_the_first_layer_and_layers_without_operators_are_in_a_segment() -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(8, 8), nn.Identity(), nn.Linear(8, 8)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = x * 2 + 1  # before any layer
-            y = self.b(self.a(x)).view(4, 4).t().contiguous().view(2, 8)
-            return self.c(y * x) - 1  # after the last
-
-    made = toys.toy(Odd(), torch.randn(2, 8))
-    with cold_start(made, dealt(made, Launch.SEGMENTS), CpuDevice(2, delay_us=500)) as cold:
-        assert len(cold._graphs["cold"].graphs) == 2
-        assert torch.equal(cold(*made.inputs), made.answer)
-        other = torch.randn(2, 8)
-        with torch.no_grad():
-            want = made.module(other)
+            monkeypatch.setattr(device, "copy", refused)
+            with pytest.raises(RuntimeError, match="the driver refuses a copy"):
+                cold(*made.inputs)
+            monkeypatch.undo()
+            with pytest.raises(InputError, match="make a cold start before a warm run"):
+                cold.warm(*made.inputs)
+            cold.evict()
+            assert torch.equal(cold(*made.inputs), made.answer)
+        device._fault, device._countdown = "copy", 2  # one that is issued, and breaks later
+        cold(*made.inputs)
+        with pytest.raises(RuntimeError, match="an injected copy error"):
+            device.synchronize()
         cold.evict()
-        assert torch.equal(cold(other), want)
+        assert torch.equal(cold(*made.inputs), made.answer)
+    assert fingerprint(made.module) == before
+    gc.collect()
+    assert device.pinned == {}
+    assert device.held_bytes(0) + device.held_bytes(1) == 0
+    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("launch", Launch)
@@ -201,10 +251,13 @@ def test_reading_at_the_partner_and_what_is_resident_beforehand() -> None:
         assert cold.moved_bytes == net.arena_bytes - cut
 
 
-@pytest.mark.parametrize("launch", Launch)
-def test_the_timeline_has_the_plans_own_spans(launch: Launch) -> None:
+@pytest.mark.parametrize(
+    ("launch", "head"), [(Launch.EAGER, 0), (Launch.GRAPH, 0), (Launch.GRAPH, 3), (Launch.GRAPH, 99)]
+)
+def test_the_timeline_has_the_plans_own_spans(launch: Launch, head: int) -> None:
     made = toys.text(("linear", "norm"))
     plan = dealt(made, launch)
+    plan = replace(plan, head=min(head, len(plan.chunks)))
     with cold_start(made, plan, CpuDevice(2, delay_us=500)) as cold:
         cold(*made.inputs)
         timeline = cold.timeline()
@@ -220,7 +273,47 @@ def test_the_timeline_has_the_plans_own_spans(launch: Launch) -> None:
             needed = [i for i, c in enumerate(plan.chunks) if c.start_bytes < stop and c.stop_bytes > start]
             assert all(landed[i] <= run.stop_ns for i in needed)
     assert timeline.makespan_ns >= max(s.stop_ns for s in copies)
-    assert any("pcie" in s.cause or "nvlink" in s.cause for s in timeline.of(SpanKind.STALL))
+    if head < len(plan.chunks):
+        assert any("pcie" in s.cause or "nvlink" in s.cause for s in timeline.of(SpanKind.STALL))
+    of_head = [s for s in copies if s.chunk < plan.head]
+    if of_head:
+        assert min(s.start_ns for s in copies) == min(s.start_ns for s in of_head) == 0.0
+        rest = [s.start_ns for s in (*copies, *runs) if s.op >= cold.program.head_ops]
+        assert max(s.stop_ns for s in of_head) <= min(rest)
+    elif launch is Launch.GRAPH:
+        assert [s.start_ns for s in timeline.of(SpanKind.ISSUE)] == [0.0]
+
+
+def test_activities_of_a_head_and_of_the_graph_behind_it_are_told_apart() -> None:
+    """As a profiler shows them: copies of one size, calls of the host before all, the launch while the head is under way."""
+    made = toys.text(("linear",))
+    size = made.network.arena_bytes // 4 // 256 * 256
+    cuts = [(i * size, (i + 1) * size) for i in range(4)]
+    cuts[-1] = (cuts[-1][0], made.network.arena_bytes)
+    chunks = tuple(Chunk(*cut, path) for cut, path in zip(cuts, ((0,), (1, 0), (0,), (1, 0)), strict=True))
+    program = lower(replace(dealt(made), chunks=chunks, head=2), made.network, TWO)
+    layers = len(made.network.layers)
+    seen = [
+        Activity("issue", -1, 100, 101, 0, "cuMemcpyAsync"),
+        Activity("issue", -1, 102, 103, 0, "cuMemcpyAsync"),
+        Activity("launch", -1, 110, 150, 0, "cudaGraphLaunch"),
+        Activity("h2d", 0, 111, 160, size, "head"),
+        Activity("h2d", 1, 112, 161, size, "head"),
+        Activity("d2d", 0, 162, 165, size, "head"),
+        Activity("h2d", 0, 170, 180, size, "graph"),
+        Activity("h2d", 1, 171, 181, made.network.arena_bytes - cuts[-1][0], "graph"),
+        Activity("d2d", 0, 182, 184, made.network.arena_bytes - cuts[-1][0], "graph"),
+        *(Activity("kernel", 0, 190 + i, 191 + i, 0, "k") for i in range(layers)),
+    ]
+    timeline = of_graph(program, seen, (1,) * layers)
+    copies = sorted(timeline.of(SpanKind.COPY), key=lambda s: s.op)
+    assert [(s.chunk, s.start_ns) for s in copies] == [(0, 11), (1, 12), (1, 62), (2, 70), (3, 71), (3, 82)]
+    assert [(s.start_ns, s.stop_ns) for s in timeline.of(SpanKind.ISSUE)] == [(10, 50)]
+    assert [s.start_ns for s in timeline.of(SpanKind.RUN)] == [90 + i for i in range(layers)]
+    whole = of_graph(lower(replace(program.plan, head=0), made.network, TWO), seen[2:], (1,) * layers)
+    assert [s.start_ns for s in whole.of(SpanKind.ISSUE)] == [0.0], (
+        "without a head, the launch is the request"
+    )
 
 
 def test_a_network_that_no_graph_can_hold_runs_eagerly_and_says_why() -> None:
@@ -242,31 +335,6 @@ def test_a_network_that_no_graph_can_hold_runs_eagerly_and_says_why() -> None:
         assert cold.launch is Launch.EAGER
         assert cold.why_eager == "layer 0 (table) cannot be captured: an injected capture error"
         assert torch.equal(cold(*toys.text().inputs), toys.text().answer)
-    with cold_start(made, dealt(made, Launch.SEGMENTS), CpuDevice(2)) as cold:
-        assert cold.launch is Launch.EAGER
-        assert cold.why_eager == "layer 0 (a) needs a tensor's values on the host (_local_scalar_dense)"
-
-
-@pytest.mark.parametrize("number", [1, 2, 4])
-def test_a_segment_that_cannot_be_captured_leaves_an_eager_start_and_then_the_module_as_it_was(
-    number: int,
-) -> None:
-    made = toys.text()
-    before, threads = fingerprint(made.module), threading.active_count()
-    device = CpuDevice(2, fail_at=f"capture#{number}")
-    with cold_start(made, dealt(made, Launch.SEGMENTS), device) as cold:
-        reached = max(0, first_layers(cold.program.ops)[number - 1] - 1)
-        name = made.network.layers[reached].name
-        assert cold.launch is Launch.EAGER
-        assert cold.why_eager == f"layer {reached} ({name}) cannot be captured: an injected capture error"
-        assert torch.equal(cold(*made.inputs), made.answer)
-        assert torch.equal(cold.warm(*made.inputs), made.answer)
-        assert cold.moved_bytes == made.network.arena_bytes
-    assert fingerprint(made.module) == before
-    gc.collect()
-    assert device.pinned == {}
-    assert device.held_bytes(0) + device.held_bytes(1) == 0
-    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("launch", Launch)
@@ -370,24 +438,16 @@ def test_an_interrupted_start_and_a_broken_one_leave_a_usable_module() -> None:
     assert fingerprint(made.module) == before
     made.module.head._forward_pre_hooks.clear()
     device = CpuDevice(2, fail_at="replay")
-    with cold_start(made, dealt(made), device) as cold:
-        with pytest.raises(RuntimeError, match="injected launch error"):
-            cold(*made.inputs)
-        with pytest.raises(InputError, match="make a cold start before a warm run"):
-            cold.warm(*made.inputs)
-        assert torch.equal(cold(*made.inputs), made.answer)
-    device = CpuDevice(2, fail_at="replay#3")
-    with cold_start(made, dealt(made, Launch.SEGMENTS), device) as cold:
+    with cold_start(made, replace(dealt(made), head=2), device) as cold:
         with pytest.raises(RuntimeError, match="injected launch error"):
             cold(*made.inputs)
         with pytest.raises(InputError, match="make a cold start before a warm run"):
             cold.warm(*made.inputs)
         assert torch.equal(cold(*made.inputs), made.answer)
     made.module.head.register_forward_pre_hook(interrupt)
-    for launch in (Launch.GRAPH, Launch.SEGMENTS):
-        with pytest.raises(KeyboardInterrupt):
-            cold_start(made, dealt(made, launch), CpuDevice(2))
-        assert fingerprint(made.module) == before
+    with pytest.raises(KeyboardInterrupt):
+        cold_start(made, dealt(made), CpuDevice(2))
+    assert fingerprint(made.module) == before
 
 
 def test_plans_and_inputs_that_do_not_fit_are_one_clear_line() -> None:
@@ -400,7 +460,9 @@ def test_plans_and_inputs_that_do_not_fit_are_one_clear_line() -> None:
         InputError, match=r"GPU 0 \(.*\) has 1000 of 1000 bytes free, and toy needs \d+ there"
     ):
         cold_start(made, plan, CpuDevice(2, memory_bytes=1000))
-    with pytest.raises(InputError, match=r"waits on the host thread, which graphs cannot; launch it eagerly"):
+    with pytest.raises(
+        InputError, match=r"waits on the host thread, which a graph cannot; launch it eagerly"
+    ):
         cold_start(made, replace(plan, sync=Sync.HOST_ALL), CpuDevice(2))
     with pytest.raises(InputError, match="is in training mode"):
         hwexec.prepare(nn.Linear(2, 2), plan, made.inputs, host=TWO, device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from torch.utils import _pytree as pytree
 import hwexec
 from hwexec.arena import HostArena
 from hwexec.cuda import CudaDevice
-from hwexec.segments import first_layers
 from hwexec.timing import time_ns
 from sim.errors import InputError
 from sim.models import Built, build
@@ -99,13 +99,15 @@ def test_cold_is_bit_equal_to_resident(name: str, launch: Launch, links: int, de
         assert same(tensors(cold.warm(*built.inputs)), want)
 
 
-@pytest.mark.parametrize("launch", Launch)
+@pytest.mark.parametrize(("launch", "head"), [(Launch.EAGER, 0), (Launch.GRAPH, 0), (Launch.GRAPH, 4)])
 @pytest.mark.parametrize("links", [1, 2])
-def test_the_timeline_has_every_copy_and_layer(launch: Launch, links: int, device: CudaDevice) -> None:
+def test_the_timeline_has_every_copy_and_layer(
+    launch: Launch, head: int, links: int, device: CudaDevice
+) -> None:
     links_here(links)
     built = build("resnet50")
     net = trace(built).network
-    with prepared(built, net, dealt(net, launch, links, 4 * MIB), device) as cold:
+    with prepared(built, net, replace(dealt(net, launch, links, 4 * MIB), head=head), device) as cold:
         cold(*built.inputs)
         cold.evict()
         timeline = cold.timeline()
@@ -123,6 +125,13 @@ def test_the_timeline_has_every_copy_and_layer(launch: Launch, links: int, devic
     moved = sum(s.duration_ns for s in spans if s.stream == "h2d:0")
     assert moved > 0
     assert timeline.makespan_ns >= max(s.stop_ns for s in timeline.spans)
+    assert min(s.start_ns for s in timeline.spans) >= 0.0
+    if head:
+        first = max(s.stop_ns for s in spans if s.chunk < head)
+        assert all(s.start_ns >= first - 1000 for s in spans if s.chunk >= head), (
+            "the graph is behind its head"
+        )
+        assert timeline.of(SpanKind.ISSUE)[0].start_ns > 0.0, "the head's calls come before the launch"
 
 
 def test_weights_are_read_at_the_partner(device: CudaDevice) -> None:
@@ -155,57 +164,22 @@ def test_every_kind_of_weight(launch: Launch, dtype: torch.dtype, device: CudaDe
 
 @pytest.mark.parametrize("links", [1, 2])
 @pytest.mark.parametrize("name", MODELS)
-def test_segments_are_one_launch_behind_each_group_of_waits(
-    name: str, links: int, device: CudaDevice
-) -> None:
+def test_a_head_ahead_of_the_graph_is_bit_equal(name: str, links: int, device: CudaDevice) -> None:
     links_here(links)
     built = build(name, seq=32 if name.startswith("hf") else None)
     net = trace(built).network
-    with prepared(built, net, dealt(net, Launch.SEGMENTS, links, 2 * MIB), device) as cold:
-        assert (cold.launch, cold.why_eager) == (Launch.SEGMENTS, "")
-        graphs = cold._graphs["cold"].graphs
-        assert len(graphs) == len(first_layers(cold.program.ops)) > 1
-        counts = [graph.captured for graph in graphs]
-        whole = cold._graphs["resident"].graphs[0].captured
-        assert whole is None or sum(counts) == whole, "no kernel is lost between two segments"
-        want = tensors(cold.resident(*built.inputs))
-        on_gpu = tuple(t.to("cuda:0") for t in built.inputs)
-        for turn in range(20):
-            if turn % 2:
-                cold.evict()  # the next start finds the device idle; others find it busy
-            else:
-                cold(*on_gpu)
-            assert same(tensors(cold(*(on_gpu if turn % 3 else built.inputs))), want)
-
-
-def test_a_second_segment_that_breaks_falls_back_and_the_next_capture_works(device: CudaDevice) -> None:
-    class Synchronises(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.b(self.a(x))
-            if x.is_cuda:
-                torch.cuda.synchronize()
-            return self.c(x)
-
-    made = toys.toy(Synchronises(), torch.randn(2, 64))
-    built = Built(made.module, made.inputs, 2, "fp32", None, "toy")
-    links = min(2, torch.cuda.device_count())
-    before = {name: t.data_ptr() for name, t in made.module.named_parameters()}
-    with prepared(built, made.network, dealt(made.network, Launch.SEGMENTS, links, 4096), device) as cold:
-        assert cold.launch is Launch.EAGER
-        assert cold.why_eager.startswith("layer 1 (b) cannot be captured: ")
-        assert torch.allclose(cold(*made.inputs).cpu(), made.answer, atol=1e-3)
-    assert {name: t.data_ptr() for name, t in made.module.named_parameters()} == before
-    good = toys.text()
-    built = Built(good.module, good.inputs, 2, "fp32", None, "toy")
-    with prepared(built, good.network, dealt(good.network, Launch.SEGMENTS, links, 512), device) as cold:
-        assert cold.launch is Launch.SEGMENTS
-        want = tensors(cold.resident(*good.inputs))
-        cold.evict()
-        assert same(tensors(cold(*good.inputs)), want)
+    plan = dealt(net, Launch.GRAPH, links, 2 * MIB)
+    for head in (1, 2, 5, len(plan.chunks)):
+        with prepared(built, net, replace(plan, head=min(head, len(plan.chunks))), device) as cold:
+            assert (cold.launch, cold.why_eager) == (Launch.GRAPH, "")
+            want = tensors(cold.resident(*built.inputs))
+            on_gpu = tuple(t.to("cuda:0") for t in built.inputs)
+            for turn in range(12):
+                if turn % 2:
+                    cold.evict()  # the next start finds the device idle; others find it busy
+                else:
+                    cold(*on_gpu)
+                assert same(tensors(cold(*(on_gpu if turn % 3 else built.inputs))), want)
 
 
 def test_a_copy_that_the_driver_refuses_is_one_clear_error(device: CudaDevice) -> None:

@@ -81,7 +81,9 @@ def test_small_networks_are_exact(
     sizes: list[int], run: int, direct: int, latency: int, gpus: int, nvlink: float
 ) -> None:
     machine = host(
-        gpus, nvlink=nvlink, costs=replace(FREE, copy_latency_ns=figure(latency), wait_ns=figure(500), host_sync_ns=figure(10**7))
+        gpus,
+        nvlink=nvlink,
+        costs=replace(FREE, copy_latency_ns=figure(latency), wait_ns=figure(500), host_sync_ns=figure(10**7)),
     )
     net = network(*sizes)
     timings = profile(net, machine, run=run, direct=direct, peer=10**7)
