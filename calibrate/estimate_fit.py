@@ -84,7 +84,7 @@ def fit(host: Host, published: Published, trace_of: TraceOf, provenance: Provena
     host = fit_costs(replace(host, roofline=roofline), targets, trace_of, provenance)
     profiles = _Profiles(host, trace_of, provenance)
     residuals = tuple(Residual(row, predict_ms(host, profiles.of(row), row)) for row in published.latencies)
-    verdicts = tuple(_verdict(host, profiles.model(d.model), d) for d in published.decisions)
+    verdicts = tuple(verdict(host, profiles.model(d.model), d) for d in published.decisions)
     return Estimation(host, kernels, residuals, verdicts)
 
 
@@ -179,7 +179,8 @@ class _Profiles:
         return self.made[key]
 
 
-def _verdict(host: Host, profile: Profile, decision: Decision) -> Verdict:
+def verdict(host: Host, profile: Profile, decision: Decision) -> Verdict:
+    """Hold the static plan against one published decision."""
     (static,) = (b for b in BASELINES if b.name == "dha-static")
     plan = static.make(Setting(profile, host, 0, None))
     alike = [
