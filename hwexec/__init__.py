@@ -28,10 +28,31 @@ memory (hwexec/arena.py), and `time_ns`, `wall_ns`, `Samples` are the timing cor
     in_place = host.view(0)                               # a cuda:0 tensor that kernels read over PCIe
 """
 
-from hwexec.arena import HostArena
-from hwexec.device import Activity, CaptureError, Device, Event, Graph, Memory, Stream, forked
-from hwexec.executor import ColdStart, open_device, prepare
-from hwexec.timing import Samples, time_ns, wall_ns
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hwexec.arena import HostArena
+    from hwexec.device import Activity, CaptureError, Device, Event, Graph, Memory, Stream, forked
+    from hwexec.executor import ColdStart, open_device, prepare
+    from hwexec.timing import Samples, time_ns, wall_ns
+
+_HOME = {
+    "HostArena": "arena",
+    **dict.fromkeys(
+        ("Activity", "CaptureError", "Device", "Event", "Graph", "Memory", "Stream", "forked"), "device"
+    ),
+    **dict.fromkeys(("ColdStart", "open_device", "prepare"), "executor"),
+    **dict.fromkeys(("Samples", "time_ns", "wall_ns"), "timing"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are looked up when first used: importing torch takes seconds, and `hwexec --help` needs none of it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'hwexec' has no attribute {name!r}")
+    return getattr(import_module(f"hwexec.{_HOME[name]}"), name)
+
 
 __all__ = [
     "Activity",

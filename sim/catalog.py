@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import as_file, files
 from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING
 
 from sim.console import note
 from sim.errors import InputError, require
@@ -15,6 +16,9 @@ from sim.host import Host
 from sim.network import Network
 from sim.profile import Profile
 from sim.provenance import stamp
+
+if TYPE_CHECKING:
+    from sim.trace import Trace
 
 DEFAULT_HOST = "p3.8xlarge"
 
@@ -108,18 +112,9 @@ def obtain_profile(host: Host, request: Request, path: str | None = None) -> Pro
         f"host {host.name!r} has no roofline figures to estimate from; measure a profile there with `calibrate run` "
         "and pass it with --profile",
     )
-    note(
-        f"{request.model}: no profile at hand; tracing it and estimating one for {host.name} (imports torch)"
-    )
     from sim.estimate import estimate  # noqa: PLC0415 - torch takes seconds to import, and a shipped profile needs none
-    from sim.trace import trace_model  # noqa: PLC0415 - the same
 
-    trace = trace_model(
-        request.model,
-        batch=request.samples,
-        dtype=request.precision,
-        seq=request.seq,
-    )
+    trace = _trace(request, f"no profile at hand; tracing it and estimating one for {host.name}")
     inputs = (f"host:{host.digest}", f"network:{trace.network.digest}")
     return estimate(trace, host, stamp(host.name, host.gpus[0].name, inputs=inputs))
 
@@ -130,15 +125,19 @@ def obtain_network(request: Request) -> Network:
         profile = find_profile(find_host(name), request)
         if profile is not None:
             return profile.network
-    note(f"{request.model}: tracing it (imports torch)")
-    from sim.trace import trace_model  # noqa: PLC0415 - torch takes seconds to import, and a shipped profile needs none
+    return _trace(request, "tracing it").network
 
-    return trace_model(
-        request.model,
-        batch=request.samples,
-        dtype=request.precision,
-        seq=request.seq,
-    ).network
+
+def _trace(request: Request, why: str) -> Trace:
+    """Build on the meta device, and only then say what takes a while: a name that is wrong is one line."""
+    from sim.models import build  # noqa: PLC0415 - torch takes seconds to import, and a shipped profile needs none
+    from sim.trace import trace  # noqa: PLC0415 - the same
+
+    built = build(
+        request.model, batch=request.samples, dtype=request.precision, seq=request.seq, device="meta"
+    )
+    note(f"{request.model}: {why} (imports torch)")
+    return trace(built)
 
 
 def _check(profile: Profile, host: Host, request: Request, path: str) -> None:

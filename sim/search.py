@@ -11,26 +11,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise, permutations, product
 
 from sim.baselines import BASELINES, Setting, published_partner
 from sim.bound import bound_ns, intake, warm_ns
-from sim.draft import Draft, ReadKey, needed, plan_of, ranges_of
+from sim.draft import Draft, ReadKey, needed, plan_of
 from sim.errors import InputError, require
+from sim.exhaustive import every_plan
 from sim.host import Host
+from sim.moves import neighbours
 from sim.network import Network
-from sim.plan import Access, Chunk, Launch, Plan
+from sim.plan import Access, Launch, Plan
 from sim.profile import Profile
 from sim.program import lower
 from sim.simulate import simulate
-from sim.timeline import SpanKind, Timeline
+from sim.timeline import Timeline
 
 LADDER_BYTES = tuple(2**exponent for exponent in range(18, 28))
 """Chunk sizes tried: 256 KiB to 128 MiB."""
 MOST_CHUNKS = 128
 """Chunk sizes that would make more chunks than this are not tried: each chunk costs a copy's latency and its waits."""
-EXHAUSTIVE_PLANS = 4000
-"""Networks with no more plans than this are enumerated."""
 LOCAL_MOVES = 160
 """Plans tried by local search on a network of up to 200 layers; fewer in proportion on longer ones."""
 
@@ -201,7 +200,7 @@ class _Finder:
     def best(self) -> tuple[Plan, bool]:
         """The best plan found, and whether it is exact."""
         starts = [p for p in self.published if self._fits(p.held_bytes())]
-        small = self._all_plans()
+        small = every_plan(self.network, self.host, self.options.target, self.partners, self._fits)
         plans: list[Plan] = starts if small is None else [*starts, *small]
         best = self._least(plans)
         if small is None or best is None:
@@ -390,101 +389,7 @@ class _Finder:
     def _neighbours(self, draft: Draft) -> Iterator[Draft]:
         plan = self._plan(draft)
         timeline = simulate(lower(plan, self.network, self.host), self.profile)
-        stalls = [s for s in timeline.of(SpanKind.STALL) if s.chunk >= 0 and s.stream.startswith("comp")]
-        stalls.sort(key=lambda s: (-s.duration_ns, s.start_ns))
-        ranges = ranges_of(draft, self.network)
-        for stall in stalls[:6]:
-            chunk = plan.chunks[stall.chunk]
-            yield from self._in_place_instead(draft, chunk)
-            if (chunk.start_bytes, chunk.stop_bytes) in ranges:
-                yield from self._split(draft, ranges, (chunk.start_bytes, chunk.stop_bytes))
-        for key in reversed([k for k in self.reads if k in draft.direct][-8:]):
-            yield replace(draft, direct=draft.direct - {key}, cuts=None)
-        yield from self._merge(draft, ranges)
-
-    def _in_place_instead(self, draft: Draft, chunk: Chunk) -> Iterator[Draft]:
-        """Read in place what a stalling chunk carries, cheapest read first."""
-        carried = {
-            s
-            for s, storage in enumerate(self.network.storages)
-            if self.network.offsets[s] < chunk.stop_bytes
-            and self.network.offsets[s] + storage.size_bytes > chunk.start_bytes
-        }
-        found = [
-            (i, j)
-            for i, j in self.reads
-            if (i, j) not in draft.direct and self.network.layers[i].reads[j].storage in carried
-        ]
-        for key in found[:3]:
-            yield replace(draft, direct=draft.direct | {key}, cuts=None)
-
-    def _split(
-        self, draft: Draft, ranges: tuple[tuple[int, int], ...], piece: tuple[int, int]
-    ) -> Iterator[Draft]:
-        at = ranges.index(piece)
-        start, stop = piece
-        inside = [o for o in self.network.offsets if start < o < stop]
-        middle = min(inside, key=lambda o: (abs(2 * o - start - stop), o), default=0)
-        if middle:
-            yield replace(draft, cuts=(*ranges[:at], (start, middle), (middle, stop), *ranges[at + 1 :]))
-
-    def _merge(self, draft: Draft, ranges: tuple[tuple[int, int], ...]) -> Iterator[Draft]:
-        pairs = [(b - start, at) for at, ((start, stop), (a, b)) in enumerate(pairwise(ranges)) if a == stop]
-        for _, at in sorted(pairs)[:6]:
-            joined = (ranges[at][0], ranges[at + 1][1])
-            yield replace(draft, cuts=(*ranges[:at], joined, *ranges[at + 2 :]))
-
-    # Small networks
-
-    def _all_plans(self) -> list[Plan] | None:
-        """Every plan cut at storage boundaries: access, order of storages, cuts, path of each chunk, launch. None if too many."""
-        keys = [(i, j) for i, layer in enumerate(self.network.layers) for j in range(len(layer.reads))]
-        paths = [((self.options.target,)), *((p, self.options.target) for p in self.partners)]
-        sizes = [
-            s
-            for s, readers in enumerate(self.network.readers)
-            if readers and self.network.storages[s].size_bytes
-        ]
-        count = len(Launch) * 2 ** len(keys)
-        for n in range(1, len(sizes) + 1):
-            count *= n * len(paths) * 2
-        if count > EXHAUSTIVE_PLANS * 16:
-            return None
-        plans: list[Plan] = []
-        for chosen in product((False, True), repeat=len(keys)):
-            direct = frozenset(k for k, yes in zip(keys, chosen, strict=True) if yes)
-            draft = Draft(Launch.GRAPH, direct, frozenset(), (paths[0],), 1)
-            pieces = [(a, b) for _, a, b in sorted(needed(draft, self.network))]
-            for ranges in _arrangements(pieces):
-                for ways in product(paths, repeat=len(ranges)):
-                    chunks = tuple(Chunk(a, b, way) for (a, b), way in zip(ranges, ways, strict=True))
-                    if not self._fits(sum(c.size_bytes for c in chunks)):
-                        continue
-                    access = plan_of(replace(draft, cuts=()), self.network, self.host).access
-                    for launch in Launch:
-                        plans.append(Plan("best", self.options.target, launch, access, chunks))
-            if len(plans) > EXHAUSTIVE_PLANS:
-                return None
-        return plans
-
-
-def _arrangements(pieces: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Every order of the pieces, neighbours in the arena joined or not."""
-    seen: set[tuple[tuple[int, int], ...]] = set()
-    for order in permutations(pieces):
-        joints = [at for at, (a, b) in enumerate(pairwise(order)) if 0 <= b[0] - a[1] < 256]
-        for joined in product((False, True), repeat=len(joints)):
-            glue = {at for at, yes in zip(joints, joined, strict=True) if yes}
-            ranges: list[tuple[int, int]] = []
-            for at, piece in enumerate(order):
-                if at - 1 in glue and ranges:
-                    ranges[-1] = (ranges[-1][0], piece[1])
-                else:
-                    ranges.append(piece)
-            key = tuple(ranges)
-            if key not in seen:
-                seen.add(key)
-                yield key
+        return neighbours(draft, plan, timeline, self.network, self.reads)
 
 
 __all__ = ["Candidate", "InputError", "Options", "Outcome", "search"]

@@ -64,7 +64,7 @@ def test_a_whole_bad_point_does_not_bend_the_rest() -> None:
     assert max(fit.residuals, key=lambda r: abs(r.relative)).size_bytes == SIZES[6]
 
 
-def test_yesterdays_copies_on_the_h200_pair_are_explained() -> None:
+def test_copies_measured_on_two_h200_are_explained() -> None:
     seen = {4: 3.0, 64: 4.1, 256: 7.9, 1024: 22.4, 2048: 42, 4096: 79, 8192: 155, 16384: 308}
     fit = fit_route("h2d", [Point("h2d:0", kib << 10, 1, (us * 1e3,)) for kib, us in seen.items()])
     assert 50e9 < bandwidth(fit).value < 58e9

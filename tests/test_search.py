@@ -63,8 +63,11 @@ def every_plan(net, machine, timings):  # type: ignore[no-untyped-def]
             for shape in shapes:
                 for ways in product(paths, repeat=len(shape)):
                     chunks = tuple(Chunk(a, b, way) for (a, b), way in zip(shape, ways, strict=True))
-                    for launch in Launch:
-                        plan = Plan("brute", 0, launch, tuple((a,) for a in access), chunks)
+                    for launch, head in [
+                        (Launch.EAGER, 0),
+                        *((Launch.GRAPH, n) for n in range(len(chunks) + 1)),
+                    ]:
+                        plan = Plan("brute", 0, launch, tuple((a,) for a in access), chunks, head=head)
                         yield simulate(lower(plan, net, machine), timings, detail=False).makespan_ns
 
 
@@ -76,14 +79,22 @@ def every_plan(net, machine, timings):  # type: ignore[no-untyped-def]
     latency=st.integers(0, 10**4),
     gpus=st.integers(1, 2),
     nvlink=st.sampled_from((0.5, 4.0)),
+    launch=st.sampled_from((0, 50_000)),
 )
 def test_small_networks_are_exact(
-    sizes: list[int], run: int, direct: int, latency: int, gpus: int, nvlink: float
+    sizes: list[int], run: int, direct: int, latency: int, gpus: int, nvlink: float, launch: int
 ) -> None:
     machine = host(
         gpus,
         nvlink=nvlink,
-        costs=replace(FREE, copy_latency_ns=figure(latency), wait_ns=figure(500), host_sync_ns=figure(10**7)),
+        costs=replace(
+            FREE,
+            copy_latency_ns=figure(latency),
+            wait_ns=figure(500),
+            host_sync_ns=figure(10**7),
+            launch_ns=figure(launch),
+            issue_copy_ns=figure(300),
+        ),
     )
     net = network(*sizes)
     timings = profile(net, machine, run=run, direct=direct, peer=10**7)
