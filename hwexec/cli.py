@@ -47,6 +47,12 @@ def parse_gpus(parts: Sequence[str]) -> tuple[int, ...]:
     return gpus
 
 
+_GPUS = click.option(
+    "-d", "gpus", multiple=True, metavar="0 1", help="GPUs: the target, then its partners. Default: 0."
+)
+_HOST = click.option(
+    "--host", metavar="NAME|FILE", help="Constants to plan by. Default: the shipped host with these GPUs."
+)
 _DEVICE = click.option(
     "--device",
     type=click.Choice(["cuda", "cpu"]),
@@ -99,14 +105,10 @@ def verify(**options: Any) -> int:
     help="demand, pipeline, pipeswitch, dha-static, dha, pt, pt+dha, best, warm, or a plan file; repeatable, or with "
     "commas. Default: all but dha-static. best is run once per number of links.",
 )
-@click.option(
-    "-d", "gpus", multiple=True, metavar="0 1", help="GPUs: the target, then its partners. Default: 0."
-)
+@_GPUS
 @click.argument("more", nargs=-1, metavar="")
 @_DEVICE
-@click.option(
-    "--host", metavar="NAME|FILE", help="Constants to plan by. Default: the shipped host with these GPUs."
-)
+@_HOST
 @_PROFILE
 @click.option("--peers", is_flag=True, help="Also run what a user would run instead.")
 @click.option("--runs", type=click.IntRange(1, 100_000), default=15, show_default=True, help="Starts each.")
@@ -142,14 +144,10 @@ def bench(**options: Any) -> int:
     "--batch", "batches", multiple=True, default=(1,), type=click.IntRange(1), help="Repeatable. Default: 1."
 )
 @click.option("--seq", type=int, help="Tokens per sample, of every hf: model. Default: the model's own.")
-@click.option(
-    "-d", "gpus", multiple=True, metavar="0 1", help="GPUs: the target, then its partners. Default: 0."
-)
+@_GPUS
 @click.argument("more", nargs=-1, metavar="")
 @_DEVICE
-@click.option(
-    "--host", metavar="NAME|FILE", help="Constants to plan by. Default: the shipped host with these GPUs."
-)
+@_HOST
 @click.option(
     "--profiles", metavar="DIR", help="Profiles as calibrate names them. Default: shipped, or estimated."
 )

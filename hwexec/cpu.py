@@ -100,7 +100,6 @@ class CpuDevice:
         self._held: dict[int, list[tuple[Any, int]]] = {}
         self._tape: list[Callable[[], None]] | None = None
         self._log: list[Activity] | None = None
-        self._inline = Stream("compute", 0, None)
 
     def describe(self, gpu: int) -> str:
         return f"GPU {gpu} played by threads"

@@ -275,7 +275,7 @@ class ColdStart:
         """One more cold start, with the last inputs, watched: measured spans of each copy and each layer.
 
         Eager: timing events round them. Graph: what PyTorch's profiler sees of head and replay. Once that has run in
-        a process, CUPTI stays in and makes every later launch slower (a launch of 116 us took 333): take all times first, and
+        a process, CUPTI stays in and makes every later launch slower: take all times first, and
         timelines last. TEARDOWN_CUPTI=1 in the environment takes it out again, but PyTorch warns of crashes with CUDA graphs.
         """
         self._open()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from sim.baselines import BASELINES, Setting, published_partner
 from sim.bound import bound_ns, intake, warm_ns
 from sim.draft import Draft, ReadKey, needed, plan_of
-from sim.errors import InputError, require
+from sim.errors import require
 from sim.exhaustive import every_plan
 from sim.host import Host
 from sim.moves import neighbours
@@ -390,6 +390,3 @@ class _Finder:
         plan = self._plan(draft)
         timeline = simulate(lower(plan, self.network, self.host), self.profile)
         return neighbours(draft, plan, timeline, self.network, self.reads)
-
-
-__all__ = ["Candidate", "InputError", "Options", "Outcome", "search"]

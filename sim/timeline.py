@@ -64,13 +64,6 @@ class Timeline:
     def of(self, kind: SpanKind) -> tuple[Span, ...]:
         return tuple(s for s in self.spans if s.kind is kind)
 
-    @property
-    def stall_ns(self) -> float:
-        """Time that the compute streams waited."""
-        return sum(
-            s.duration_ns for s in self.spans if s.kind is SpanKind.STALL and s.stream.startswith("comp")
-        )
-
     def link_bytes(self, link: str) -> float:
         """Bytes that crossed a link."""
         return sum(u.bytes_per_s * (u.stop_ns - u.start_ns) * 1e-9 for u in self.links if u.link == link)
