@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from calibrate.beside import read_label, together_label
 from calibrate.fit import (
+    BUSY,
+    RAMP,
+    WEIGHT,
     Constant,
-    Contention,
     Fit,
+    InPlace,
     bandwidth,
+    fit_in_place,
     fit_launch,
     fit_route,
-    fit_sharing,
     fit_step,
     measured,
 )
-from calibrate.links import direct_label, h2d_label, p2p_label, peer_read_label, together_label
+from calibrate.links import direct_label, h2d_label, p2p_label, peer_read_label
 from calibrate.samples import CaseResult, Point
-from calibrate.topology import nvlink, pcie, uplink
+from calibrate.topology import HOST_MEMORY, nvlink, pcie, uplink
 from sim.errors import InputError, require
 from sim.host import Costs, Figure, Gpu, Host, Link, Peer
 
-SHARED_BELOW = 0.90
-"""Two GPUs that together get less than this part of what each gets alone share a link."""
+UPLINK_BELOW = 0.90
+"""Two GPUs that together get less than this part of what each gets alone share an uplink."""
+SHARED_BELOW = 0.985
+"""All GPUs at once that get less than this part of what their lanes and uplinks carry share host memory itself."""
+PEER = "p2p-beside-h2d"
+"""The case that peer routes come from: a relay always pushes while its GPU's lane is at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +83,12 @@ class _Assembly:
     def build(self) -> Assembled:
         lanes = [self.route(("h2d-graph", "h2d"), h2d_label(g)) for g in range(len(self.gpus))]
         shared = self.shared([self.rate(lane).value for lane in lanes])
-        pairs = self.pairs("p2p")
-        peers = [self.route(("p2p-graph", "p2p"), p2p_label(a, b)) for a, b in pairs]
+        pairs = self.pairs(PEER)
+        peers = [self.route((PEER,), p2p_label(a, b)) for a, b in pairs]
         links = [
             Link(pcie(g), self.figure(self.rate(fit), fit.case, h2d_label(g))) for g, fit in enumerate(lanes)
         ]
-        links += [Link(uplink(group), figure) for group, figure in shared]
+        links += [Link(name, figure) for name, _, figure in shared]
         links += [
             Link(nvlink(a, b), self.figure(self.rate(fit), fit.case, p2p_label(a, b)))
             for (a, b), fit in zip(pairs, peers, strict=True)
@@ -89,7 +97,12 @@ class _Assembly:
             name=self.name,
             about=self.about,
             gpus=tuple(
-                Gpu(g, facts.name, facts.memory_bytes, (pcie(g), *(uplink(m) for m, _ in shared if g in m)))
+                Gpu(
+                    g,
+                    facts.name,
+                    facts.memory_bytes,
+                    (pcie(g), *(name for name, members, _ in shared if g in members)),
+                )
                 for g, facts in enumerate(self.gpus)
             ),
             links=tuple(links),
@@ -166,7 +179,7 @@ class _Assembly:
         gpus = range(len(self.gpus))
         direct = [self.route(("direct",), direct_label(g)) for g in gpus]
         limit = _middle([self.rate(f) for f in direct])
-        sharing = self.sharing(_middle([self.rate(f) for f in lanes]).value, limit.value)
+        in_place = self.in_place()
         readable = [(a, b) for a in gpus for b in gpus if self.points("peer-read", peer_read_label(a, b))]
         reads = [self.route(("peer-read",), peer_read_label(a, b)) for a, b in readable]
 
@@ -179,25 +192,43 @@ class _Assembly:
 
         return Costs(
             copy_latency_ns=figure(copy, lanes[0].case),
-            peer_latency_ns=figure(peer, "p2p"),
+            peer_latency_ns=figure(peer, PEER),
             issue_copy_ns=figure(issue["copy"], "issue"),
             issue_event_ns=figure(_middle([issue["record"], issue["wait"]]), "issue"),
             issue_kernel_ns=figure(issue["kernel"], "issue"),
+            issue_hook_ns=figure(self.hook(issue), "hook"),
             host_sync_ns=figure(self.answer(20), "answer"),
             wait_ns=figure(same, "wait-graph"),
             wait_cross_ns=figure(cross if cross is not None else same, "wait-cross-graph"),
+            wait_head_ns=figure(self.wait("wait-head", "wait same head"), "wait-head"),
+            wait_head_cross_ns=figure(self.wait("wait-cross-head", "wait cross head"), "wait-cross-head"),
             start_ns=figure(self.answer(1), "answer"),
             launch_ns=figure(launch.constant("launch_ns"), "launch"),
             launch_node_ns=figure(launch.constant("node_ns"), "launch"),
+            launch_copy_ns=figure(launch.constant("copy_ns"), "launch"),
             launch_cross_ns=figure(
                 next((c for c in launch.constants if c.name == "cross_ns"), None), "launch"
             ),
             direct_bytes_per_s=figure(limit, "direct"),
-            direct_weight=figure(sharing.constant("weight"), "direct-beside-copy"),
+            direct_busy_ns=figure(in_place.constant(BUSY), in_place.case),
+            direct_ramp_ns=figure(in_place.constant(RAMP), in_place.case),
+            direct_weight=figure(in_place.constant(WEIGHT), in_place.case),
             peer_read_bytes_per_s=figure(
                 _middle([self.rate(f) for f in reads]) if reads else None, "peer-read"
             ),
         )
+
+    def hook(self, issue: Mapping[str, Constant]) -> Constant:
+        """What an eager start takes per layer to issue a chunk ahead of it, beyond the calls for the chunk."""
+        points = (measured(self.point("hook", label)) for label in ("hooked", "unhooked"))
+        hooked, unhooked = points
+        calls = sum(issue[what].value for what in ("copy", "record", "wait"))
+        ends = (
+            (hooked.value, unhooked.value),
+            (hooked.low, unhooked.high),
+            (hooked.high, unhooked.low),
+        )
+        return Constant("hook", *(max(0.0, a - b - calls) for a, b in ends))
 
     def wait(self, case: str, label: str) -> Constant | None:
         """None where the case was waived."""
@@ -208,7 +239,7 @@ class _Assembly:
         return fit.constant("wait_ns")
 
     def launch(self) -> Fit:
-        found = self.points("launch", "launch")
+        found = self.points("launch", "graph")
         require(bool(found), "nothing was measured for case 'launch'; run `calibrate run` again to go on")
         return self.keep(
             lambda: fit_launch("launch", found), lambda: fit_launch("launch", found, refuse=False)
@@ -221,84 +252,84 @@ class _Assembly:
         raw = measured(point)
         return Constant(f"{rounds} rounds", *(max(0.0, x - rest) for x in (raw.value, raw.low, raw.high)))
 
-    def sharing(self, capacity: float, limit: float) -> Fit:
-        seen = []
-        result = self.cases.get("direct-beside-copy")
-        for point in result.points if result is not None else ():
-            what, _, chunk = point.label.partition(" both, ")
-            if chunk and what.startswith("read:"):
-                gpu = what.partition(":")[2]
-                alone, both = (
-                    {
-                        w: self.point("direct-beside-copy", f"{w}:{gpu} {when}, {chunk}")
-                        for w in ("read", "copy")
-                    }
-                    for when in ("alone", "both")
-                )
-                seen.append(
-                    contention(
-                        f"GPU {gpu}, {chunk}", alone["read"], alone["copy"], both["read"], both["copy"]
-                    )
-                )
+    def in_place(self) -> Fit:
+        """What reads in place add to the same kernel on resident memory, alone and beside copies."""
         case = "direct-beside-copy"
-        return self.keep(
-            lambda: fit_sharing(case, seen, capacity, limit),
-            lambda: fit_sharing(case, seen, capacity, limit, refuse=False),
-        )
+        seen = []
+        for gpu in range(len(self.gpus)):
+            ways = [
+                {p.size_bytes: p.each_ns for p in self.points(case, read_label(f"{what} {when}", gpu))}
+                for when in ("alone", "beside")
+                for what in ("in-place", "resident")
+            ]
+            for size in ways[0]:
+                alone, base, beside, base_beside = (way[size] for way in ways)
+                seen.append(InPlace(f"read:{gpu}", size, alone - base, beside - base_beside))
+        return self.keep(lambda: fit_in_place(case, seen), lambda: fit_in_place(case, seen, refuse=False))
 
-    # Shared uplinks
+    # What lanes share
 
-    def shared(self, alone: Sequence[float]) -> list[tuple[tuple[int, ...], Figure]]:
-        """Groups of GPUs that share a way to host memory, by what they got at once; then what all share, if anything."""
+    def shared(self, rates: Sequence[float]) -> list[tuple[str, tuple[int, ...], Figure]]:
+        """Names, members and capacities of what GPUs share on their way to host memory, by what they got at once.
+
+        First groups that share an uplink, pair by pair; then what all share, if anything.
+        """
         gpus = range(len(self.gpus))
+        everyone = tuple(gpus)
         group = list(gpus)
         totals: dict[tuple[int, ...], Constant] = {}
         for a in gpus:
             for b in range(a + 1, len(self.gpus)):
-                total = self.total((a, b))
-                if total is not None and total.value < SHARED_BELOW * (alone[a] + alone[b]):
+                total = self.capacity((a, b), rates)
+                if total is not None and total.value < UPLINK_BELOW * (rates[a] + rates[b]):
                     totals[a, b] = total
                     group = [group[a] if g == group[b] else g for g in group]
-        found = []
+        found: list[tuple[tuple[int, ...], Constant]] = []
         for lead in dict.fromkeys(group):
             members = tuple(g for g in gpus if group[g] == lead)
             if len(members) > 1:
                 best = max(
                     (t for pair, t in totals.items() if set(pair) <= set(members)), key=lambda t: t.value
                 )
-                at_once = self.total(members)
-                found.append((members, self.figure(at_once or best, "h2d-together", together_label(members))))
-        everyone = tuple(gpus)
-        total = self.total(everyone)
-        if len(everyone) > 2 and total is not None and all(members != everyone for members, _ in found):
+                found.append((members, self.capacity(members, rates) or best))
+        total = self.capacity(everyone, rates)
+        if len(everyone) > 1 and total is not None and all(members != everyone for members, _ in found):
             grouped = {g for members, _ in found for g in members}
-            expected = sum(min(f.value, sum(alone[g] for g in m)) for m, f in found)
-            expected += sum(alone[g] for g in gpus if g not in grouped)
+            expected = sum(min(f.value, sum(rates[g] for g in m)) for m, f in found)
+            expected += sum(rates[g] for g in gpus if g not in grouped)
             if total.value < SHARED_BELOW * expected:
-                found.append((everyone, self.figure(total, "h2d-together", together_label(everyone))))
-        return found
+                found.append((everyone, total))
+        return [
+            (
+                HOST_MEMORY if members == everyone else uplink(members),
+                members,
+                self.figure(constant, "h2d-together", together_label(members)),
+            )
+            for members, constant in found
+        ]
+
+    def capacity(self, gpus: tuple[int, ...], rates: Sequence[float]) -> Constant | None:
+        """Bytes per second of several GPUs at once, None where that was not measured.
+
+        As the part that they kept of what the same copies got alone, times their lanes' rates: both counts have the copies'
+        latencies in them, and a link's rate has not.
+        """
+        at_once = self.total(gpus)
+        alone = [self.total((g,)) for g in gpus]
+        if at_once is None:
+            return None
+        full = sum(rates[g] for g in gpus)
+        scale = full / sum(t.value if t is not None else rates[g] for g, t in zip(gpus, alone, strict=True))
+        return Constant("bytes_per_s", *(scale * x for x in (at_once.value, at_once.low, at_once.high)))
 
     def total(self, gpus: tuple[int, ...]) -> Constant | None:
-        """Bytes per second of several GPUs at once, None where that was not measured."""
+        """Bytes per second as they were counted, copies' latencies included."""
         points = self.points("h2d-together", together_label(gpus))
         if not points:
             return None
         time = measured(points[0])
         size = points[0].size_bytes
         return Constant("bytes_per_s", *(size / x * 1e9 for x in (time.value, time.high, time.low)))
-
-
-def contention(label: str, read_alone: Point, copy_alone: Point, read: Point, copy: Point) -> Contention:
-    """Rates while both ran: whoever ended later did the rest alone, at the rate it has alone."""
-    first, last, last_alone = (
-        (read, copy, copy_alone) if read.median_ns <= copy.median_ns else (copy, read, read_alone)
-    )
-    shared_ns = first.median_ns
-    tail_bytes = last_alone.bytes_per_s * (last.median_ns - shared_ns) * 1e-9
-    first_rate = first.bytes_per_s
-    last_rate = max(last.size_bytes - tail_bytes, 0.001 * last.size_bytes) / shared_ns * 1e9
-    rates = (first_rate, last_rate) if first is read else (last_rate, first_rate)
-    return Contention(label, *rates)
 
 
 def _middle(constants: Sequence[Constant]) -> Constant:

@@ -1,4 +1,4 @@
-"""The bench that link cases run on: arenas with a known pattern, streams by name, and timing of flows side by side."""
+"""The bench that cases run on: arenas with a known pattern, streams by name, and timing of work alone and beside copies."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from calibrate.samples import Point
 from calibrate.topology import Topology
 from hwexec.arena import HostArena
-from hwexec.device import POISON, Device, Stream
+from hwexec.device import POISON, Device, Ready, Stream
 from hwexec.timing import time_ns
-from sim.errors import InputError
+from sim.errors import InputError, require
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PATTERN_PERIOD = 251
@@ -30,7 +30,11 @@ class Effort:
     burst_copies: int
     footprint_bytes: int
     chains: tuple[int, ...]
-    """Lengths of the chains that waits and launches are found from."""
+    """Lengths of the chains that waits and first launches are found from."""
+    kernels: tuple[int, ...]
+    """In the graphs that launches are found from."""
+    copies: tuple[int, ...]
+    """The same."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -42,10 +46,16 @@ class Effort:
         return max(1, min(self.burst_copies, self.burst_bytes // size_bytes))
 
 
-FULL = Effort(10, GIB, 256 * MIB, 64, 8 * GIB, (16, 64, 192))
-QUICK = Effort(5, 256 * MIB, 64 * MIB, 32, 2 * GIB, (16, 64, 128))
-NO_FIGURES = Effort(3, 4 * MIB, 4 * MIB, 4, 8 * MIB, (4, 8, 16))
+FULL = Effort(10, GIB, 256 * MIB, 64, 8 * GIB, (16, 64, 192), (1, 50, 200, 400), (1, 4, 16, 32))
+QUICK = Effort(5, 256 * MIB, 64 * MIB, 32, 2 * GIB, (16, 64, 128), (1, 50, 200, 400), (1, 4, 16, 32))
+NO_FIGURES = Effort(3, 4 * MIB, 4 * MIB, 4, 8 * MIB, (4, 8, 16), (1, 4, 8, 12), (1, 2, 3, 4))
 """For a device whose times mean nothing: every step, little of it."""
+
+
+BESIDE_BYTES = 8 * MIB
+"""Of each copy that something is measured beside."""
+MOST_BESIDE = 512
+"""Such copies at once: many more than a stream holds, and the host would wait for them."""
 
 
 class Mismatch(InputError):
@@ -60,6 +70,49 @@ class Flow:
     stream: Stream
     enqueue: Callable[[], None]
     size_bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Copies of host memory to one GPU, back to back, that work on another stream of that GPU is measured beside."""
+
+    device: Device
+    stream: Stream
+    copy: Ready
+    copies: int = 8
+    """How many; twice as many each time that the work outlasts them."""
+
+    def sample(self, stream: Stream, enqueue: Callable[[], None], *, busy: bool = True) -> float:
+        """Nanoseconds of `enqueue` on `stream`, from when the first copy is done, while others are under way.
+
+        Not `busy`: the same without copies. Raises InputError where it takes longer than all that can be enqueued.
+        """
+        device = self.device
+        start, stop, ended = (device.event(timing=True) for _ in range(3))
+        begun = device.event()
+
+        def work() -> None:
+            if busy:
+                self.copy()
+                device.record(self.stream, begun)
+                for _ in range(self.copies):
+                    self.copy()
+                device.record(self.stream, ended)
+                device.wait(stream, begun)
+            device.record(stream, start)
+            enqueue()
+            device.record(stream, stop)
+
+        while True:
+            time_ns(work, device, [stream, self.stream], repeats=1, warmup=0)
+            took = device.elapsed_ns(start, stop)
+            if not busy or not device.figures or device.elapsed_ns(start, ended) > took:
+                return took
+            require(
+                self.copies < MOST_BESIDE,
+                f"{took * 1e-6:.0f} ms is longer than {MOST_BESIDE} copies to the same GPU: nothing to measure it beside",
+            )
+            self.copies = min(2 * self.copies, MOST_BESIDE)
 
 
 @dataclass(slots=True, eq=False)
@@ -95,10 +148,20 @@ class Bench:
     def peer_view(self, source: int, destination: int) -> torch.Tensor:
         """`source`'s arena, filled with the pattern, as `destination` reads it. InputError where it cannot."""
         self.device.connect(source, destination)
-        arena = self.arena(source)
-        self.device.copy(self.stream(f"h2d:{source}", source), arena, self.host.tensor)
-        self.device.synchronize()
+        arena = self.filled(source)
         return self.device.view(arena, destination, arena)
+
+    def pushed_view(self, source: int, destination: int) -> torch.Tensor:
+        """`destination`'s arena as `source` writes to it. InputError where it cannot."""
+        self.device.connect(source, destination)
+        arena = self.arena(destination)
+        return self.device.view(arena, source, arena)
+
+    def filled(self, gpu: int) -> torch.Tensor:
+        """A GPU's arena, with the pattern in it."""
+        self.device.copy(self.stream(f"h2d:{gpu}", gpu), self.arena(gpu), self.host.tensor)
+        self.device.synchronize()
+        return self.arena(gpu)
 
     def stream(self, name: str, gpu: int) -> Stream:
         if name not in self._streams:
@@ -153,6 +216,28 @@ class Bench:
             )
         finally:
             graph.close()
+
+    def lane(self, gpu: int) -> Lane:
+        """Copies over a GPU's own lane into the second half of its arena, whose bytes stay the pattern's."""
+        half = self.effort.largest_bytes // 2
+        size = min(BESIDE_BYTES, half)
+        stream = self.stream(f"h2d:{gpu}", gpu)
+        to, source = self.arena(gpu)[half : half + size], self.host.tensor[half : half + size]
+        return Lane(self.device, stream, self.device.ready_copy(stream, to, source))
+
+    def beside(
+        self,
+        label: str,
+        stream: Stream,
+        enqueue: Callable[[], None],
+        lane: Lane,
+        *,
+        size_bytes: int = 0,
+        count: int = 1,
+    ) -> Point:
+        """The own time of `enqueue` while `lane` brings host memory to the same GPU all along."""
+        found = [lane.sample(stream, enqueue) for _ in range(self.effort.repeats + 1)]
+        return Point(label, size_bytes, count, tuple(found[1:]))
 
     def together(self, flows: Sequence[Flow]) -> tuple[Point, ...]:
         """Flows started at once; each flow's own time, events on its own stream.

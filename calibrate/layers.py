@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from calibrate.bench import MIB
+from calibrate.bench import BESIDE_BYTES, Lane
 from calibrate.samples import Point
 from hwexec.arena import HostArena
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
 from hwexec.timing import Samples, time_ns, wall_ns
 from sim.errors import InputError, require
-from sim.host import Host
+from sim.host import Figure, Host
 from sim.models import Built
 from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan
@@ -67,6 +67,8 @@ class LayersResult:
     notes: tuple[str, ...]
     host: str
     seconds: float
+    alone: Point | None = None
+    """The same run without copies, taken in turn with `beside_copies`."""
 
     def run(self, way: str) -> LayerRun | None:
         return next((r for r in self.runs if r.way == way), None)
@@ -95,6 +97,7 @@ def measure(
             ways.append(("peer-small", small_reads(network, Access.PEER, partner)))
     runs: list[LayerRun] = []
     notes: list[str] = []
+    alone: Point | None = None
     beside: Point | None = None
     for way, plan in ways:
         progress(way)
@@ -103,15 +106,19 @@ def measure(
                 notes.append(f"{way}: no graph ({cold.why_eager}); measured eagerly")
             # what is added in place is large beside its noise, and each look through the profiler takes a third of a second
             count = repeats if way == "resident" else max(2, repeats // 2)
-            runs.append(_watch(way, cold, built, network, device, count))
             if way == "resident" and device.figures:
-                beside = _beside_copies(cold, built, device, repeats)
+                try:
+                    alone, beside = _beside_copies(cold, built, device, 2 * repeats)
+                except InputError as error:
+                    notes.append(f"resident beside copies: not measured ({error})")
+            runs.append(_watch(way, cold, built, network, device, count))
     progress("issue")
     plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
     with prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold:
         runs.append(_issue(cold, built, network, device, repeats))
     notes += [note for run in runs if (note := _explain(run))]
-    return LayersResult(network, tuple(runs), beside, tuple(notes), host.name, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return LayersResult(network, tuple(runs), beside, tuple(notes), host.name, seconds, alone)
 
 
 def everything(
@@ -180,31 +187,25 @@ def layer_times(timeline: Timeline, layers: int) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _beside_copies(cold: ColdStart, built: Built, device: Device, repeats: int) -> Point:
-    """The warm run while host memory is copied to the same GPU all along: what copies cost kernels."""
+def _beside_copies(cold: ColdStart, built: Built, device: Device, rounds: int) -> tuple[Point, Point]:
+    """The warm run alone, and while host memory is copied to the same GPU all along, in turn: what copies cost kernels."""
     inputs = tuple(t.to(device.torch_device(0)) for t in built.inputs)
-    size = 16 * MIB
-    arena, to = HostArena(device, size, 0), device.allocate(size, 0)
+    cold(*inputs)
+    arena, to = HostArena(device, BESIDE_BYTES, 0), device.allocate(BESIDE_BYTES, 0)
     engine, stream = device.stream("h2d:0", 0), device.stream("calibrate", 0)
-    start, stop = device.event(timing=True), device.event(timing=True)
-    alone = time_ns(lambda: cold.warm(*inputs), device, [stream], repeats=1, warmup=1).median_ns
-    copies = min(64, 2 + int(alone / (size / 60e9 * 1e9)))
-
-    def enqueue() -> None:
-        for _ in range(copies):
-            device.copy(engine, to, arena.tensor)
-        device.record(stream, start)
-        cold.warm(*inputs)
-        device.record(stream, stop)
-
-    samples = []
-    for _ in range(repeats):
-        time_ns(enqueue, device, [stream, engine], repeats=1, warmup=0)
-        samples.append(device.elapsed_ns(start, stop))
-    arena.close()
-    for used in (engine, stream):
-        device.close_stream(used)
-    return Point("whole beside copies", 0, 1, tuple(samples))
+    lane = Lane(device, engine, device.ready_copy(engine, to, arena.tensor))
+    try:
+        taken: tuple[list[float], list[float]] = ([], [])
+        for _ in range(rounds + 1):
+            for busy, samples in zip((False, True), taken, strict=True):
+                samples.append(lane.sample(stream, lambda: cold.warm(*inputs), busy=busy))
+    finally:
+        device.synchronize()
+        arena.close()
+        for used in (engine, stream):
+            device.close_stream(used)
+    alone, beside = (tuple(samples[1:]) for samples in taken)  # the first round warms up
+    return Point("whole alone", 0, 1, alone), Point("whole beside copies", 0, 1, beside)
 
 
 def _issue(cold: ColdStart, built: Built, network: Network, device: Device, repeats: int) -> LayerRun:
@@ -301,6 +302,18 @@ def timings(result: LayersResult) -> tuple[LayerTiming, ...]:
         )
         for at in range(len(result.network.layers))
     )
+
+
+def slowed(result: LayersResult) -> Figure | None:
+    """Part by which the warm run takes longer beside copies, its spread from the rounds; None where nobody measured it."""
+    alone, beside = result.alone, result.beside_copies
+    if alone is None or beside is None:
+        return None
+    rounds = [b / a - 1 for a, b in zip(alone.samples_ns, beside.samples_ns, strict=True)]
+    low, high = np.percentile(rounds, (10, 90))
+    value = max(0.0, beside.median_ns / alone.median_ns - 1)
+    source = f"calibrate layers, {beside.label} less {alone.label}, {len(rounds)} rounds"
+    return Figure(value, "measured", source, max(0.0, min(float(low), value)), max(float(high), value))
 
 
 def _need(result: LayersResult, way: str) -> LayerRun:

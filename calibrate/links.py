@@ -1,16 +1,17 @@
-"""Bandwidth cases: copies and reads in place, alone and side by side. Each moves what the executor moves, by its own calls."""
+"""Bandwidth cases of one flow: copies and reads in place. Each moves what the executor moves, by its own calls."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
+from functools import partial
 
 import torch
 
-from calibrate.bench import GIB, MIB, Bench, Case, Flow, has_peers, peers, several_gpus
+from calibrate.bench import GIB, MIB, Bench, Case, has_peers, peers
 from calibrate.samples import Point
 from hwexec.arena import HostArena
 from hwexec.device import Stream
+from hwexec.script import do
 from hwexec.timing import wall_ns
 
 Enqueue = Callable[[], None]
@@ -32,25 +33,16 @@ def peer_read_label(source: int, destination: int) -> str:
     return f"peer-read:{source}>{destination}"
 
 
-def together_label(gpus: tuple[int, ...]) -> str:
-    return f"together:{'+'.join(map(str, gpus))}"
-
-
 def copies(
     bench: Bench, stream: Stream, to: torch.Tensor, source: torch.Tensor, size: int, count: int
 ) -> Enqueue:
     """`count` copies of `size` bytes back to back, over as much of the arenas as there is."""
     room = max(1, min(to.numel(), source.numel()) // size)
-    pairs = [
-        (to[at * size : (at + 1) * size], source[at * size : (at + 1) * size])
+    calls = [
+        bench.device.ready_copy(stream, to[at * size : (at + 1) * size], source[at * size : (at + 1) * size])
         for at in (i % room for i in range(count))
     ]
-
-    def enqueue() -> None:
-        for destination, origin in pairs:
-            bench.device.copy(stream, destination, origin)
-
-    return enqueue
+    return partial(do, calls)
 
 
 def read_in_place(bench: Bench, stream: Stream, to: torch.Tensor, view: torch.Tensor) -> Enqueue:
@@ -179,63 +171,6 @@ def one_numa_node(bench: Bench) -> str | None:
     return None if len(nodes) > 1 else "one NUMA node, or the system does not say"
 
 
-def h2d_flow(bench: Bench, gpu: int, size: int, label: str) -> Flow:
-    chunk = min(16 * MIB, size)
-    stream = bench.stream(h2d_label(gpu), gpu)
-    enqueue = copies(bench, stream, bench.arena(gpu), bench.host.tensor, chunk, size // chunk)
-    return Flow(label, stream, enqueue, size // chunk * chunk)
-
-
-def h2d_together(bench: Bench) -> tuple[Point, ...]:
-    """Each GPU alone, each pair, and all at once: the time until the last has everything, all bytes counted."""
-    size = min(bench.effort.largest_bytes, 512 * MIB)
-    groups: list[tuple[int, ...]] = [(gpu,) for gpu in bench.gpus]
-    groups += list(combinations(bench.gpus, 2))
-    if len(bench.gpus) > 2:
-        groups.append(tuple(bench.gpus))
-    found = []
-    for group in groups:
-        flows = bench.together([h2d_flow(bench, gpu, size, "") for gpu in group])
-        last = tuple(max(times) for times in zip(*(f.samples_ns for f in flows), strict=True))
-        found.append(Point(together_label(group), flows[0].size_bytes, len(group), last))
-    for gpu in bench.gpus:
-        bench.verify(bench.arena(gpu)[:size], bench.host.tensor[:size], f"GPU {gpu}, all at once")
-    return tuple(found)
-
-
-def p2p(bench: Bench, graph: bool) -> tuple[Point, ...]:
-    found: list[Point] = []
-    for source, destination in peers(bench):
-        view = bench.peer_view(source, destination)
-        bench.poison(destination)
-        label = p2p_label(source, destination)
-        stream = bench.stream(label, destination)
-        found += by_size(bench, label, stream, bench.arena(destination), view, graph=graph)
-    return tuple(found)
-
-
-def p2p_beside_h2d(bench: Bench) -> tuple[Point, ...]:
-    """A peer copy while host memory is copied to its source, to its destination, and to both: whether they disturb each other."""
-    found: list[Point] = []
-    half = bench.effort.largest_bytes // 2
-    for source, destination in peers(bench):
-        view = bench.peer_view(source, destination)[half:]
-        to = bench.arena(destination)[half:]
-        label = p2p_label(source, destination)
-        stream = bench.stream(label, destination)
-        chunk = min(16 * MIB, half)
-        moves = max(1, half // chunk)
-        for beside in ((), (destination,), (source,), (source, destination)):
-            name = "+".join(map(str, beside)) or "nothing"
-            peer = Flow(
-                f"{label} beside {name}", stream, copies(bench, stream, to, view, chunk, 4 * moves), half * 4
-            )
-            flows = [peer, *(h2d_flow(bench, g, half, f"h2d:{g} beside {label}, {name}") for g in beside)]
-            found += bench.together(flows)
-        bench.verify(to, view, f"{label} beside copies")
-    return tuple(found)
-
-
 def direct(bench: Bench) -> tuple[Point, ...]:
     found = []
     for gpu in bench.gpus:
@@ -247,33 +182,6 @@ def direct(bench: Bench) -> tuple[Point, ...]:
             found.append(bench.timed(direct_label(gpu), [stream], enqueue, size_bytes=size))
         size = bench.effort.sizes[-1]
         bench.verify(bench.arena(gpu)[:size], bench.host.tensor[:size], f"GPU {gpu} reading in place")
-    return tuple(found)
-
-
-def direct_beside_copy(bench: Bench) -> tuple[Point, ...]:
-    """A kernel reading in place and copies over the same lane; each alone first. Both rates follow from the two times."""
-    found: list[Point] = []
-    half = bench.effort.largest_bytes // 2
-    for gpu in bench.gpus:
-        compute, engine = bench.stream(f"compute:{gpu}", gpu), bench.stream(h2d_label(gpu), gpu)
-        arena, view = bench.arena(gpu), bench.host.view(gpu)
-        for chunk in (c for c in (MIB, 16 * MIB) if c <= half):
-            read = Flow(f"read:{gpu}", compute, read_in_place(bench, compute, arena, view[:half]), half)
-            count = half // chunk
-            copy = Flow(
-                f"copy:{gpu}",
-                engine,
-                copies(bench, engine, arena[half:], bench.host.tensor[half:], chunk, count),
-                half,
-            )
-            alone = bench.together([read])[0], bench.together([copy])[0]
-            both = bench.together([read, copy])
-            for when, points in (("alone", alone), ("both", both)):
-                found += [
-                    Point(f"{p.label} {when}, {chunk >> 20} MiB", p.size_bytes, 1, p.samples_ns)
-                    for p in points
-                ]
-        bench.verify(arena, bench.host.tensor, f"GPU {gpu} reading in place beside copies")
     return tuple(found)
 
 
@@ -299,26 +207,7 @@ LINK_CASES = (
     Case("d2h", "device to pinned host by size", d2h, seconds=5),
     Case("footprint", "copies spread over ever larger pinned arenas", footprint, seconds=8),
     Case("numa", "host memory of each NUMA node to each GPU", numa, one_numa_node, seconds=3),
-    Case(
-        "h2d-together",
-        "all GPUs at once and each pair: shared uplinks",
-        h2d_together,
-        several_gpus,
-        seconds=3,
-    ),
-    Case(
-        "p2p",
-        "device to device by size, each way, in a stream",
-        lambda b: p2p(b, False),
-        has_peers,
-        seconds=4,
-    ),
-    Case("p2p-graph", "the same copies in a captured graph", lambda b: p2p(b, True), has_peers, seconds=4),
-    Case("p2p-beside-h2d", "peer copies while host copies land beside", p2p_beside_h2d, has_peers, seconds=4),
     Case("direct", "kernel reading host memory in place by size", direct, seconds=5),
-    Case(
-        "direct-beside-copy", "the same beside copies: how the link is shared", direct_beside_copy, seconds=3
-    ),
     Case(
         "peer-read", "kernel reading another GPU's memory in place by size", peer_read, has_peers, seconds=3
     ),

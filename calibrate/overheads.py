@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 
 import torch
 
 from calibrate.bench import KIB, MIB, Bench, Case, peers, several_gpus
-from calibrate.links import h2d_label, p2p_label
+from calibrate.links import Enqueue, h2d_label, p2p_label
 from calibrate.samples import Point
-from hwexec.device import Event, Stream, forked
-from hwexec.timing import time_ns
+from hwexec.device import Event, Ready, Stream, forked
+from hwexec.executor import prepare
+from hwexec.timing import time_ns, wall_ns
+from sim.host import Costs, Figure, Gpu, Host, Link
+from sim.models import Built
+from sim.plan import Access, Chunk, Launch, Plan
+from sim.trace import trace
 
 SMALL = 4 * KIB
 KERNEL_BYTES = 16 * MIB
 """Memory that a chain's kernel adds 1 to: large enough that a 4 KiB copy is always done before the next kernel is."""
+LAUNCH_BYTES = 64 * KIB
+"""The same where launches are found: as short as a kernel can be, since what is left is a difference of two times."""
+CHUNK_BYTES = 256 * KIB
 LEAD = 4
 """Kernels of a chain before its first wait."""
 
 
 class Chain:
-    """Kernels on GPU 0's compute stream that take a few microseconds each."""
+    """Kernels on GPU 0's compute stream that take a few microseconds each, or less."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, size: int = KERNEL_BYTES) -> None:
         self.bench = bench
         self.stream = bench.stream("compute:0", 0)
-        size = min(KERNEL_BYTES, bench.effort.largest_bytes // 2)
+        size = min(size, bench.effort.largest_bytes // 2)
         self.data = bench.arena(0)[-size:].view(torch.int32)
 
     def kernel(self) -> None:
@@ -35,7 +44,7 @@ class Chain:
 
 
 def issue(bench: Bench) -> tuple[Point, ...]:
-    """Host thread, per call, while the GPU is held so that nothing it does can hold up the host."""
+    """Host thread, per call made ready as heads and eager starts do, while the GPU is held so that it cannot hold up the host."""
     device, count = bench.device, 100
     compute, engine = bench.stream("compute:0", 0), bench.stream(h2d_label(0), 0)
     to, source = bench.arena(0)[:SMALL], bench.host.tensor[:SMALL]
@@ -46,10 +55,10 @@ def issue(bench: Bench) -> tuple[Point, ...]:
     def layer() -> None:
         linear(row)
 
-    calls: tuple[tuple[str, Callable[[], None]], ...] = (
-        ("issue copy", lambda: device.copy(engine, to, source)),
-        ("issue record", lambda: device.record(compute, event)),
-        ("issue wait", lambda: device.wait(compute, event)),
+    calls: tuple[tuple[str, Ready], ...] = (
+        ("issue copy", device.ready_copy(engine, to, source)),
+        ("issue record", device.ready_record(compute, event)),
+        ("issue wait", device.ready_wait(compute, event)),
         ("issue kernel", layer),
     )
     device.record(compute, event)
@@ -70,6 +79,50 @@ def issue(bench: Bench) -> tuple[Point, ...]:
         found.append(Point(label, 0, count, tuple(samples)))
     device.synchronize()
     return tuple(found)
+
+
+HOOKED_LAYERS, HOOKED_WIDTH = 64, 32
+
+
+def hook(bench: Bench) -> tuple[Point, ...]:
+    """The executor's own eager calls on small layers: with a chunk issued ahead of each, and with nothing to issue."""
+    device = bench.device
+    layers = [torch.nn.Linear(HOOKED_WIDTH, HOOKED_WIDTH) for _ in range(HOOKED_LAYERS)]
+    module = torch.nn.Sequential(*layers).eval().requires_grad_(False)
+    inputs = (torch.ones(1, HOOKED_WIDTH),)
+    network = trace(Built(module, inputs, 1, "fp32", None, "hook")).network
+    host = _bare_host()
+    given = tuple(i.to(device.torch_device(0)) for i in inputs)
+    chunks = []
+    for layer in network.layers:
+        spans = [(network.offsets[r.storage], network.storages[r.storage].size_bytes) for r in layer.reads]
+        chunks.append(Chunk(min(at for at, _ in spans), max(at + size for at, size in spans), (0,)))
+    found = []
+    for label, access, copied in (
+        ("hooked", Access.COPIED, tuple(chunks)),
+        ("unhooked", Access.RESIDENT, ()),
+    ):
+        rows = tuple(tuple(access for _ in layer.reads) for layer in network.layers)
+        plan = Plan(label, 0, Launch.EAGER, rows, copied)
+        samples = []
+        with prepare(module, plan, given, network=network, host=host, device=device) as cold:
+            for index in range(2 * bench.effort.repeats + 2):
+                device.synchronize()
+                began = time.perf_counter_ns()
+                cold(*given)
+                took = time.perf_counter_ns() - began
+                if index >= 2:
+                    samples.append(float(took))
+            device.synchronize()
+        found.append(Point(label, 0, len(network.layers), tuple(samples)))
+    return tuple(found)
+
+
+def _bare_host() -> Host:
+    """Enough of a host to lower a plan for one GPU; nothing is predicted with it."""
+    nothing = Figure(1.0, "assumed", "never used")
+    costs = Costs(**{field.name: nothing for field in fields(Costs)})
+    return Host("bare", "", (Gpu(0, "GPU", 2**40, ("pcie",)),), (Link("pcie", nothing),), (), costs)
 
 
 def answer(bench: Bench) -> tuple[Point, ...]:
@@ -107,10 +160,11 @@ def answer(bench: Bench) -> tuple[Point, ...]:
     return tuple(found)
 
 
-def waits(bench: Bench, gpu: int, graph: bool) -> tuple[Point, ...]:
+def waits(bench: Bench, gpu: int, how: str) -> tuple[Point, ...]:
     """Chains of kernels, some of them behind a wait for a 4 KiB copy of `gpu` that is long done by then.
 
-    Every chain makes the same copies and events; what differs is how many of them its kernels wait for.
+    `how`: in a "stream", in a "graph" that holds the copies too, or in one whose "head" they are. Every chain makes the
+    same copies and events; what differs is how many of them its kernels wait for.
     """
     device, chain = bench.device, Chain(bench)
     engine = bench.stream(h2d_label(gpu), gpu)
@@ -121,52 +175,72 @@ def waits(bench: Bench, gpu: int, graph: bool) -> tuple[Point, ...]:
     ]
     events = [device.event() for _ in copies]
 
+    wait = device.wait_outside if how == "head" else device.wait
+
+    def bring() -> None:
+        for (to, source), event in zip(copies, events, strict=True):
+            device.copy(engine, to, source)
+            device.record(engine, event)
+
     def body(kernels: int, waited: int) -> None:
-        with forked(device, chain.stream, [engine]):
-            for (to, source), event in zip(copies, events, strict=True):
-                device.copy(engine, to, source)
-                device.record(engine, event)
+        with forked(device, chain.stream, [] if how == "head" else [engine]):
+            if how != "head":
+                bring()
             every = most // waited if waited else kernels + LEAD
             for at in range(-LEAD, kernels):
                 if at >= 0 and at < most and waited and at % every == 0:
-                    device.wait(chain.stream, events[at])
+                    wait(chain.stream, events[at])
                 chain.kernel()
 
     def on_stream(kernels: int, waited: int) -> None:
         with device.on(chain.stream):
             body(kernels, waited)
 
-    where = "graph" if graph else "stream"
+    if how == "head":
+        bring()
     found = []
     for kernels, waited in ((most, 0), (2 * most, 0), (most, most // 4), (most, most // 2), (most, most)):
         enqueue = lambda k=kernels, w=waited: on_stream(k, w)  # noqa: E731
-        take = bench.captured if graph else bench.timed
-        label = f"wait {'same' if gpu == 0 else 'cross'} {where}"
+        take = bench.timed if how == "stream" else bench.captured
+        label = f"wait {'same' if gpu == 0 else 'cross'} {how}"
         found.append(take(label, [chain.stream], enqueue, count=kernels + LEAD, edges=waited))
     return tuple(found)
 
 
 def launch(bench: Bench) -> tuple[Point, ...]:
-    """Graphs launched on an idle device less the same graphs launched behind a gate: what comes before their first node.
+    """From an idle device until all is done, on the host's clock, less what the graph takes behind a gate: its launch.
 
-    `count` is operations as a program counts them (a copy, its record, a wait, a run), `edges` those between devices.
+    `count` is kernels, `copies` both hops of a relay, `edges` waits between devices. Kernels, own copies and relayed ones
+    vary apart from each other, between what plans have.
     """
-    chain = Chain(bench)
-    small, middle, large = bench.effort.chains
+    chain = Chain(bench, LAUNCH_BYTES)
     partner = next((s for s, d in peers(bench) if d == 0), None)
-    shapes = [(1, 0), (small, 0), (middle, 0), (large, 0)]
+    _, few, many, most = bench.effort.kernels
+    alone, some, several, _ = bench.effort.copies
+    shapes = [(kernels, 0, 0) for kernels in bench.effort.kernels]
+    shapes += [(many, own, 0) for own in bench.effort.copies]
+    shapes += [(few, some, 0), (few, several, 0), (most, several, 0)]
     if partner is not None:
-        shapes += [(small, small // 2), (0, small), (middle, small), (0, middle)]
+        shapes += [(many, 0, relayed) for relayed in (alone, some, several)]
+        shapes += [(few, 0, some), (most, some, several)]
     found = []
-    for own, relayed in shapes:
-        body = _program(bench, chain, own, relayed, partner)
+    for kernels, own, relayed in shapes:
+        if own or relayed:
+            bench.poison(0)
+        body, bring = _program(bench, chain, kernels, own, relayed, partner, CHUNK_BYTES)
         with bench.device.capture(chain.stream) as graph:
             body()
         behind = time_ns(graph.replay, bench.device, [chain.stream], repeats=bench.effort.repeats)
-        idle = time_ns(graph.replay, bench.device, [chain.stream], repeats=bench.effort.repeats, gate=False)
+        with bench.device.on(chain.stream):
+            # as a cold start finds it: arenas just filled, and the host's caches with something else in them
+            before = partial(bench.poison, 0)
+            idle = wall_ns(graph.replay, bench.device, repeats=2 * bench.effort.repeats, before=before)
         graph.close()
+        bench.verify(
+            bench.arena(0)[:bring], bench.host.tensor[:bring], f"graph of {own} and {relayed} copies"
+        )
         taken = tuple(max(1.0, sample - behind.median_ns) for sample in idle.raw)
-        found.append(Point("launch", 0, 4 * own + 7 * relayed, taken, edges=relayed))
+        found.append(Point("graph", 0, kernels, taken, edges=relayed, copies=own + 2 * relayed))
     return tuple(found)
 
 
@@ -177,7 +251,7 @@ def first_replay(bench: Bench) -> tuple[Point, ...]:
     for own in bench.effort.chains:
         times: list[list[float]] = [[], []]
         for _ in range(bench.effort.repeats):
-            body = _program(bench, chain, own, 0, None)
+            body, _ = _program(bench, chain, own, own, 0, None, SMALL)
             with bench.device.capture(chain.stream) as graph:
                 body()
             for which in times:
@@ -194,23 +268,27 @@ def first_replay(bench: Bench) -> tuple[Point, ...]:
     return tuple(found)
 
 
-def _program(bench: Bench, chain: Chain, own: int, relayed: int, partner: int | None) -> Callable[[], None]:
-    """What a plan's graph is made of: `own` chunks over the own lane and `relayed` ones over a partner's, a kernel each."""
+def _program(
+    bench: Bench, chain: Chain, kernels: int, own: int, relayed: int, partner: int | None, size: int
+) -> tuple[Enqueue, int]:
+    """What a plan's graph is made of, and the bytes of the arena that it brings.
+
+    `own` chunks over the own lane, `relayed` ones over a partner's and pushed from there, and kernels that wait for them,
+    evenly spread.
+    """
     device = bench.device
-    engine = bench.stream(h2d_label(0), 0)
-    streams: list[Stream] = [engine]
-    far, landing = engine, engine
     host, arena = bench.host.tensor, bench.arena(0)
+    size = min(size, bench.effort.largest_bytes // 64)
+    engine = bench.stream(h2d_label(0), 0)
+    streams = [engine] if own else []
+    far = push = engine
     away = there = arena
     if relayed and partner is not None:
         far = bench.stream(h2d_label(partner), partner)
-        landing = bench.stream(p2p_label(partner, 0), 0)
-        away = bench.arena(partner)
-        there = device.view(away, 0, away)
-        streams += [far, landing]
-
-    def parts(start: int, count: int) -> list[slice]:
-        return [slice(at * SMALL, (at + 1) * SMALL) for at in range(start, start + count)]
+        push = bench.stream(p2p_label(partner, 0), partner)
+        away, there = bench.arena(partner), bench.pushed_view(partner, 0)
+        streams += [far, push]
+    parts = [slice(at * size, (at + 1) * size) for at in range(own + relayed)]
 
     def record(stream: Stream) -> Event:
         event = device.event()
@@ -220,42 +298,46 @@ def _program(bench: Bench, chain: Chain, own: int, relayed: int, partner: int | 
     def body() -> None:
         ready: list[Event] = []
         with device.on(chain.stream), forked(device, chain.stream, streams):
-            for part in parts(0, own):
+            for part in parts[:own]:
                 device.copy(engine, arena[part], host[part])
                 ready.append(record(engine))
-            for part in parts(own, relayed):
+            for part in parts[own:]:
                 device.copy(far, away[part], host[part])
-                device.wait(landing, record(far))
-                device.copy(landing, arena[part], there[part])
-                ready.append(record(landing))
-            for event in ready:
-                device.wait(chain.stream, event)
+                device.wait(push, record(far))
+                device.copy(push, there[part], away[part])
+                ready.append(record(push))
+            due = [at * kernels // len(ready) for at in range(len(ready))]
+            for kernel in range(kernels):
+                for at, event in zip(due, ready, strict=True):
+                    if at == kernel:
+                        device.wait(chain.stream, event)
                 chain.kernel()
 
-    return body
+    return body, len(parts) * size
+
+
+def _never(bench: Bench) -> None:
+    return None
 
 
 OVERHEAD_CASES = (
     Case("issue", "host thread to issue a copy, an event, a wait, a layer", issue, seconds=1),
     Case("answer", "host thread from a kernel's end until it knows", answer, seconds=1),
-    Case(
-        "wait-stream", "waits on the same device, issued in a stream", lambda b: waits(b, 0, False), seconds=1
+    Case("hook", "host thread to come between layers of an eager run", hook, seconds=2),
+    *(
+        Case(
+            f"wait-{where}{how}",
+            f"waits on {'the same' if gpu == 0 else 'another'} device, {words}",
+            partial(waits, gpu=gpu, how=how),
+            _never if gpu == 0 else several_gpus,
+        )
+        for how, words in (
+            ("stream", "issued in a stream"),
+            ("graph", "in a graph"),
+            ("head", "for a head, in a graph"),
+        )
+        for gpu, where in ((0, ""), (1, "cross-"))
     ),
-    Case("wait-graph", "waits on the same device, in a graph", lambda b: waits(b, 0, True), seconds=1),
-    Case(
-        "wait-cross-stream",
-        "waits on another device, in a stream",
-        lambda b: waits(b, 1, False),
-        several_gpus,
-        seconds=1,
-    ),
-    Case(
-        "wait-cross-graph",
-        "waits on another device, in a graph",
-        lambda b: waits(b, 1, True),
-        several_gpus,
-        seconds=1,
-    ),
-    Case("launch", "graph launch by operations and by edges between devices", launch, seconds=3),
+    Case("launch", "graph launch by kernels, copies and edges between devices", launch, seconds=5),
     Case("first-replay", "first launch of a fresh graph", first_replay, seconds=3),
 )

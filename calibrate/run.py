@@ -13,6 +13,7 @@ import torch
 
 from calibrate.assemble import Assembled, GpuFacts, assemble
 from calibrate.bench import FULL, NO_FIGURES, QUICK, Bench, Case, Effort, Mismatch
+from calibrate.beside import BESIDE_CASES
 from calibrate.identity import (
     GpuState,
     HostIdentity,
@@ -23,7 +24,7 @@ from calibrate.identity import (
     read_states,
     session,
 )
-from calibrate.layers import LayersResult, measure, timings
+from calibrate.layers import LayersResult, measure, slowed, timings
 from calibrate.links import LINK_CASES
 from calibrate.overheads import OVERHEAD_CASES
 from calibrate.samples import CaseResult
@@ -40,7 +41,7 @@ from sim.profile import Profile, ProfileKind
 from sim.provenance import stamp
 from sim.trace import trace_model
 
-CASES: tuple[Case, ...] = LINK_CASES + OVERHEAD_CASES
+CASES: tuple[Case, ...] = LINK_CASES + BESIDE_CASES + OVERHEAD_CASES
 NO_FIGURE = "GPUs were played by threads: no number written here means anything"
 NETWORK_SECONDS = 12.0
 """A first guess of what one network takes."""
@@ -215,7 +216,7 @@ def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profil
     inputs = (f"host:{made.host.digest}", f"network:{result.network.digest}")
     provenance = replace(opened.provenance, inputs=inputs)
     kind: ProfileKind = "measured" if opened.figures else "estimated"
-    return Profile(kind, result.network, made.host.digest, timings(result), provenance)
+    return Profile(kind, result.network, made.host.digest, timings(result), provenance, slowed(result))
 
 
 def _links(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrate.fit import Constant, Fit
-from calibrate.layers import LayersResult
+from calibrate.layers import LayersResult, slowed
 from calibrate.samples import CaseResult, Point
 from calibrate.store import CALIBRATION, LAYERS, Calibration
 from sim.errors import InputError, require
@@ -167,6 +167,8 @@ def _figure_change(what: str, a: Figure, b: Figure) -> Change:
 
 
 def _layer_changes(before: Profile, after: Profile) -> Iterator[Change]:
+    if before.slowed is not None and after.slowed is not None:
+        yield _figure_change("slowed beside copies, part", before.slowed, after.slowed)
     for index, (a, b) in enumerate(zip(before.layers, after.layers, strict=True)):
         name = before.network.layers[index].name
         pairs = [("resident", a.resident, b.resident), ("issue", a.issue, b.issue)]
@@ -206,6 +208,11 @@ def _number(name: str, value: float) -> str:
     return f"{value / 1e3:.2f} us" if name.endswith("_ns") else f"{value:.3g}"
 
 
+def _longer(slowed: Figure) -> str:
+    spread = "" if slowed.low is None or slowed.high is None else f" ({slowed.low:.1%}..{slowed.high:.1%})"
+    return f"{slowed.value:.1%}{spread} longer"
+
+
 def _us(timing: Timing) -> str:
     return f"{timing.median_ns / 1e3:.1f}"
 
@@ -218,6 +225,8 @@ def _profile(profile: Profile, console: Console) -> None:
         highlight=False,
     )
     table = Table("", "layer", "kind", "KiB", "resident us", "issue us", "+ in place us", "+ from a peer us")
+    if profile.slowed is not None:
+        console.print(f"beside copies of host memory to the same GPU layers take {_longer(profile.slowed)}")
     for index, (layer, timing) in enumerate(zip(network.layers, profile.layers, strict=True)):
         table.add_row(
             str(index), layer.name, layer.kind, f"{network.layer_bytes(index) / 1024:.0f}", _us(timing.resident),
@@ -264,6 +273,7 @@ def _case(result: CaseResult) -> Table | str:
         "what",
         "bytes",
         "count",
+        "copies",
         "edges",
         "us each",
         "GB/s",
@@ -272,7 +282,7 @@ def _case(result: CaseResult) -> Table | str:
     )
     for point in result.points:
         table.add_row(
-            point.label, str(point.size_bytes), str(point.count), str(point.edges), f"{point.each_ns / 1e3:.2f}",
+            point.label, str(point.size_bytes), str(point.count), str(point.copies), str(point.edges), f"{point.each_ns / 1e3:.2f}",
             f"{point.bytes_per_s / 1e9:.2f}" if point.size_bytes else "", _spread(point),
         )  # fmt: skip
     return table
@@ -293,10 +303,8 @@ def _layers(result: LayersResult, console: Console) -> None:
             run.way, run.launch, str(len(run.rows)), f"{run.whole.median_ns / 1e3:.1f}", _spread(run.whole), f"{run.ratio:.3f}"
         )  # fmt: skip
     console.print(table)
-    beside = result.beside_copies
-    warm = result.run("resident")
-    if beside is not None and warm is not None:
-        slower = beside.median_ns / warm.whole.median_ns - 1
-        console.print(f"beside copies to the same GPU the warm run takes {slower:+.1%}")
+    slower = slowed(result)
+    if slower is not None:
+        console.print(f"beside copies to the same GPU the warm run takes {_longer(slower)}")
     for text in result.notes:
         console.print(text, highlight=False, markup=False)

@@ -16,6 +16,9 @@ from sim.host import Peer
 SWITCHES = ("PIX", "PXB")
 """Ancestors that are PCIe switches: GPUs below one may share its uplink."""
 
+HOST_MEMORY = "host memory"
+"""What all GPUs share, be it a switch, a socket or the memory itself: at once they get less than their lanes carry."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wire:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from sim.console import run_command
 from sim.errors import InputError, require
@@ -135,7 +136,7 @@ def bench(**options: Any) -> int:
 
 
 @cli.command()
-@click.option("--model", "models", required=True, multiple=True, metavar="NAME", help="Repeatable.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Repeatable.")
 @click.option(
     "--dtype", "dtypes", multiple=True, default=("fp32",), type=click.Choice(["fp32", "fp16", "bf16"]),
     help="Repeatable. Default: fp32.",
@@ -157,18 +158,48 @@ def bench(**options: Any) -> int:
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides the random plans.")
 @click.option("--runs", type=click.IntRange(1, 100_000), default=7, show_default=True, help="Starts each.")
-@click.option("--out", "folder", required=True, metavar="DIR", help="For sweep.yaml and sweep.png.")
+@click.option("--out", "folder", metavar="DIR", help="For sweep.yaml, sweep.png and summary.txt.")
 @click.option("--force", is_flag=True, help="Start over instead of going on from what DIR has.")
-def sweep(**options: Any) -> int:
+@click.option(
+    "--again",
+    metavar="DIR",
+    help="Run nothing: predict again what DIR has, with --host and --profiles alone.",
+)
+@click.pass_context
+def sweep(context: click.Context, /, again: str | None, **options: Any) -> int:
     """Run every strategy, the best plan and random plans of many networks; set prediction beside measurement.
 
     Every model in every dtype at every batch size, over each number of links. The same command goes on where it stopped.
+
+    --again DIR needs no GPU: it predicts every plan that DIR has by the model and the constants as they are now, renews
+    predictions, picture and summary, and adds what each mechanism of the model buys (ablation.yaml). Samples stay.
     """
+    if again is not None:
+        return _again(context, again)
+    for name, flag in (("models", "--model"), ("folder", "--out")):
+        if not options[name]:
+            raise click.UsageError(f"Missing option '{flag}'.", context)
     options["gpus"] = parse_gpus((*options["gpus"], *options.pop("more")) or ("0",))
     # `hwexec --help` answers without torch
     from hwexec import sweep_command  # noqa: PLC0415
 
     return sweep_command.run_sweep(sweep_command.SweepCall(**options))
+
+
+def _again(context: click.Context, folder: str) -> int:
+    given = [
+        max(param.opts, key=len) if isinstance(param, click.Option) else "GPUs"
+        for param in context.command.params
+        if context.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+    ]
+    odd = [name for name in given if name not in ("--again", "--host", "--profiles")]
+    require(not odd, f"--again takes --host and --profiles alone; leave out {', '.join(odd)}")
+    # `hwexec --help` answers without torch
+    from hwexec import sweep_command  # noqa: PLC0415
+
+    return sweep_command.predict_again(
+        sweep_command.AgainCall(folder, context.params["host"], context.params["profiles"])
+    )
 
 
 if __name__ == "__main__":

@@ -201,6 +201,9 @@ class CpuDevice:
         if token is not None:  # as in CUDA, an event never recorded holds nobody up
             self._do(stream, lambda: _sit(token))
 
+    def wait_outside(self, stream: Stream, event: Event) -> None:
+        self.wait(stream, event)
+
     def wait_on_host(self, event: Event) -> None:
         if event.raw is not None:
             _sit(event.raw)

@@ -1,8 +1,8 @@
 """CUDA through stock PyTorch: the only file that names torch.cuda.
 
 What it had to learn (all tried on two H200, torch 2.11): a pinned host pointer, or another GPU's pointer, wrapped as a
-DLPack capsule that names this GPU becomes a tensor of this GPU. Kernels read it in place, and `copy_` from it is a plain
-asynchronous copy on the current stream, without the barrier that PyTorch puts round a copy between two devices. `copy_`
+DLPack capsule that names this GPU becomes a tensor of this GPU. Kernels read it in place, and a copy to or from it is a
+plain asynchronous copy on the current stream, without the barrier that PyTorch puts round a copy between two devices. `copy_`
 takes 14 us of the host's time, the driver's own copy about 1: arenas are copied by the driver, where it can be loaded.
 """
 
@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import resource
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,10 +20,10 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from hwexec.cupti import watched
 from hwexec.device import Activity, CaptureError, Event, Memory, Ready, Stream
-from hwexec.driver import NO_CONTEXT, captured_nodes, driver_error, labelled, load_driver
+from hwexec.driver import EXTERNAL, NO_CONTEXT, captured_nodes, driver_error, labelled, load_driver
 from sim.errors import InputError, require
 
 _cuda: Any = torch.cuda  # much of it has no types
@@ -46,10 +44,11 @@ class CudaDevice:
             "no CUDA device: this machine or this build of PyTorch has none; device 'cpu' plays one, without figures",
         )
         _cuda.init()
-        self._profiled = False
         self._driver = load_driver()
         self._callers: dict[tuple[int, ...], Any] = {}
-        self._edges: dict[int, tuple[Any, Any]] = {}
+        self._edges: dict[tuple[int, int], tuple[Ready, Ready, Ready, Ready]] = {}
+        self._switch = True
+        """Whether a copy must be issued with its stream's GPU current; that takes microseconds, and drivers differ."""
 
     @property
     def gpu_count(self) -> int:
@@ -121,6 +120,21 @@ class CudaDevice:
         for one, other in ((source, destination), (destination, source)):
             torch.zeros(1, device=self.torch_device(one)).to(self.torch_device(other))
         self.synchronize()
+        self._switch = self._switch and not self._takes_any(source, destination)
+
+    def _takes_any(self, gpu: int, other: int) -> bool:
+        """Whether the driver takes a copy on a stream of `gpu` while `other` is the current one."""
+        if self._driver is None:
+            return False
+        stream, probe = (
+            _cuda.Stream(device=gpu),
+            torch.zeros(2, dtype=torch.uint8, device=self.torch_device(gpu)),
+        )
+        with torch.cuda.device(other):
+            to = probe.data_ptr()
+            code: int = self._driver.cuMemcpyAsync(to, to + 1, 1, stream.cuda_stream)
+        self.synchronize()
+        return code == 0
 
     # Streams and events
 
@@ -131,10 +145,22 @@ class CudaDevice:
         """PyTorch's streams come from a pool and are never destroyed."""
 
     def on(self, stream: Stream) -> _On:
-        edges = self._edges.get(stream.raw.cuda_stream)
-        if edges is None:
-            edges = self._edges[stream.raw.cuda_stream] = (_cuda.Event(), _cuda.Event())
-        return _On(self, stream, *edges)
+        return _On(self, stream)
+
+    def _edges_of(self, caller: Any, stream: Stream) -> tuple[Ready, Ready, Ready, Ready]:
+        """Calls that put `stream` behind the caller's, and the caller's behind `stream`."""
+        key = (caller.cuda_stream, stream.raw.cuda_stream)
+        found = self._edges.get(key)
+        if found is None:
+            other = Stream("the caller's stream", stream.gpu, caller)
+            before, after = self.event(), self.event()
+            found = self._edges[key] = (
+                self.ready_record(other, before),
+                self.ready_wait(stream, before),
+                self.ready_record(stream, after),
+                self.ready_wait(other, after),
+            )
+        return found
 
     def idle(self, stream: Stream) -> bool:
         return bool(stream.raw.query()) and bool(self._caller(stream.gpu).query())
@@ -155,6 +181,14 @@ class CudaDevice:
 
     def wait(self, stream: Stream, event: Event) -> None:
         stream.raw.wait_event(event.raw)
+
+    def wait_outside(self, stream: Stream, event: Event) -> None:
+        """PyTorch tells such events from others when they are made, and only since 2.7; the driver when they are waited for."""
+        if self._driver is None:
+            raise CaptureError("libcuda cannot be loaded, and a graph waits for its head's copies through it")
+        code = self._driver.cuStreamWaitEvent(stream.raw.cuda_stream, event.raw.cuda_event, EXTERNAL)
+        if code:
+            raise CaptureError(f"a wait of {stream.name}: {driver_error(self._driver, code)}")
 
     def wait_on_host(self, event: Event) -> None:
         event.raw.synchronize()
@@ -178,34 +212,59 @@ class CudaDevice:
         """One call of the driver: it knows from the addresses which way to go, and a capture takes it as a copy."""
         if size_bytes == 0:
             return _nothing
-        call, exchange, gpu = self._driver.cuMemcpyAsync, _cuda._exchange_device, stream.gpu
-        given = (
-            ctypes.c_uint64(to),
-            ctypes.c_uint64(origin),
-            ctypes.c_size_t(size_bytes),
-            ctypes.c_void_p(stream.raw.cuda_stream),
+        return self._driver_call(
+            stream.gpu,
+            "cuMemcpyAsync",
+            (
+                ctypes.c_uint64(to),
+                ctypes.c_uint64(origin),
+                ctypes.c_size_t(size_bytes),
+                ctypes.c_void_p(stream.raw.cuda_stream),
+            ),
+            f"a copy of {size_bytes} bytes on {stream.name}",
         )
 
-        def issue() -> None:
+    def _driver_call(self, gpu: int, name: str, given: tuple[Any, ...], what: str) -> Ready:
+        """A call of the driver on a stream of `gpu`, made ready. RuntimeError, naming `what`, where it fails."""
+        call, switch = getattr(self._driver, name), self._switch
+        exchange, current = _cuda._exchange_device, torch._C._cuda_getDevice
+
+        def switched() -> int:
             before = exchange(gpu)
-            code = call(*given)
+            code: int = call(*given)
             if code == NO_CONTEXT:
                 torch.cuda.set_device(gpu)  # binds the GPU's context to this thread
                 code = call(*given)
             if before != gpu:
                 exchange(before)
+            return code
+
+        def issue() -> None:
+            code = switched() if switch and current() != gpu else call(*given)
+            if code == NO_CONTEXT:
+                code = switched()
             if code:
-                raise RuntimeError(
-                    f"a copy of {size_bytes} bytes on {stream.name}: {driver_error(self._driver, code)}"
-                )
+                raise RuntimeError(f"{what}: {driver_error(self._driver, code)}")
 
         return issue
 
     def ready_record(self, stream: Stream, event: Event) -> Ready:
-        return partial(event.raw.record, stream.raw)
+        by_torch = partial(event.raw.record, stream.raw)
+        by_torch()  # PyTorch makes the driver's event at its first recording
+        if self._driver is None:
+            return by_torch
+        given = (ctypes.c_void_p(event.raw.cuda_event), ctypes.c_void_p(stream.raw.cuda_stream))
+        return self._driver_call(stream.gpu, "cuEventRecord", given, f"an event on {stream.name}")
 
     def ready_wait(self, stream: Stream, event: Event) -> Ready:
-        return partial(event.raw.wait, stream.raw)
+        if self._driver is None or not event.raw.cuda_event:
+            return partial(event.raw.wait, stream.raw)
+        given = (
+            ctypes.c_void_p(stream.raw.cuda_stream),
+            ctypes.c_void_p(event.raw.cuda_event),
+            ctypes.c_uint(0),
+        )
+        return self._driver_call(stream.gpu, "cuStreamWaitEvent", given, f"a wait of {stream.name}")
 
     def assign(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
         if (
@@ -216,7 +275,13 @@ class CudaDevice:
             and destination.is_contiguous()
             and not (source.is_neg() or source.is_conj())
         ):
-            self._driver_copy(stream, destination.data_ptr(), source.data_ptr(), destination.nbytes)()
+            to, origin, size_bytes = destination.data_ptr(), source.data_ptr(), destination.nbytes
+            # its own call: one made ready is worth its making only where it is called again
+            code = size_bytes and self._driver.cuMemcpyAsync(to, origin, size_bytes, stream.raw.cuda_stream)
+            if code:
+                raise RuntimeError(
+                    f"the copy of an input of {size_bytes} bytes: {driver_error(self._driver, code)}"
+                )
             return
         with torch.no_grad():
             destination.copy_(source, non_blocking=True)
@@ -253,20 +318,7 @@ class CudaDevice:
                 raise
 
     def trace(self, call: Callable[[], None]) -> tuple[Activity, ...]:
-        self.synchronize()
-        if not self._profiled:  # the first use of the profiler starts CUPTI, which takes long
-            with profile(activities=[ProfilerActivity.CUDA]):
-                self.synchronize()
-            self._profiled = True
-        with profile(activities=[ProfilerActivity.CUDA]) as watched:
-            call()
-            self.synchronize()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "trace.json"
-            watched.export_chrome_trace(str(path))
-            events = json.loads(path.read_text())["traceEvents"]
-        found = [activity for event in events if (activity := _activity(event)) is not None]
-        return tuple(sorted(found, key=lambda a: (a.start_ns, a.stop_ns)))
+        return watched(call, self.synchronize)
 
     def close(self) -> None:
         pass
@@ -275,31 +327,31 @@ class CudaDevice:
 class _On:
     """See `Device.on`. A class: a generator costs more than all that it does here."""
 
-    __slots__ = ("after", "before", "caller", "device", "gpu", "stream")
+    __slots__ = ("caller", "device", "edges", "gpu", "stream")
 
-    def __init__(self, device: CudaDevice, stream: Stream, before: Any, after: Any) -> None:
-        self.device, self.stream, self.before, self.after = device, stream, before, after
+    def __init__(self, device: CudaDevice, stream: Stream) -> None:
+        self.device, self.stream = device, stream
 
     def __enter__(self) -> None:
         raw, gpu = self.stream.raw, self.stream.gpu
         self.gpu = _cuda._exchange_device(gpu)
         caller = self.caller = self.device._caller(gpu)
         if caller != raw:
-            self.before.record(caller)
-            self.before.wait(raw)
+            self.edges = self.device._edges_of(caller, self.stream)
+            self.edges[0]()
+            self.edges[1]()
             torch.cuda.set_stream(raw)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        raw, caller = self.stream.raw, self.caller
-        if caller != raw:
-            torch.cuda.set_stream(caller)
+        if self.caller != self.stream.raw:
+            torch.cuda.set_stream(self.caller)
+            if error is None:
+                self.edges[2]()
+                self.edges[3]()
         if self.gpu != self.stream.gpu:
             _cuda._exchange_device(self.gpu)
-        if caller != raw and error is None:
-            self.after.record(raw)
-            self.after.wait(caller)
 
 
 class CudaGraph:
@@ -371,26 +423,3 @@ def _nothing() -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _activity(event: dict[str, Any]) -> Activity | None:
-    """One event of a profiler's trace; None for those that are no GPU work."""
-    category, name = event.get("cat", ""), event.get("name", "")
-    start = float(event.get("ts", 0)) * 1e3
-    stop = start + float(event.get("dur", 0)) * 1e3
-    about = event.get("args", {})
-    if category in ("cuda_runtime", "cuda_driver"):
-        if "GraphLaunch" in name:
-            return Activity("launch", -1, start, stop, 0, name)
-        issues = any(part in name for part in ("EventRecord", "StreamWaitEvent", "Memcpy"))
-        return Activity("issue", -1, start, stop, 0, name) if issues else None
-    if category not in ("gpu_memcpy", "gpu_memset", "kernel"):
-        return None
-    # copies between two GPUs name both, and the one whose stream they ran on
-    gpu = int(about.get("toDevice", about.get("device", -1)))
-    size = int(about.get("bytes", 0))
-    if category == "gpu_memcpy" and "HtoD" in name:
-        return Activity("h2d", gpu, start, stop, size, name)
-    if category == "gpu_memcpy" and ("DtoD" in name or "PtoP" in name):
-        return Activity("d2d", gpu, start, stop, size, name)
-    return Activity("kernel", gpu, start, stop, size, name)

@@ -157,6 +157,13 @@ class Device(Protocol):
         """`stream` goes on once `event`, as last recorded, has happened."""
         ...
 
+    def wait_outside(self, stream: Stream, event: Event) -> None:
+        """`wait` inside a capture for an event that is recorded outside of it: as last recorded before each replay.
+
+        It must have been recorded once.
+        """
+        ...
+
     def wait_on_host(self, event: Event) -> None:
         """The calling thread goes on once `event` has happened."""
         ...
@@ -170,8 +177,8 @@ class Device(Protocol):
     def copy(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
         """Bytes, both tensors uint8 and contiguous.
 
-        `destination` is on the stream's GPU; `source` is pinned host memory, or on that GPU, or a `view` for that GPU: a
-        pull over the peer link, which holds up no other stream.
+        One of them is on the stream's GPU, the other there too, or pinned host memory, or a `view` for that GPU: then it is a
+        push or a pull over the peer link, and holds up no other stream.
         """
         ...
 

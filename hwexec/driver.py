@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils import dlpack
 
+EXTERNAL = 1  # CU_EVENT_WAIT_EXTERNAL: a captured wait for an event that lives outside of the graph
 NO_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not touched the GPU yet
 
 
@@ -19,6 +20,10 @@ def load_driver() -> Any:
         driver: Any = ctypes.CDLL("libcuda.so.1")
         driver.cuMemcpyAsync.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p]
         driver.cuMemcpyAsync.restype = ctypes.c_int
+        driver.cuStreamWaitEvent.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
+        driver.cuStreamWaitEvent.restype = ctypes.c_int
+        driver.cuEventRecord.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        driver.cuEventRecord.restype = ctypes.c_int
     except (OSError, AttributeError):
         return None
     return driver

@@ -206,7 +206,7 @@ class ColdStart:
 
     def _captured(self, kind: str) -> _Captured:
         """A start of this kind as a graph, without its head. A capture that fails names the layer that it had reached."""
-        skip = self.program.head_ops if kind == "cold" else 0
+        head = self._stage.head() if kind == "cold" and self.program.head_ops else None
         walk: Walk | None = None
         try:
             with (
@@ -214,7 +214,7 @@ class ColdStart:
                 torch.no_grad(),
                 self.device.capture(self._stage.compute) as graph,
             ):
-                walk = self._stage.walk(kind, graph=graph, skip=skip)
+                walk = self._stage.walk(kind, graph=graph, head=head)
                 walk.begin()
                 with follow(self.module, self.network, self._stage.find, walk.reach):
                     output = self._forward()
@@ -224,7 +224,7 @@ class ColdStart:
             raise CaptureError(
                 f"layer {at} ({self.network.layers[at].name}) cannot be captured: {error}"
             ) from None
-        return _Captured(graph, output, walk.layer_nodes(), self._stage.head() if skip else None)
+        return _Captured(graph, output, walk.layer_nodes(), head)
 
     def _drop_graphs(self) -> None:
         for captured in {id(c): c for c in self._graphs.values()}.values():
@@ -359,8 +359,6 @@ class ColdStart:
                 do(head.fork)
                 do(head.copies)
             self._assign(inputs)
-            if head is not None:
-                do(head.join)
             captured.graph.replay()
         return captured.output
 

@@ -6,17 +6,30 @@ What a start does is a list of calls without arguments, made once: the host thre
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
 
 from hwexec.device import Device, Event, Ready, Stream
-from hwexec.walk import Move
 from sim.program import Copy, Op, Record, Wait
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A Copy made ready: bytes of arenas as tensors of the stream's device, and the call that copies them."""
+
+    destination: torch.Tensor
+    source: torch.Tensor
+    issue: Ready
+
+
 class Head:
-    """The calls of the program's first operations. Every call of them is another start; events are recorded anew each time.
+    """The calls of `ops`, a program's first; `graph` has its others. Every call is another start and records events anew.
 
     `fork` holds the copy streams back until the compute stream is there; a start on an idle device needs none of it.
-    `copies` is what stands on copy streams; `join`, behind all of it, lets the compute stream wait.
+    `events` are what the graph waits for, by their numbers in the program, and `ends`, by stream, what the copies that the
+    graph makes on such a stream stand behind. All have been recorded once, so that a capture finds them. `loose` are
+    those of `ends` that stand behind copies which nothing in the graph waits for.
     """
 
     def __init__(
@@ -26,23 +39,29 @@ class Head:
         streams: Mapping[str, Stream],
         moves: Mapping[int, Move],
         compute: Stream,
+        graph: Sequence[Op],
     ) -> None:
-        events: dict[int, Event] = {op.event: device.event() for op in ops if isinstance(op, Record)}
-        start = device.event()
-        names = dict.fromkeys(op.stream for op in ops if op.stream != compute.name)
-        self.fork = [device.ready_record(compute, start)]
-        self.fork += [device.ready_wait(streams[name], start) for name in names]
+        self.events: dict[int, Event] = {op.event: device.event() for op in ops if isinstance(op, Record)}
+        last = {op.stream: op for op in ops}
+        open_ended = {name for name, op in last.items() if isinstance(op, Copy)}
+        goes_on = {op.stream for op in graph}
+        self.ends = {name: device.event() for name in last if name in open_ended or name in goes_on}
+        self.loose = [event for name, event in self.ends.items() if name in open_ended - goes_on]
+        self._start = device.event()
+        self.fork = [device.ready_record(compute, self._start)]
+        self.fork += [device.ready_wait(streams[name], self._start) for name in last]
         self.copies: list[Ready] = []
-        self.join: list[Ready] = []
         for index, op in enumerate(ops):
-            calls = self.join if op.stream == compute.name else self.copies
             if isinstance(op, Copy):
-                calls.append(moves[index].issue)
+                self.copies.append(moves[index].issue)
             elif isinstance(op, Record):
-                calls.append(device.ready_record(streams[op.stream], events[op.event]))
+                self.copies.append(device.ready_record(streams[op.stream], self.events[op.event]))
+                device.record(streams[op.stream], self.events[op.event])
             elif isinstance(op, Wait):
-                calls.append(device.ready_wait(streams[op.stream], events[op.event]))
-        self._kept = (events, start)
+                self.copies.append(device.ready_wait(streams[op.stream], self.events[op.event]))
+        for name, event in self.ends.items():
+            self.copies.append(device.ready_record(streams[name], event))
+            device.record(streams[name], event)
 
 
 def do(calls: Sequence[Ready]) -> None:

@@ -39,7 +39,7 @@ def of_rows(program: Program, rows: Iterable[Row], extra: Sequence[Span] = ()) -
 def of_graph(program: Program, seen: Sequence[Activity], layer_nodes: tuple[int, ...] | None) -> Timeline:
     """Activities of a head and a replayed graph, told apart by order and size: a graph's own streams have no names.
 
-    Copies of one size from one place to one GPU keep their order; what is no copy of the program runs on the compute
+    Copies of one size from one place to another keep their order; what is no copy of the program runs on the compute
     stream, in order, and `layer_nodes` says how many are of each layer. Without it, or where it does not add up, all
     kernels are one span.
     """
@@ -59,11 +59,12 @@ def of_graph(program: Program, seen: Sequence[Activity], layer_nodes: tuple[int,
         if not isinstance(op, Copy):
             continue
         kind = "h2d" if op.source is None else "d2d"
+        gpus = {op.destination, op.source}  # a copy between two GPUs may be booked on either
         for at, activity in enumerate(left):
             if (
                 at not in used
-                and (activity.kind, activity.gpu, activity.size_bytes)
-                == (kind, op.destination, op.size_bytes)
+                and (activity.kind, activity.size_bytes) == (kind, op.size_bytes)
+                and activity.gpu in gpus
                 and activity.start_ns >= landed.get(op.chunk, 0.0)
             ):
                 used.add(at)

@@ -13,11 +13,11 @@ from torch.utils import _pytree as pytree
 from hwexec.arena import Binding, Extents, HostArena, Weights, load, point, region, slots_of
 from hwexec.device import POISON, Device, Event, Graph, Stream
 from hwexec.hooks import Finder
-from hwexec.script import Head
-from hwexec.walk import Marks, Move, Pairs, Walk
+from hwexec.script import Head, Move
+from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
 from sim.plan import Access
-from sim.program import HOST, Copy, Op, Program, Run
+from sim.program import HOST, Copy, Op, Program, Run, device_of
 
 HEADROOM_BYTES = 256 * 2**20
 """Left free on a GPU beside its arena, for library workspaces and graphs; activations come on top."""
@@ -101,9 +101,11 @@ class Stage:
         self.background = self._stream("settle", target)
         for op in self.program.ops:
             if op.stream != HOST and op.stream not in self.streams:
-                # a copy between GPUs is a pull: its stream is the destination's, so that no other device's stream is held up
-                gpu = int(op.stream.partition(":")[2].rpartition(">")[2])
-                self._stream(op.stream, gpu)
+                self._stream(op.stream, device_of(op.stream))
+        for gpu in self._extents.keys() - {stream.gpu for stream in self.streams.values()}:
+            self._stream(
+                f"fill:{gpu}", gpu
+            )  # what is only pushed to has no stream of its own, but is poisoned as well
         self._moves: dict[int, Move] = {}
         stack.callback(self._moves.clear)
         for index, op in enumerate(self.program.ops):
@@ -125,16 +127,20 @@ class Stage:
         self.streams.clear()
 
     def _move(self, op: Copy) -> Move:
-        start, stop, gpu = op.start_bytes, op.stop_bytes, op.destination
-        destination = self._extents[gpu].slice(self.arenas[gpu], start, stop)
-        source = (
-            self.host.tensor[start:stop] if op.source is None else self._peer(op.source, start, stop, gpu)
-        )
+        """A push between GPUs: its stream is the source's, to which the destination is a view."""
+        start, stop = op.start_bytes, op.stop_bytes
+        destination = self._held(op.destination, start, stop)
+        source = self.host.tensor[start:stop]
+        if op.source is not None:
+            source = self._held(op.source, start, stop)
+            destination = self.device.view(destination, op.source, self.arenas[op.destination])
         return Move(destination, source, self.device.ready_copy(self.streams[op.stream], destination, source))
 
+    def _held(self, gpu: int, start: int, stop: int) -> torch.Tensor:
+        return self._extents[gpu].slice(self.arenas[gpu], start, stop)
+
     def _peer(self, source: int, start: int, stop: int, gpu: int) -> torch.Tensor:
-        held = self._extents[source].slice(self.arenas[source], start, stop)
-        return self.device.view(held, gpu, self.arenas[source])
+        return self.device.view(self._held(source, start, stop), gpu, self.arenas[source])
 
     def _ways(self) -> dict[str, Way]:
         """Cold, warm and resident: the program with and without its copies, and the tensors' places in each."""
@@ -213,7 +219,9 @@ class Stage:
         finally:
             self.binding.rest()
 
-    def walk(self, way: str, graph: Graph | None = None, marks: Marks | None = None, skip: int = 0) -> Walk:
+    def walk(
+        self, way: str, graph: Graph | None = None, marks: Marks | None = None, head: Head | None = None
+    ) -> Walk:
         ops, repoint = self.ways[way].ops, self.ways[way].repoint
         return Walk(
             self.device,
@@ -225,13 +233,14 @@ class Stage:
             compute=self.compute,
             graph=graph,
             marks=marks,
-            skip=skip,
+            head=head,
+            head_ops=self.program.head_ops if head is not None else 0,
         )
 
     def head(self) -> Head:
         """The operations that a cold start issues ahead of its graph, as calls made ready."""
-        ops = self.program.ops[: self.program.head_ops]
-        return Head(self.device, ops, self.streams, self._moves, self.compute)
+        ops, at = self.program.ops, self.program.head_ops
+        return Head(self.device, ops[:at], self.streams, self._moves, self.compute, ops[at:])
 
     def fill(self) -> None:
         """All weights into the target's arena, on the compute stream."""

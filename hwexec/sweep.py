@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hwexec.bench import Entry, Task, entries, run_entry
 from hwexec.device import Device
 from hwexec.peers import Scene, Snapshot
+from hwexec.sweep_plan import KeptPlan, keep
 from hwexec.timing import Samples
 from hwexec.verify import plain_answer
 from sim.baselines import BASELINES
@@ -31,7 +32,7 @@ IN_PLACE = (0.0, 0.0, 0.02, 0.1, 0.3)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One plan, predicted and measured. `number` tells random plans of a case apart; 0 elsewhere."""
+    """One plan, predicted and measured. `number` tells random plans of a case apart; 0 elsewhere. `plan` is as it ran."""
 
     model: str
     dtype: str
@@ -42,7 +43,6 @@ class Point:
     links: int
     strategy: str
     number: int
-    launch: str
     chunks: int
     copied_bytes: int
     direct_bytes: int
@@ -51,7 +51,12 @@ class Point:
     measured_ns: float | None
     """Median of `samples_ns`."""
     note: str
+    plan: KeptPlan
     samples_ns: tuple[float, ...]
+
+    @property
+    def launch(self) -> Launch:
+        return self.plan.launch
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -78,7 +83,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class SweepRecord:
-    """All points so far, on one host; the provenance is of the call that wrote last."""
+    """All points so far, on one host. `provenance` is of the call that measured last, `predicted_by` of the one that predicted."""
 
     host: str
     host_digest: str
@@ -86,10 +91,11 @@ class SweepRecord:
     figures: bool
     seed: int
     provenance: Provenance
+    predicted_by: Provenance
     points: tuple[Point, ...]
 
 
-SWEEP = FileKind("sweep", 1, SweepRecord)
+SWEEP = FileKind("sweep", 2, SweepRecord)
 
 
 def random_plan(network: Network, host: Host, gpus: tuple[int, ...], seed: str) -> Plan:
@@ -144,9 +150,7 @@ def run_case(
         except InputError as error:
             yield f"{what}: {error}", left, None
             continue
-        ran = replace(
-            entry.plan, launch=Launch(row.launch)
-        )  # one that was not captured is predicted as it ran
+        ran = as_run(entry.plan, Launch(row.launch))
         predicted = simulate(lower(ran, network, task.host), task.profile, detail=False).makespan_ns
         yield (
             what,
@@ -157,7 +161,6 @@ def run_case(
                 links=entry.links,
                 strategy=entry.name,
                 number=number,
-                launch=row.launch,
                 chunks=len(entry.plan.chunks),
                 copied_bytes=entry.plan.copied_bytes,
                 direct_bytes=entry.plan.direct_bytes(network),
@@ -165,6 +168,12 @@ def run_case(
                 predicted_ns=predicted,
                 measured_ns=Samples(row.samples_ns).median_ns if row.samples_ns else None,
                 note=row.note,
+                plan=keep(ran),
                 samples_ns=row.samples_ns,
             ),
         )
+
+
+def as_run(plan: Plan, launch: Launch) -> Plan:
+    """A graph that could not be captured ran eagerly, without a head, and is predicted and kept so."""
+    return replace(plan, launch=launch, head=plan.head if launch is Launch.GRAPH else 0)

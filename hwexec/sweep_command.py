@@ -1,35 +1,50 @@
-"""`hwexec sweep`: from checked options to the file of points, the picture and the summary."""
+"""`hwexec sweep`: from checked options to the file of points, the picture and the summary, and the same again without a GPU."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from hwexec import commands
+from hwexec.ablate import (
+    ABLATION,
+    MECHANISMS,
+    UNCHARGED,
+    AblationRecord,
+    Model,
+    ablation,
+    ablation_parts,
+    models,
+)
 from hwexec.bench import Task
 from hwexec.device import Device
-from hwexec.report import NO_FIGURES
+from hwexec.report import NO_FIGURES, subject
 from hwexec.sweep import SWEEP, Point, SweepRecord, run_case
-from hwexec.sweep_report import draw, summarise, summary_words
-from sim.catalog import Request, profile_name
+from hwexec.sweep_report import as_text, draw, summarise, summary_parts
+from sim.catalog import Request, find_host, obtain_profile, profile_name
 from sim.console import note
 from sim.errors import InputError, require
 from sim.files import read_record, write_record
 from sim.host import Host
 from sim.models import build
 from sim.output import check_output, write_file
+from sim.profile import Profile
+from sim.provenance import stamp
 from sim.report import show
 from sim.trace import trace_model
 
 
 @dataclass(frozen=True, slots=True)
 class SweepCall:
-    """The options of `hwexec sweep`. `folder` takes sweep.yaml and sweep.png."""
+    """The options of `hwexec sweep`. `folder` takes sweep.yaml, sweep.png and summary.txt."""
 
     models: tuple[str, ...]
     dtypes: tuple[str, ...]
@@ -44,6 +59,15 @@ class SweepCall:
     runs: int
     folder: str
     force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AgainCall:
+    """The options of `hwexec sweep --again`. `folder` has sweep.yaml; ablation.yaml joins it."""
+
+    folder: str
+    host: str | None
+    profiles: str | None
 
 
 def run_sweep(call: SweepCall) -> int:
@@ -78,18 +102,96 @@ def run_sweep(call: SweepCall) -> int:
                         points += [] if point is None else [point]
             finally:  # an interrupted case keeps what it has
                 record = SweepRecord(
-                    host.name, host.digest, device.kind, device.figures, call.seed, made, tuple(points)
+                    host.name, host.digest, device.kind, device.figures, call.seed, made, made, tuple(points)
                 )
                 write_record(file, SWEEP, record, force=True)
-    found = summarise(tuple(points))
+    return _finish(file, record)
+
+
+def predict_again(call: AgainCall) -> int:
+    """Every kept plan predicted by the present model, whole and without each mechanism in turn. What was measured stays."""
+    file = Path(call.folder) / "sweep.yaml"
+    record = read_record(file, SWEEP)
+    for path in (file, file.with_name("ablation.yaml")):
+        check_output(path, force=True)
+    host = find_host(call.host or record.host)
+    if host.name != record.host:
+        note(f"{file}: planned by constants of {record.host}, predicted by those of {host.name}")
+    predicted, inputs = _predict_all(call, file, record, host)
+    made = stamp(host.name, host.gpus[0].name, inputs=inputs)
+    whole = tuple(predicted[0])
+    record = replace(record, host=host.name, host_digest=host.digest, predicted_by=made, points=whole)
+    write_record(file, SWEEP, record, force=True)
+    rows = tuple(ablation(predicted))
+    if not rows:
+        return _finish(file, record)
+    bought = AblationRecord(host.name, host.digest, record.provenance, made, UNCHARGED, rows)
+    write_record(file.with_name("ablation.yaml"), ABLATION, bought, force=True)
+    return _finish(file, record, *ablation_parts(bought))
+
+
+def _predict_all(
+    call: AgainCall, file: Path, record: SweepRecord, host: Host
+) -> tuple[tuple[list[Point], ...], tuple[str, ...]]:
+    """All points as each of `models` predicts them, and digests of what that was made from."""
+    predicted: tuple[list[Point], ...] = tuple([] for _ in range(1 + len(MECHANISMS)))
+    inputs = [f"host:{host.digest}"]
+    with _Bar("predicting") as bar:
+        groups = [tuple(group) for _, group in itertools.groupby(record.points, key=lambda p: p.case)]
+        for at, points in enumerate(groups, 1):
+            first = points[0]
+            what = subject(first.model, first.dtype, first.batch, first.seq)
+            request = Request(first.model, first.batch, first.dtype, first.seq)
+            path = _profile(call.profiles, request, first.seq)
+            profile = obtain_profile(host, request, path)
+            _same_network(f"{file}: {what}", points, profile, host)
+            if path is not None:
+                inputs.append(f"profile:{hashlib.sha256(Path(path).read_bytes()).hexdigest()}")
+            for found, model in zip(predicted, models(Model(host, profile)), strict=True):
+                try:
+                    found += _predicted(model, points)
+                except InputError as error:
+                    raise InputError(f"{file}: {what} on {host.name}: {error}") from None
+            bar.tell(f"{what}: {len(points)} plans, {len(predicted)} times each", len(groups) - at)
+    return predicted, tuple(dict.fromkeys(inputs))
+
+
+def _predicted(model: Model, points: Sequence[Point]) -> list[Point]:
+    kind, network = model.profile.kind, model.profile.network
+    return [
+        replace(p, profile_kind=kind, predicted_ns=model.predict_ns(p.plan.plan(network))) for p in points
+    ]
+
+
+def _same_network(who: str, points: Sequence[Point], profile: Profile, host: Host) -> None:
+    for point in points:
+        require(
+            point.network_digest == profile.network.digest,
+            f"{who} is another network in its profile than the one that was measured (sha256 "
+            f"{profile.network.digest[:12]}..., measured {point.network_digest[:12]}...); pass the folder of the profiles "
+            "it was planned by with --profiles",
+        )
+        require(
+            point.profile_kind == "estimated" or profile.kind == "measured",
+            f"{who} was predicted from a measured profile, and none ships for {host.name} with the constants its file has "
+            "now; pass the folder of measured ones with --profiles",
+        )
+
+
+def _finish(file: Path, record: SweepRecord, *more: Table | str) -> int:
+    """Print and keep the summary and the picture. 1 where an answer was wrong."""
+    points = record.points
     wrong = sum(not p.outputs_match for p in points)
+    found = summarise(points)
     if found is None:
         show(f"{len(points)} plans run, {wrong} with wrong answers. {NO_FIGURES}")
         return 1 if wrong else 0
-    about = f"{found.points} plans on {host.name} ({made.gpu})"
-    write_file(file.with_suffix(".png"), draw(tuple(points), about), force=True)
-    show(*summary_words(found, about))
-    note(f"wrote {file}, {file.with_suffix('.png')}")
+    about = f"{found.errors.points} plans on {record.host} ({record.provenance.gpu})"
+    parts = (*summary_parts(found, about), *more)
+    write_file(file.with_suffix(".png"), draw(points, about), force=True)
+    write_file(file.with_name("summary.txt"), as_text(*parts).encode(), force=True)
+    show(*parts)
+    note(f"wrote {file.parent}: {file.name}, sweep.png, summary.txt{', ablation.yaml' if more else ''}")
     return 1 if wrong else 0
 
 
@@ -132,7 +234,7 @@ def _before(file: Path, host: Host, device: Device, seed: int) -> tuple[Point, .
     require(
         (record.host_digest, record.device, record.seed) == (host.digest, device.kind, seed),
         f"{file}: of another host, device or seed ({record.host}, {record.device}, {record.seed}); start over with --force, "
-        "or write elsewhere with --out",
+        "write elsewhere with --out, or take up a host's new constants with --again",
     )
     note(f"{file}: going on from {len(record.points)} points")
     return record.points
@@ -142,6 +244,7 @@ def _profile(folder: str | None, request: Request, seq: int | None) -> str | Non
     """A profile in `folder`, by the name that calibrate gives it."""
     if folder is None:
         return None
+    require(Path(folder).is_dir(), f"--profiles {folder}: there is no such folder; check the path")
     path = Path(folder) / profile_name(request, seq)
     return str(path) if path.is_file() else None
 

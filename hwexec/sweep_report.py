@@ -1,79 +1,116 @@
-"""What the points of a sweep say together: errors, ranks, regret, and a picture of predicted over measured."""
+"""What the points of a sweep say together: errors, ranks, regret, targets met or not, a picture of predicted over measured."""
 
 from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from rich.console import Console
+from rich.table import Table
+
+from hwexec.report import subject
 from hwexec.sweep import Point
+from sim.plan import Launch
+from sim.report import WIDE
+
+MEDIAN, P95, WORST, TAU, REGRET = 0.03, 0.10, 0.20, 0.9, 1.03
+"""Targets: the absolute errors and the regret are to be no larger, Kendall's tau of every network no smaller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Absolute errors of points. `tau`: the mean of the networks' rank correlations, None where none can be ranked."""
+
+    points: int
+    median: float
+    p95: float
+    worst: float
+    tau: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class CaseSummary:
-    """One network. `tau`: Kendall's rank correlation of prediction and measurement; None where there is too little to rank.
+    """One network. `errors.tau`: Kendall's rank correlation of prediction and measurement.
 
     `regrets`: per number of links, the measured time of the plan that search picked, over the least measured of all plans
     that use no more links.
     """
 
     name: str
-    points: int
-    median_error: float
-    worst_error: float
-    tau: float | None
+    errors: Errors
     regrets: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    points: int
+    """`by_launch`: those of graphs and of eager plans apart, where there are any."""
+
     mismatches: int
-    median_error: float
-    p95_error: float
-    worst_error: float
+    errors: Errors
+    by_launch: tuple[tuple[Launch, Errors], ...]
     cases: tuple[CaseSummary, ...]
 
 
-def summarise(points: tuple[Point, ...]) -> Summary | None:
+def summarise(points: Sequence[Point]) -> Summary | None:
     """None where nothing was measured."""
+    known = [p for p in points if p.measured_ns is not None]
+    errors = errors_of(known)
+    if errors is None:
+        return None
+    return Summary(
+        sum(not p.outputs_match for p in known),
+        errors,
+        tuple(by_launch(known)),
+        tuple(_case(found) for found in _cases(known)),
+    )
+
+
+def errors_of(points: Sequence[Point]) -> Errors | None:
+    """None where none of them was measured."""
     known = [p for p in points if p.measured_ns is not None]
     if not known:
         return None
     errors = sorted(abs(p.off) for p in known)
-    cases: dict[tuple[object, ...], list[Point]] = {}
-    for point in known:
-        cases.setdefault(point.case, []).append(point)
-    return Summary(
-        len(known),
-        sum(not p.outputs_match for p in known),
+    taus = [tau for found in _cases(known) if (tau := _tau(found)) is not None]
+    return Errors(
+        len(errors),
         statistics.median(errors),
         errors[min(len(errors) - 1, int(0.95 * len(errors)))],
         errors[-1],
-        tuple(_case(found) for found in cases.values()),
+        statistics.fmean(taus) if taus else None,
     )
 
 
+def by_launch(points: Sequence[Point]) -> Iterator[tuple[Launch, Errors]]:
+    for launch in (Launch.GRAPH, Launch.EAGER):
+        errors = errors_of([p for p in points if p.launch is launch])
+        if errors is not None:
+            yield launch, errors
+
+
+def _cases(points: Sequence[Point]) -> list[list[Point]]:
+    found: dict[tuple[object, ...], list[Point]] = {}
+    for point in points:
+        found.setdefault(point.case, []).append(point)
+    return list(found.values())
+
+
 def _case(points: list[Point]) -> CaseSummary:
-    first = points[0]
-    tokens = "" if first.seq is None else f", {first.seq} tokens"
-    errors = [abs(p.off) for p in points]
+    first, errors = points[0], errors_of(points)
+    assert errors is not None
     regrets = []
     for best in (p for p in points if p.strategy == "best"):
         least = min(p.measured_ns or float("inf") for p in points if p.links <= best.links)
         regrets.append((best.links, (best.measured_ns or 0.0) / least))
     return CaseSummary(
-        f"{first.model}, {first.dtype}, batch {first.batch}{tokens}",
-        len(points),
-        statistics.median(errors),
-        max(errors),
-        _tau(points),
-        tuple(sorted(regrets)),
+        subject(first.model, first.dtype, first.batch, first.seq), errors, tuple(sorted(regrets))
     )
 
 
 def _tau(points: list[Point]) -> float | None:
+    """None of fewer than three, and where either side has all alike."""
     from scipy.stats import kendalltau  # noqa: PLC0415 - scipy.stats takes a second to import, and only this needs it
 
     if len(points) < 3:
@@ -82,18 +119,89 @@ def _tau(points: list[Point]) -> float | None:
     return found if found == found else None
 
 
-def summary_words(found: Summary, about: str) -> Iterator[str]:
-    yield (
-        f"{about}: absolute error median {found.median_error:.1%}, 95th percentile {found.p95_error:.1%}, worst "
-        f"{found.worst_error:.1%}; {found.mismatches} with wrong answers."
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def as_text(*parts: Table | str) -> str:
+    """As `show` prints where the output is no terminal."""
+    text = io.StringIO()
+    console = Console(file=text, width=WIDE, color_system=None, highlight=False, markup=False)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+    return text.getvalue()
+
+
+def table_of(title: str, columns: Sequence[str], left: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    return table
+
+
+def summary_parts(found: Summary, about: str) -> Iterator[Table | str]:
+    """Which targets are met, then the errors by launch and by network."""
+    yield f"{about}: {found.mismatches} with wrong answers."
+    yield _target_table(found)
+    table = table_of("By launch", ("launch", "plans", *ERRORS, "mean tau"), ("launch",))
+    for launch, errors in found.by_launch:
+        table.add_row(launch.value, str(errors.points), *error_cells(errors))
+    yield table
+    words = (
+        "network",
+        tau := f"at least {TAU:g}",
+        "regret, by number of links",
+        most := f"at most {REGRET:g}",
     )
+    table = table_of("By network", (words[0], "plans", *ERRORS, "tau", tau, words[2], most), words)
     for case in found.cases:
-        tau = "-" if case.tau is None else f"{case.tau:.3f}"
         regrets = ", ".join(f"{value:.3f} over {links}" for links, value in case.regrets) or "-"
-        yield (
-            f"{case.name}: {case.points} plans, median error {case.median_error:.1%}, worst {case.worst_error:.1%}, Kendall's "
-            f"tau {tau}, regret {regrets}"
+        table.add_row(
+            case.name,
+            str(case.errors.points),
+            *error_cells(case.errors),
+            _met(case.errors.tau is not None, (case.errors.tau or 0.0) >= TAU),
+            regrets,
+            _met(bool(case.regrets), all(value <= REGRET for _, value in case.regrets)),
         )
+    yield table
+
+
+def _target_table(found: Summary) -> Table:
+    taus = [case.errors.tau for case in found.cases if case.errors.tau is not None]
+    regrets = [value for case in found.cases for _, value in case.regrets]
+    table = table_of("Targets", ("target", "found", "asked", ""), ("target", "asked", ""))
+    for what, value, limit in (
+        ("median absolute error", found.errors.median, MEDIAN),
+        ("95th percentile of it", found.errors.p95, P95),
+        ("worst", found.errors.worst, WORST),
+    ):
+        table.add_row(what, f"{value:.2%}", f"at most {limit:.0%}", _met(True, value <= limit))
+    table.add_row(
+        "Kendall's tau, the least of all networks",
+        f"{min(taus):.3f}" if taus else "-",
+        f"at least {TAU:g}",
+        _met(bool(taus), all(tau >= TAU for tau in taus)),
+    )
+    table.add_row(
+        "regret, the largest of all networks",
+        f"{max(regrets):.3f}" if regrets else "-",
+        f"at most {REGRET:g}",
+        _met(bool(regrets), all(regret <= REGRET for regret in regrets)),
+    )
+    return table
+
+
+def _met(known: bool, met: bool) -> str:
+    return "-" if not known else "met" if met else "not met"
+
+
+ERRORS = ("median", "95th", "worst")
+
+
+def error_cells(errors: Errors) -> tuple[str, ...]:
+    """Under `ERRORS` and a column for tau."""
+    tau = "-" if errors.tau is None else f"{errors.tau:.3f}"
+    return (f"{errors.median:.2%}", f"{errors.p95:.2%}", f"{errors.worst:.2%}", tau)
 
 
 # Picture --------------------------------------------------------------------------------------------------------------
@@ -105,7 +213,7 @@ _COLOURS = {
 """Okabe & Ito's palette."""
 
 
-def draw(points: tuple[Point, ...], about: str) -> bytes:
+def draw(points: Sequence[Point], about: str) -> bytes:
     """Predicted over measured, both on logarithmic axes, with the diagonal and 5 % to either side, as PNG."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes most of a second, and only pictures need it
 

@@ -9,22 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from hwexec.arena import point
-from hwexec.device import Device, Event, Graph, Ready, Stream
+from hwexec.device import Device, Event, Graph, Stream
+from hwexec.script import Head, Move
 from sim.errors import InputError
 from sim.network import Network
 from sim.program import HOST, Copy, Op, Record, Run, Wait
 
 Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]
 """Tensors, and the views they are pointed at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A Copy made ready: bytes of arenas as tensors of the stream's device, and the call that copies them."""
-
-    destination: torch.Tensor
-    source: torch.Tensor
-    issue: Ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +68,7 @@ class Marks:
 class Walk:
     """One pass over `ops`, in issue order, in step with the network. The same for eager runs and for capture.
 
-    `graph` counts what is captured. The first `skip` operations are somebody else's to issue.
+    `graph` counts what is captured. The first `head_ops` operations are the head's, which is issued outside of the graph.
     """
 
     def __init__(
@@ -91,13 +83,15 @@ class Walk:
         compute: Stream,
         graph: Graph | None = None,
         marks: Marks | None = None,
-        skip: int = 0,
+        head: Head | None = None,
+        head_ops: int = 0,
     ) -> None:
         self.device, self.network, self.ops = device, network, ops
         self.streams, self.moves, self.repoint = streams, moves, repoint
         self.compute, self.graph, self.marks = compute, graph, marks
         self.events: dict[int, Event] = {}
-        self.cursor = skip
+        self.head = head
+        self.cursor = head_ops
         self.reached = -1
         """The layer that is running, or the last whose operations have been issued."""
         self.moved_bytes = 0
@@ -111,7 +105,7 @@ class Walk:
         self._early: int | None = None
         self._others = [
             s
-            for name in dict.fromkeys(op.stream for op in ops[skip:])
+            for name in dict.fromkeys(op.stream for op in ops[head_ops:])
             if (s := streams.get(name)) and s is not compute
         ]
 
@@ -122,6 +116,8 @@ class Walk:
             self.device.record(self.compute, start)
             for stream in self._others:
                 self.device.wait(stream, start)
+                if self.head is not None and (end := self.head.ends.get(stream.name)) is not None:
+                    self.device.wait_outside(stream, end)
         while self.cursor < len(self.ops) and self.ops[self.cursor].stream not in (HOST, self.compute.name):
             self._issue()
         if self.graph is not None:
@@ -157,6 +153,9 @@ class Walk:
             done = self.device.event()
             self.device.record(stream, done)
             self.device.wait(self.compute, done)
+        if self.head is not None:
+            for event in self.head.loose:
+                self.device.wait_outside(self.compute, event)
 
     def layer_nodes(self) -> tuple[int, ...] | None:
         """Kernels and copies that each layer's own operators put into the graph, None where nobody counted."""
@@ -197,6 +196,8 @@ class Walk:
                     self.marks.found.append(
                         Mark(index, HOST, float(began - origin), float(time.perf_counter_ns() - origin))
                     )
+            elif self.head is not None and op.event in self.head.events:
+                device.wait_outside(self.streams[op.stream], self.head.events[op.event])
             else:
                 device.wait(self.streams[op.stream], self.events[op.event])
         else:

@@ -1,4 +1,4 @@
-"""From decisions to a plan: which bytes are needed when, where to cut them, and which link takes each piece.
+"""From decisions to a plan: which bytes are needed when, where to cut them, which paths to use and which piece takes which.
 
 The search varies a Draft; `plan_of` turns one into a Plan. Nothing here is searched or predicted.
 """
@@ -6,8 +6,10 @@ The search varies a Draft; `plan_of` turns one into a Plan. Nothing here is sear
 from __future__ import annotations
 
 import itertools
+import sys
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,27 +20,33 @@ from sim.plan import Access, Chunk, Launch, Plan
 ReadKey = tuple[int, int]
 """A layer and the position of one of its reads."""
 Range = tuple[int, int]
+Path = tuple[int, ...]
+"""GPUs whose links a chunk crosses, first to last, as in Chunk.path."""
+EVERY = sys.maxsize
+"""As Draft.head: all chunks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
     """`direct` reads happen in place from host memory; storages in `peer` stay on a partner and are read there.
 
-    `paths` are the routes chunks may take; `chunk_bytes` is the size aimed at. With `ramp` the first chunks are small
-    and double, so that the first layers start early; with `taper` the last are small, so that little is left to do
+    `paths` are those chunks may take; `chunk_bytes` is the size aimed at. With `ramp` the first chunks are small
+    and grow, so that the first layers start early; with `taper` the last are small, so that little is left to do
     when the last one lands. `cuts`, where given, are the ranges themselves.
     """
 
     launch: Launch
     direct: frozenset[ReadKey]
     peer: frozenset[int]
-    paths: tuple[tuple[int, ...], ...]
+    paths: tuple[Path, ...]
     chunk_bytes: int
     ramp: bool = True
     taper: bool = True
     cuts: tuple[Range, ...] | None = None
     head: int = 0
-    """Chunks issued before the graph is launched."""
+    """Chunks issued before the graph is launched; all, where there are no more."""
+    first: int = 16
+    """A ramp starts with chunks of `chunk_bytes` over this."""
 
 
 SMALLEST_CHUNK_BYTES = 64 * 1024
@@ -59,20 +67,18 @@ def plan_of(draft: Draft, network: Network, host: Host, name: str = "best") -> P
         )
         for i, layer in enumerate(network.layers)
     )
-    stay = tuple((a, b) for _, a, b in sorted(needed(draft, network, peer=True)))
-    first = {a: layer for peer in (False, True) for layer, a, _ in needed(draft, network, peer=peer)}
-    chunks = deal(_by_need(ranges_of(draft, network), stay, first), draft.paths, host)
-    dealt = tuple(chunks)
-    head = min(draft.head, len(dealt)) if draft.launch is Launch.GRAPH else 0
-    return Plan(name, target, draft.launch, access, dealt, head=head)
+    pieces = _by_need(ranges_of(draft, network), draft, network)
+    eager = draft.launch is Launch.EAGER
+    chunks = tuple(deal(pieces, draft.paths, host, EVERY if eager else draft.head, len(network.layers)))
+    return Plan(name, target, draft.launch, access, chunks, head=0 if eager else min(draft.head, len(chunks)))
 
 
-def _by_need(
-    copied: tuple[Range, ...], stay: tuple[Range, ...], first: dict[int, int]
-) -> list[tuple[Range, bool]]:
-    """Ranges to the target and ranges that stay on the partner (True), in the order in which layers need them."""
-    if not stay:
+def _by_need(copied: tuple[Range, ...], draft: Draft, network: Network) -> list[tuple[Range, bool]]:
+    """Ranges to the target and ranges that stay on a partner (True), in the order in which layers need them."""
+    if not draft.peer:
         return [(r, False) for r in copied]
+    stay = [(a, b) for _, a, b in sorted(needed(draft, network, peer=True))]
+    first = {a: layer for peer in (False, True) for layer, a, _ in needed(draft, network, peer=peer)}
     starts = sorted(first)
 
     def layer(piece: Range) -> int:
@@ -132,11 +138,11 @@ def ranges_of(draft: Draft, network: Network) -> tuple[Range, ...]:
 
 def _aim(draft: Draft, done: int, total: int, lanes: int) -> int:
     aim = draft.chunk_bytes
-    floor = min(aim, max(SMALLEST_CHUNK_BYTES, aim // 16))
     if draft.ramp:
-        aim = min(aim, max(floor, done // lanes))
+        aim = min(aim, max(SMALLEST_CHUNK_BYTES, draft.chunk_bytes // draft.first, done // lanes))
     if draft.taper:
-        aim = min(aim, max(floor, (total - done) // (2 * lanes)))
+        least = max(SMALLEST_CHUNK_BYTES, draft.chunk_bytes // 16)
+        aim = min(aim, max(least, (total - done) // (2 * lanes)))
     return aim
 
 
@@ -146,7 +152,7 @@ def _aligned(at: int) -> int:
 
 def _taken(draft: Draft, network: Network) -> list[Range]:
     """Arena ranges that no chunk to the target may carry along: storages that stay on a partner."""
-    return sorted((a, b) for _, a, b in needed(draft, network, peer=True))
+    return sorted((a, b) for _, a, b in needed(draft, network, peer=True)) if draft.peer else []
 
 
 def _contiguous(wanted: list[tuple[int, int, int]], taken: list[Range]) -> list[list[Range]]:
@@ -173,40 +179,113 @@ HOLE_BYTES = 32 * 1024
 """Bytes worth carrying along rather than starting another copy: about one copy's latency at PCIe rates."""
 
 
-def deal(ranges: list[tuple[Range, bool]], paths: tuple[tuple[int, ...], ...], host: Host) -> Iterator[Chunk]:
-    """Give each range, in order, to the path on which it would land first; those marked True stay on the first partner."""
+def deal(
+    pieces: Sequence[tuple[Range, bool]], paths: tuple[Path, ...], host: Host, head: int, layers: int
+) -> Iterator[Chunk]:
+    """Give each range, in order, to the path on which it would land first; one marked True to a partner, to stay there.
+
+    The first `head` can start when the host thread has issued them, one by one; the others when a graph of so many
+    `layers` is launched.
+    """
     costs = host.costs
-    rates = _path_rates(paths, host)
-    lane_free = dict.fromkeys((path[0] for path in paths), 0.0)
-    hop_free = [0.0] * len(paths)
-    for (start, stop), stays in ranges:
-        size = stop - start
-        landings: list[tuple[float, int, float]] = []
-        for at, path in enumerate(paths):
-            lane = lane_free[path[0]] + costs.copy_latency_ns.value + size / rates[at]
-            landed = lane
-            for source, destination in pairwise(path):
-                hop = host.rate(host.peer_route(source, destination)) * 1e-9
-                landed = (
-                    max(landed, hop_free[at]) + costs.wait_ns.value + costs.peer_latency_ns.value + size / hop
-                )
-            landings.append((landed, at, lane))
-        landed, best, lane = landings[1] if stays else min(landings)
-        path = paths[best]
-        lane_free[path[0]] = lane
-        if stays:
-            path = path[:1]
-        else:
-            hop_free[best] = landed
+    rates = shares([host.h2d_route(path[0]) for path in paths], host)
+    ways = list(zip(paths, rates, strict=True))
+    beside = [(path[:-1], rate) for path, rate in ways if len(path) > 1]
+    free: dict[Path, float] = {}
+    thread = 0.0
+    for index, ((start, stop), stays) in enumerate(pieces):
+        if index == head:
+            thread += costs.launch_ns.value + costs.launch_node_ns.value * layers
+            thread += costs.launch_copy_ns.value * (len(pieces) - head)
+        open_ways = beside if stays else ways
+        tried = [_landings(path, stop - start, rate, thread, free, host) for path, rate in open_ways]
+        ends = min(tried, key=lambda landings: max(landings.values()))
+        free |= ends
+        path = tuple(stream[-1] for stream in ends)
+        if index < head:
+            thread += len(path) * costs.issue_copy_ns.value + (2 * len(path) - 1) * costs.issue_event_ns.value
         yield Chunk(start, stop, path)
 
 
-def _path_rates(paths: tuple[tuple[int, ...], ...], host: Host) -> list[float]:
-    """Bytes per ns of each path's first hop with all of them busy: a shared link is split evenly."""
-    sharers: dict[str, int] = {}
+def _landings(
+    path: Path, size_bytes: int, bytes_per_s: float, thread: float, free: Mapping[Path, float], host: Host
+) -> dict[Path, float]:
+    """When a chunk would have landed on each GPU of a path, by the stream that brings it: (2,), then (2, 0)."""
+    costs = host.costs
+    start = max(thread + costs.issue_copy_ns.value, free.get(path[:1], 0.0))
+    now = start + costs.copy_latency_ns.value + size_bytes / bytes_per_s * 1e9
+    ends = {path[:1]: now}
+    for hop in pairwise(path):
+        now = max(now, free.get(hop, 0.0)) + costs.wait_ns.value + costs.peer_latency_ns.value
+        now += size_bytes / host.rate(host.peer_route(*hop)) * 1e9
+        ends[hop] = now
+    return ends
+
+
+def paths_of(host: Host, target: int, others: Sequence[int]) -> tuple[Path, ...]:
+    """Paths worth taking, best first: straight, then each time the one that lets most bytes more leave host memory.
+
+    Equal ones: fewer hops first, then the faster, then lower indices. GPUs that add nothing are left out, as are those
+    without a route; where none adds anything, the best of them is named all the same.
+    """
+    chosen: list[Path] = [(target,)]
+    unit = host.rate(host.h2d_route(target))
+    left = dict.fromkeys(g for g in others if g != target)
+    while left:
+        now = _intake(chosen, host)
+        rows = [
+            (
+                -round((_intake([*chosen, path], host) - now) / unit, 2),
+                len(path),
+                _ns_per_byte(path, host),
+                path,
+            )
+            for gpu in left
+            for path in onward(host, gpu, target, others)
+        ]
+        if not rows:
+            break
+        more, *_, best = min(rows)
+        if more >= 0 and len(chosen) > 1:
+            break
+        chosen.append(best)
+        del left[best[0]]
+    return tuple(chosen)
+
+
+def onward(host: Host, gpu: int, target: int, others: Sequence[int]) -> Iterator[Path]:
+    """The path from a GPU's memory to the target's; where there is no wire between the two, paths over one of `others`."""
+    if host.reaches(gpu, target):
+        yield gpu, target
+        return
+    for via in others:
+        if host.reaches(gpu, via) and host.reaches(via, target):
+            yield gpu, via, target
+
+
+def _intake(paths: Sequence[Path], host: Host) -> float:
+    routes = []
     for path in paths:
-        for link in host.h2d_route(path[0]):
-            sharers[link] = sharers.get(link, 0) + 1
-    return [
-        min(host.bandwidth[link] / sharers[link] for link in host.h2d_route(path[0])) * 1e-9 for path in paths
-    ]
+        hops = [host.peer_route(*hop) for hop in pairwise(path)]
+        routes.append((*host.h2d_route(path[0]), *(link for hop in hops for link in hop)))
+    return sum(shares(routes, host))
+
+
+def _ns_per_byte(path: Path, host: Host) -> float:
+    return sum(1e9 / host.rate(host.peer_route(*hop)) for hop in pairwise(path))
+
+
+def shares(routes: Sequence[tuple[str, ...]], host: Host) -> list[float]:
+    """Bytes per second of each route with all of them busy: the fullest link is split evenly first, then the next."""
+    rates = [0.0] * len(routes)
+    left = dict(host.bandwidth)
+    still = set(range(len(routes)))
+    while still:
+        sharers = Counter(link for at in still for link in routes[at])
+        level, full = min((left[link] / count, link) for link, count in sharers.items())
+        for at in [at for at in still if full in routes[at]]:
+            rates[at] = level
+            still.remove(at)
+            for link in routes[at]:
+                left[link] = max(0.0, left[link] - level)
+    return rates

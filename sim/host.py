@@ -75,24 +75,36 @@ class Costs:
     """Host thread, to record an event or make a stream wait for one."""
     issue_kernel_ns: Figure
     """Host thread, to enqueue one layer's kernels where a profile has no figure of its own."""
+    issue_hook_ns: Figure
+    """Host thread, eager: to come between a network's layers, before each layer that something is issued ahead of."""
     host_sync_ns: Figure
     """Host thread, from an event's completion until the thread runs on."""
     wait_ns: Figure
     """Stream, for each wait on an event of the same device."""
     wait_cross_ns: Figure
     """Stream, for each wait on an event of another device."""
+    wait_head_ns: Figure
+    """Compute stream in a graph, for each wait on a copy of the head: such an event is no edge of the graph."""
+    wait_head_cross_ns: Figure
+    """The same where the copy landed by another device's stream."""
     start_ns: Figure
     """Eager mode: from the request to the first operation issued, and from the last kernel to the answer."""
     launch_ns: Figure
     """Graph mode: launch of a graph on one device until its first node may run."""
     launch_node_ns: Figure
-    """Graph mode: added launch time per node."""
+    """Graph mode: added launch time per layer in it."""
+    launch_copy_ns: Figure
+    """Graph mode: added launch time per copy in it."""
     launch_cross_ns: Figure
     """Graph mode: added launch time per dependency between devices."""
     direct_bytes_per_s: Figure
     """Highest rate of one kernel reading host memory in place. Estimates use it; a simulation takes times from a profile."""
+    direct_busy_ns: Figure
+    """Read in place that begins while its link carries copies: waits this long behind what they have under way."""
+    direct_ramp_ns: Figure
+    """Of such a read, the part (as time alone) that gets only a copy's share of the link, before it has its own."""
     direct_weight: Figure
-    """Share of a contended link that a read in place takes for each share a copy takes (1 = equal)."""
+    """From then on, its share of the link for each share a copy takes (1 = equal)."""
     peer_read_bytes_per_s: Figure
     """The same for another GPU's memory."""
 

@@ -1,15 +1,57 @@
-"""Local moves of the search: drafts one step from a draft, those first that treat where its timeline stalls longest."""
+"""Moves of the search: one decision of a draft varied as a whole, or one step where its timeline stalls longest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from sim.draft import Draft, Range, ReadKey, ranges_of
+from sim.draft import EVERY, Draft, Path, Range, ReadKey, ranges_of
 from sim.network import Network
-from sim.plan import Chunk, Plan
+from sim.plan import Chunk, Launch, Plan
 from sim.timeline import SpanKind, Timeline
+
+
+def _heads(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
+    """So many chunks for each link, or all, ahead of the graph."""
+    for each in (0, 1, 2, 3, 4, 8, 16, EVERY):
+        yield replace(draft, launch=Launch.GRAPH, head=min(each * len(draft.paths), EVERY))
+
+
+def _sizes(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
+    for quarters in (2, 3, 6, 8):
+        yield replace(draft, chunk_bytes=draft.chunk_bytes * quarters // 4)
+
+
+def _shapes(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
+    """How small the first and the last chunks are."""
+    for first in (4, 16, 64):
+        for taper in (True, False):
+            yield replace(draft, ramp=True, first=first, taper=taper)
+    yield replace(draft, ramp=False, taper=True)
+    yield replace(draft, ramp=False, taper=False)
+
+
+def _links(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
+    """One link fewer, or one more; what stays on a partner needs one."""
+    for count in (len(draft.paths) - 1, len(draft.paths) + 1):
+        if (2 if draft.peer else 1) <= count <= len(paths):
+            yield replace(draft, paths=tuple(paths[:count]))
+
+
+def _launches(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
+    for launch in Launch:
+        yield replace(draft, launch=launch)
+
+
+VARIATIONS: tuple[Callable[[Draft, Sequence[Path]], Iterator[Draft]], ...] = (
+    _heads,
+    _sizes,
+    _shapes,
+    _links,
+    _launches,
+)
+"""Each makes the drafts that differ from one in one decision; the paths are those worth taking, best first."""
 
 
 def neighbours(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sim.errors import require
+from sim.host import Figure
 from sim.network import Network
 
 ProfileKind = Literal["estimated", "measured"]
@@ -70,6 +71,8 @@ class Profile:
     host_digest: str
     layers: tuple[LayerTiming, ...]
     provenance: Provenance
+    slowed: Figure | None = None
+    """Part by which layers take longer while host memory is copied to their GPU; None where nobody measured it."""
 
     def __post_init__(self) -> None:
         layers = self.network.layers

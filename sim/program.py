@@ -29,7 +29,7 @@ def h2d_stream(gpu: int) -> str:
 
 
 def peer_stream(source: int, destination: int) -> str:
-    """The stream of `destination` that pulls from `source`'s memory."""
+    """The stream of `source` that pushes to `destination`'s memory."""
     return f"p2p:{source}>{destination}"
 
 
@@ -110,17 +110,30 @@ class Program:
 
     @property
     def cross_edges(self) -> int:
-        """Dependencies between devices in the graph: what its launch pays for."""
-        return sum(1 for op in self.ops[self.head_ops :] if isinstance(op, Wait) and op.cross_device)
+        """Dependencies between devices in the graph: what its launch pays for. A wait for the head is none."""
+        own = {op.event for op in self.ops[self.head_ops :] if isinstance(op, Record)}
+        waits = (op for op in self.ops[self.head_ops :] if isinstance(op, Wait))
+        return sum(1 for op in waits if op.cross_device and op.event in own)
+
+    @property
+    def launch_ns(self) -> float:
+        """What a graph's launch takes the host, its first node not yet begun."""
+        costs, graph = self.host.costs, self.ops[self.head_ops :]
+        return (
+            costs.launch_ns.value
+            + costs.launch_node_ns.value * sum(1 for op in graph if isinstance(op, Run))
+            + costs.launch_copy_ns.value * sum(1 for op in graph if isinstance(op, Copy))
+            + costs.launch_cross_ns.value * self.cross_edges
+        )
 
 
 def lower(plan: Plan, network: Network, host: Host) -> Program:
     """Turn a plan into operations. Raises InputError where the plan does not fit the network or the host.
 
-    A graph plan's head comes first. Then copies are issued, in the plan's order, then the layers in running order, each
-    behind the fewest waits that order it: streams run in order, so of all chunks a layer needs on one stream only the last
-    is waited for, and only if nothing earlier on the compute stream has waited for it or a later one. Events nobody waits
-    for are not recorded.
+    The copies of a graph plan's head come first. Then the others are issued, in the plan's order, then the layers in
+    running order, each behind the fewest waits that order it: streams run in order, so of all chunks a layer needs on one
+    stream only the last is waited for, and only if nothing earlier on the compute stream has waited for it or a later one.
+    Events nobody waits for are not recorded.
     """
     plan.check(network, host)
     lowering = _Lowering(plan, network, host)
@@ -156,10 +169,9 @@ class _Lowering:
         self.starts = [plan.chunks[i].start_bytes for i in self.by_start]
 
     def head(self) -> Iterator[Op]:
-        """Copies issued ahead of the graph, and the compute stream's waits for them: the graph starts behind those."""
+        """Copies issued ahead of the graph. A layer waits for one inside the graph, where it needs it."""
         for ops in self.copies[: self.plan.head]:
             yield from ops
-        yield from self._waits(self.compute, range(self.plan.head))
 
     def ops(self) -> Iterator[Op]:
         if self.plan.sync is Sync.HOST_GROUP:
@@ -196,7 +208,7 @@ class _Lowering:
         ops.append(Record(stream, event))
         for source, destination in zip(chunk.path, rest, strict=False):
             stream = peer_stream(source, destination)
-            ops.append(Wait(stream, event, cross_device=True))
+            ops.append(Wait(stream, event, cross_device=device_of(ops[-1].stream) != source))
             route = self.host.peer_route(source, destination)
             ops.append(Copy(stream, index, chunk.start_bytes, chunk.stop_bytes, source, destination, route))
             event += 1
@@ -236,13 +248,13 @@ class _Lowering:
             record = self.copies[chunk][-1]
             assert isinstance(record, Record)
             yield Wait(
-                waiter, record.event, cross_device=waiter != HOST and _device(stream) != self.plan.target
+                waiter, record.event, cross_device=waiter != HOST and device_of(stream) != self.plan.target
             )
 
 
-def _device(stream: str) -> int:
-    """The GPU that a stream is issued on; a relay is pulled, so its stream is the destination's."""
-    return int(stream.partition(":")[2].rpartition(">")[2])
+def device_of(stream: str) -> int:
+    """The GPU that a stream is issued on; a relay is pushed, so its stream is the source's."""
+    return int(stream.partition(":")[2].partition(">")[0])
 
 
 class _Landings:

@@ -1,24 +1,25 @@
 """Search for the plan with the lowest predicted cost. Knows baselines and bounds; decides nothing by the clock.
 
 Small networks are enumerated, so the answer there is exact among plans cut at storage boundaries. Larger ones start from
-the published plans and from a ladder of chunk sizes over each set of links, then move reads between copied and in place in
-the order of what a byte in place costs, then improve the best by local moves where its timeline stalls. The number of
-plans tried depends on the network's size alone, so the same input gives the same plan on any machine.
+the published plans and from a ladder of chunk sizes over each set of links, with and without the copies inside the graph.
+The best of these is varied: reads move between copied and in place in the order of what a byte in place costs, then the
+graph's head, the sizes of chunks and the links. At last it is improved by local moves where its timeline stalls. The number
+of plans tried depends on the input alone, so the same input gives the same plan on any machine.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from sim.baselines import BASELINES, Setting, published_partner
 from sim.bound import bound_ns, intake, warm_ns
-from sim.draft import Draft, ReadKey, needed, plan_of
+from sim.draft import EVERY, Draft, Path, ReadKey, needed, onward, paths_of, plan_of
 from sim.errors import require
 from sim.exhaustive import every_plan
 from sim.host import Host
-from sim.moves import neighbours
+from sim.moves import VARIATIONS, neighbours
 from sim.network import Network
 from sim.plan import Access, Launch, Plan
 from sim.profile import Profile
@@ -30,13 +31,17 @@ LADDER_BYTES = tuple(2**exponent for exponent in range(18, 28))
 """Chunk sizes tried: 256 KiB to 128 MiB."""
 MOST_CHUNKS = 128
 """Chunk sizes that would make more chunks than this are not tried: each chunk costs a copy's latency and its waits."""
-LOCAL_MOVES = 160
+MOST_IN_HEAD = 64
+"""Plans of more chunks than this are not tried with all of them ahead of the graph: the host thread issues each one."""
+ROUNDS = 2
+"""How often the best of the ladder is varied, one decision after the other."""
+LOCAL_MOVES = 52
 """Plans tried by local search on a network of up to 200 layers; fewer in proportion on longer ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`partners` None: published strategies take DeepPlan's partner, the search what the topology favours.
+    """`partners` are the GPUs whose links may be used. None: all; published strategies then take DeepPlan's partner.
 
     `memory_budget_bytes` limits the bytes of weights held on the target; `runs` > 1 minimises the mean of one cold start
     and runs - 1 warm runs.
@@ -108,7 +113,7 @@ def search(profile: Profile, host: Host, options: Options) -> Outcome:
     best, exact = finder.best()
     strategies = [finder.candidate(plan.name, plan) for plan in finder.published]
     winner = finder.candidate("best", replace(best, name="best"))
-    lowest = bound_ns(profile, host, (options.target, *finder.partners))
+    lowest = bound_ns(profile, host, finder.gpus)
     if options.runs > 1:
         lowest = (lowest + (options.runs - 1) * warm_ns(profile, host)) / options.runs
     return Outcome(
@@ -126,14 +131,21 @@ def search(profile: Profile, host: Host, options: Options) -> Outcome:
 class _Finder:
     def __init__(self, profile: Profile, host: Host, options: Options) -> None:
         host.gpu(options.target)
+        target = options.target
+        others = tuple(g.index for g in host.gpus if g.index != target)
+        others = others if options.partners is None else options.partners
         for partner in options.partners or ():
-            require(partner != options.target, f"GPU {partner} is the target; name other GPUs as partners")
-            host.peer_route(partner, options.target)
+            require(partner != target, f"GPU {partner} is the target; name other GPUs as partners")
+            if not any(onward(host, partner, target, others)):
+                host.peer_route(partner, target)
         self.profile, self.host, self.options = profile, host, options
         self.network: Network = profile.network
-        self.partners = host.partners(options.target) if options.partners is None else options.partners
+        self.gpus = (target, *others)
+        self.paths = paths_of(host, target, others)
+        self.partners = tuple(gpu for gpu in host.partners(target) if gpu in others)
         self.evaluated = 0
         self.scores: dict[tuple[object, ...], _Score] = {}
+        self.costs: dict[Draft, float] = {}
         self.timelines: dict[Plan, Timeline] = {}
         self.left_out: list[tuple[str, str]] = []
         self.published = tuple(self._published())
@@ -203,10 +215,11 @@ class _Finder:
         small = every_plan(self.network, self.host, self.options.target, self.partners, self._fits)
         plans: list[Plan] = starts if small is None else [*starts, *small]
         best = self._least(plans)
-        if small is None or best is None:
+        exact = small is not None and all(len(path) <= 2 for path in self.paths)
+        if not exact or best is None:
             found = self._structured()
             best = found if best is None else self._better(best, found)
-        return best, small is not None
+        return best, exact
 
     def _least(self, plans: Iterable[Plan]) -> Plan | None:
         best: Plan | None = None
@@ -221,7 +234,7 @@ class _Finder:
     def _published(self) -> Iterator[Plan]:
         partner = published_partner(self.host, self.options.target)
         if self.options.partners is not None:
-            partner = self.options.partners[0] if self.options.partners else None
+            partner = next((gpu for gpu in self.options.partners if gpu in self.partners), None)
         setting = Setting(self.profile, self.host, self.options.target, partner)
         for baseline in BASELINES:
             if baseline.relays and partner is None:
@@ -239,7 +252,7 @@ class _Finder:
 
     def _reads_by_cost(self) -> list[ReadKey]:
         """Reads that can be in place, cheapest first: added time over the time its copy takes."""
-        per_byte = 1e9 / intake(self.host, (self.options.target, *self.partners))
+        per_byte = 1e9 / intake(self.host, self.gpus)
         rows = []
         for i, (layer, timing) in enumerate(zip(self.network.layers, self.profile.layers, strict=True)):
             for j, (read, extra) in enumerate(zip(layer.reads, timing.direct, strict=True)):
@@ -247,84 +260,80 @@ class _Finder:
                 rows.append((extra.median_ns / max(1.0, size * per_byte), i, j))
         return [(i, j) for _, i, j in sorted(rows)]
 
-    def _path_sets(self) -> list[tuple[tuple[int, ...], ...]]:
-        target = self.options.target
-        return [
-            ((target,), *((p, target) for p in self.partners[:count]))
-            for count in range(len(self.partners) + 1)
-        ]
-
     def _structured(self) -> Plan:
-        drafts = [self._fit(d) for d in self._ladder()]
-        drafts += self._all_in_place()
-        best = min(drafts, key=self._cost)
-        for direct in self._thresholds():
-            best = self._least_draft(best, [self._fit(replace(best, direct=direct))])
-        best = self._least_draft(
-            best, [self._fit(replace(d, direct=best.direct)) for d in self._around(best)]
-        )
-        best = self._improve(best)
-        return self._plan(best)
+        best = min([*self._all_in_place(), *self._ladder()], key=self._cost)
+        for _ in range(ROUNDS):
+            before = best
+            best = self._least_draft(best, (replace(best, direct=d) for d in self._thresholds(best.paths)))
+            for vary in VARIATIONS:
+                best = self._least_draft(best, vary(best, self.paths))
+            if best == before:
+                break
+        return self._plan(self._improve(best))
 
     def _all_in_place(self) -> Iterator[Draft]:
-        """Nothing held on the target: every read from host memory, or from the first partner's where that is faster."""
-        every = frozenset(self.reads)
-        for paths in self._path_sets()[:2]:
-            base = Draft(Launch.GRAPH, every, frozenset(), paths, LADDER_BYTES[-1])
-            yield base if len(paths) == 1 else self._fit(replace(base, direct=frozenset()), 0)
+        """Nothing held on the target: every read from host memory, or from partners' where that is faster."""
+        every = Draft(Launch.GRAPH, frozenset(self.reads), frozenset(), self.paths[:1], LADDER_BYTES[-1])
+        yield every
+        for count in sorted({2, len(self.paths)} - {1}):
+            yield self._fit(replace(every, direct=frozenset(), paths=self.paths[:count]), 0)
 
     def _plan(self, draft: Draft) -> Plan:
         return plan_of(draft, self.network, self.host)
 
     def _cost(self, draft: Draft) -> float:
-        plan = self._plan(draft)
-        return self.score(plan).value_ns if self._fits(plan.held_bytes()) else float("inf")
+        if draft not in self.costs:
+            plan = self._plan(draft)
+            fits = self._fits(plan.held_bytes())
+            self.costs[draft] = self.score(plan).value_ns if fits else float("inf")
+        return self.costs[draft]
 
     def _least_draft(self, best: Draft, drafts: Iterable[Draft]) -> Draft:
+        """The cheapest, each first made to keep to the memory budget; `best` on a tie."""
         cost = self._cost(best)
-        for draft in drafts:
+        for draft in map(self._fit, drafts):
             other = self._cost(draft)
             if other < cost:
                 best, cost = draft, other
         return best
 
     def _ladder(self) -> Iterator[Draft]:
-        """Chunk sizes over each set of links; reads in place where that is cheaper than half their copy."""
-        obvious = frozenset(self._cheaper_in_place(0.5))
-        sizes = [s for s in LADDER_BYTES if self.network.arena_bytes / s <= MOST_CHUNKS]
-        sizes = [s for s in sizes if s <= 2 * self.network.arena_bytes] or sizes[:1]
-        for paths in self._path_sets():
-            for size in sizes:
-                yield Draft(Launch.GRAPH, obvious, frozenset(), paths, size)
+        """The best of each set of links: chunk sizes about the best with a link less, copies in the graph or ahead of it.
 
-    def _around(self, best: Draft) -> Iterator[Draft]:
-        for size in (
-            best.chunk_bytes // 2,
-            best.chunk_bytes * 3 // 4,
-            best.chunk_bytes * 3 // 2,
-            best.chunk_bytes * 2,
-        ):
-            yield replace(best, chunk_bytes=size)
-        for ramp, taper in ((True, False), (False, True), (False, False)):
-            yield replace(best, ramp=ramp, taper=taper)
-        yield replace(best, launch=Launch.EAGER)
-        lanes = len(best.paths)
-        for head in (lanes, 2 * lanes, 3 * lanes):
-            for ramp in (True, False):
-                for factor in (0.5, 1):
-                    yield replace(best, head=head, ramp=ramp, chunk_bytes=int(best.chunk_bytes * factor))
+        More links want smaller chunks. What is cheaper in place than half its copy is read there.
+        """
+        arena = self.network.arena_bytes
+        sizes = [s for s in LADDER_BYTES if arena / s <= MOST_CHUNKS]
+        near = sizes = [s for s in sizes if s <= 2 * arena] or sizes[:1]
+        for count in range(1, len(self.paths) + 1):
+            paths = self.paths[:count]
+            obvious = self._cheaper_in_place(0.5, paths)
+            drafts = [
+                Draft(Launch.GRAPH, obvious, frozenset(), paths, size, head=head)
+                for size in near
+                for head in ((0, EVERY) if arena / size <= MOST_IN_HEAD else (0,))
+            ]
+            best = self._least_draft(drafts[0], drafts)
+            yield best
+            near = [s for s in sizes if best.chunk_bytes // 16 <= s <= best.chunk_bytes * 2]
 
-    def _cheaper_in_place(self, ratio: float) -> Iterator[ReadKey]:
-        per_byte = 1e9 / intake(self.host, (self.options.target, *self.partners))
-        for i, j in self.reads:
-            size = self.network.storages[self.network.layers[i].reads[j].storage].size_bytes
-            if self.profile.layers[i].direct[j].median_ns < ratio * size * per_byte:
-                yield i, j
+    def _cheaper_in_place(self, ratio: float, paths: Sequence[Path]) -> frozenset[ReadKey]:
+        """Reads whose added time is under `ratio` of what their copy takes over these paths, all busy."""
+        target = self.options.target
+        others = {gpu for path in paths for gpu in path} - {target}
+        per_byte = ratio * 1e9 / intake(self.host, (target, *sorted(others)))
+        storages, layers = self.network.storages, self.network.layers
+        return frozenset(
+            (i, j)
+            for i, j in self.reads
+            if self.profile.layers[i].direct[j].median_ns
+            < per_byte * storages[layers[i].reads[j].storage].size_bytes
+        )
 
-    def _thresholds(self) -> Iterator[frozenset[ReadKey]]:
+    def _thresholds(self, paths: Sequence[Path]) -> Iterator[frozenset[ReadKey]]:
         yield frozenset()
         for ratio in (0.25, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0):
-            yield frozenset(self._cheaper_in_place(ratio))
+            yield self._cheaper_in_place(ratio, paths)
 
     def _fit(self, draft: Draft, budget: int | None = None) -> Draft:
         """Move whole storages in place, least added time per byte first, until the plan keeps to the memory budget."""
@@ -335,14 +344,12 @@ class _Finder:
         for i, layer in enumerate(self.network.layers):
             for j, read in enumerate(layer.reads):
                 by_storage.setdefault(read.storage, []).append((i, j))
-        profile, partners = self.profile, self.partners
+        profile = self.profile
         rows = []
         for storage, keys in by_storage.items():
             direct = sum(profile.layers[i].direct[j].median_ns for i, j in keys)
             peers = [profile.layers[i].peer[j].median_ns for i, j in keys if profile.layers[i].peer]
-            at_peer = (
-                bool(partners) and len(draft.paths) > 1 and len(peers) == len(keys) and sum(peers) < direct
-            )
+            at_peer = len(draft.paths) > 1 and len(peers) == len(keys) and sum(peers) < direct
             cost = sum(peers) if at_peer else direct
             rows.append((cost / max(1, self.network.storages[storage].size_bytes), storage, at_peer))
         rows.sort()

@@ -3,12 +3,14 @@
 Rules
 - Streams run their operations in order; an operation starts when it is issued and the one before it is done.
 - A copy pays its latency, then is a flow over every link of its route. A kernel that reads in place is a flow, then
-  runs for its resident time, so that alone on an idle link it takes what the profile says.
+  runs for its resident time, so that alone on an idle link it takes what the profile says. Where its link carries copies,
+  it first waits behind what they have under way, and gets no more than a copy's share for its first stretch.
+- Layers that begin while host memory is copied to their GPU take longer by the profile's measured part.
 - Flows share each link max-min fairly by weight; rates are computed anew when a flow starts or ends (Bertsekas & Gallager,
   Data Networks, section 6.5.2: progressive filling). A read in place alone keeps its link busy however few bytes it makes of
   it (its requests are small), so its flow is as many bytes as the link could have carried in its time.
 - Eager: the host thread pays for each operation before it may start. Graph: the host thread issues the
-  head, then launches; the rest may start when the launch is done and the compute stream has waited for the head.
+  head, then launches; the rest may start when the launch is done.
 """
 
 from __future__ import annotations
@@ -42,9 +44,12 @@ class Flow:
 class Fabric:
     """Links that flows share. `capacity` is bytes per nanosecond by link name."""
 
-    def __init__(self, env: simpy.Environment, capacity: dict[str, float], keep_use: bool = True) -> None:
+    def __init__(
+        self, env: simpy.Environment, capacity: dict[str, float], keep_use: bool = True, share: bool = True
+    ) -> None:
         self.env = env
         self.capacity = capacity
+        self.share = share
         self.flows: list[Flow] = []
         self.use: list[LinkUse] = []
         self.keep_use = keep_use
@@ -79,7 +84,11 @@ class Fabric:
         self._generation += 1
         if not self.flows:
             return
-        fair_rates(self.flows, self.capacity)
+        if self.share:
+            fair_rates(self.flows, self.capacity)
+        else:
+            for flow in self.flows:
+                fair_rates([flow], self.capacity)
         first = min(self.flows, key=lambda f: f.left_bytes / f.rate)
         delay = max(0.0, first.left_bytes / first.rate)
         generation = self._generation
@@ -125,14 +134,17 @@ def fair_rates(flows: list[Flow], capacity: dict[str, float]) -> None:
         open_flows = [f for f in open_flows if f not in fixed]
 
 
-def simulate(program: Program, profile: Profile, *, detail: bool = True) -> Timeline:
-    """Predict a program. Without `detail` only the makespan is kept, which is several times faster."""
-    run = _Simulation(program, profile, detail)
+def simulate(program: Program, profile: Profile, *, detail: bool = True, share: bool = True) -> Timeline:
+    """Predict a program. Without `detail` only the makespan is kept, which is several times faster.
+
+    Without `share` every flow has its links to itself: wrong, and what an ablation wants to know.
+    """
+    run = _Simulation(program, profile, detail, share)
     return run.timeline()
 
 
 class _Simulation:
-    def __init__(self, program: Program, profile: Profile, detail: bool) -> None:
+    def __init__(self, program: Program, profile: Profile, detail: bool, share: bool = True) -> None:
         self.program = program
         self.profile = profile
         self.detail = detail
@@ -140,7 +152,7 @@ class _Simulation:
         self.costs: Costs = program.host.costs
         self.env = simpy.Environment()
         capacity = {link: rate * 1e-9 for link, rate in self.host.bandwidth.items()}
-        self.fabric = Fabric(self.env, capacity, keep_use=detail)
+        self.fabric = Fabric(self.env, capacity, detail, share)
         self.events = [self.env.event() for _ in range(program.events)]
         self.happened = [0.0] * program.events
         """When each event happened, on its stream's clock."""
@@ -153,6 +165,16 @@ class _Simulation:
             self.by_stream[op.stream].append((index, op))
         self.spans: list[Span] = []
         self.end = 0.0
+        target = program.plan.target
+        self.lane = self.host.h2d_route(target)[0]
+        self.compute = compute_stream(target)
+        self.of_head = {op.event for op in program.ops[: program.head_ops] if isinstance(op, Record)}
+        self.carried: dict[str, int] = dict.fromkeys(capacity, 0)
+        """Copies under way on each link, latency included."""
+        self.slowed = profile.slowed.value if profile.slowed is not None else 0.0
+        inbound = (op for op in program.ops if isinstance(op, Copy) and op.source is None)
+        self.inbound_left = sum(op.destination == target for op in inbound) if self.slowed else 0
+        """Copies of host memory to the target that have not landed, where those slow its layers."""
         self.start_ns = self.costs.start_ns.value / 2 if program.launch is Launch.EAGER else 0.0
         """An eager request pays half before its first operation and half after its last."""
 
@@ -200,7 +222,15 @@ class _Simulation:
                 now = max(now, happened) + costs.host_sync_ns.value
                 continue
             begin = now
-            now += self.profile.layers[op.layer].issue.median_ns if isinstance(op, Run) else issue[type(op)]
+            if isinstance(op, Run):
+                now += self.profile.layers[op.layer].issue.median_ns
+                now += (
+                    costs.issue_hook_ns.value
+                    if index and not isinstance(self.program.ops[index - 1], Run)
+                    else 0.0
+                )
+            else:
+                now += issue[type(op)]
             self.ready[index] = now
             self.span(HOST, SpanKind.ISSUE, begin, now, "issue", index)
         self.announce()
@@ -208,17 +238,8 @@ class _Simulation:
             self.end = max(self.end, now)
             return
         begin = now
-        now += (
-            costs.launch_ns.value
-            + costs.launch_node_ns.value * (len(self.program.ops) - head)
-            + costs.launch_cross_ns.value * self.program.cross_edges
-        )
+        now += self.program.launch_ns
         self.span(HOST, SpanKind.ISSUE, begin, now, "launch graph")
-        for op in self.program.ops[:head]:
-            if isinstance(op, Wait) and op.stream == compute_stream(self.program.plan.target):
-                if not self.events[op.event].processed:
-                    yield self.events[op.event]
-                now = max(now, self.happened[op.event])
         self.ready[head:] = [now] * (len(self.ready) - head)
         self.announce()
 
@@ -248,12 +269,14 @@ class _Simulation:
                     now = ready
                 timing = self.profile.layers[op.layer]
                 begin = now
-                if any(a in (Access.DIRECT, Access.PEER) for a in op.access):
-                    if now > env.now:
-                        yield env.timeout(now - env.now)
+                in_place = any(a in (Access.DIRECT, Access.PEER) for a in op.access)
+                if (in_place or self.inbound_left > 0) and now > env.now:
+                    yield env.timeout(now - env.now)
+                if in_place:
                     yield from self.read_in_place(op, timing)
                     now = env.now
-                now += timing.resident.median_ns
+                factor = 1 + self.slowed if self.inbound_left > 0 and self.carried[self.lane] else 1.0
+                now += factor * timing.resident.median_ns
                 self.span(name, SpanKind.RUN, begin, now, self.label(op), index, layer=op.layer)
             elif isinstance(op, Copy):
                 now = max(now, ready)
@@ -261,10 +284,15 @@ class _Simulation:
                 latency = (
                     self.costs.copy_latency_ns if op.source is None else self.costs.peer_latency_ns
                 ).value
-                now += latency
                 if now > env.now:
                     yield env.timeout(now - env.now)
+                for link in op.route:
+                    self.carried[link] += 1
+                yield env.timeout(latency)
                 yield self.fabric.transfer(op.route, op.size_bytes)
+                for link in op.route:
+                    self.carried[link] -= 1
+                self.inbound_left -= op.source is None and op.destination == self.program.plan.target
                 now = env.now
                 self.span(name, SpanKind.COPY, begin, now, self.label(op), index, chunk=op.chunk)
             elif isinstance(op, Record):
@@ -292,16 +320,28 @@ class _Simulation:
                         cause=self.cause(op.event),
                     )
                     now = self.happened[op.event]
-                now += (self.costs.wait_cross_ns if op.cross_device else self.costs.wait_ns).value
+                now += self.wait_ns(op)
         self.end = max(self.end, now)
+
+    def wait_ns(self, op: Wait) -> float:
+        costs, far = self.costs, op.cross_device
+        if op.event in self.of_head and op.stream == self.compute:
+            return (costs.wait_head_cross_ns if far else costs.wait_head_ns).value
+        return (costs.wait_cross_ns if far else costs.wait_ns).value
 
     def read_in_place(self, op: Run, timing: LayerTiming) -> Process:
         """One flow per place a layer reads from: host memory over its own PCIe lane, a partner over the peer route."""
         direct = sum(t.median_ns for t, a in zip(timing.direct, op.access, strict=True) if a is Access.DIRECT)
         if direct > 0:
             route = self.host.h2d_route(self.program.plan.target)
-            link_bytes = direct * self.host.rate(route) * 1e-9
-            yield self.fabric.transfer(route, link_bytes, self.costs.direct_weight.value)
+            rate = self.host.rate(route) * 1e-9
+            ramp = 0.0
+            if self.carried[self.lane]:
+                yield self.env.timeout(self.costs.direct_busy_ns.value)
+                ramp = min(direct, self.costs.direct_ramp_ns.value)
+                yield self.fabric.transfer(route, ramp * rate)
+            if direct > ramp:
+                yield self.fabric.transfer(route, (direct - ramp) * rate, self.costs.direct_weight.value)
         if Access.PEER not in op.access:
             return
         require(

@@ -110,7 +110,8 @@ def profiles(draw: st.DrawFn, network: Network, host: Host) -> Profile:
         peer = tuple(draw(timings) for _ in layer.reads) if host.peers else ()
         layers.append(LayerTiming(draw(timings), draw(timings), direct, peer))
     kinds: tuple[ProfileKind, ...] = ("estimated", "measured")
-    return Profile(draw(st.sampled_from(kinds)), network, host.digest, tuple(layers), draw(provenances))
+    kind, slowed = draw(st.sampled_from(kinds)), draw(st.none() | figures(0.0, 0.5))
+    return Profile(kind, network, host.digest, tuple(layers), draw(provenances), slowed)
 
 
 @st.composite

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibrate.fit import (
-    Contention,
+    InPlace,
     bandwidth,
+    beside_ns,
+    fit_in_place,
     fit_launch,
     fit_route,
-    fit_sharing,
     fit_step,
     measured,
-    shared_rates,
 )
 from calibrate.samples import Point
 from sim.errors import InputError
+from sim.plan import Access, Chunk, Launch, Plan
+from sim.program import lower
+from sim.simulate import simulate
+from sim.timeline import SpanKind
+from tests.builders import FREE, figure, host, network, profile
 
 SIZES = tuple(4096 * 4**k for k in range(10))
 few = settings(max_examples=25, deadline=None)
@@ -95,35 +102,105 @@ def test_a_wait_is_what_a_chain_with_it_takes_longer(wait_ns: float, kernel_ns: 
 @few
 @given(
     base=st.floats(5_000, 50_000),
-    node=st.floats(100, 3_000),
-    cross=st.floats(0, 300_000),
+    node=st.floats(20, 500),
+    copy=st.floats(500, 8_000),
+    cross=st.floats(0, 20_000),
     seed=st.integers(0, 99),
 )
-def test_a_launch_grows_by_its_operations_and_by_its_edges_between_devices(
-    base: float, node: float, cross: float, seed: int
+def test_a_launch_grows_by_its_layers_its_copies_and_its_edges_between_devices(
+    base: float, node: float, copy: float, cross: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
+    shapes = [(k, 0, 0) for k in (1, 50, 200, 400)]
+    shapes += [(200, own, 0) for own in (1, 4, 16, 32)] + [(50, 4, 0), (50, 16, 0), (400, 16, 0)]
+    shapes += [(200, 2 * n, n) for n in (1, 4, 16)] + [(50, 8, 4), (400, 36, 16)]
     points = [
-        Point("launch", 0, ops, noisy(base + ops * node + edges * cross, rng, 0.1), edges=edges)
-        for ops, edges in ((4, 0), (64, 0), (256, 0), (1024, 0), (64, 8), (256, 32), (512, 64))
+        Point("graph", 0, k, noisy(base + k * node + c * copy + e * cross, rng, 0.1), e, c)
+        for k, c, e in shapes
     ]
     fit = fit_launch("launch", points)
-    assert fit.constant("node_ns").value == pytest.approx(node, rel=0.25)
-    assert fit.constant("cross_ns").value == pytest.approx(cross, rel=0.15, abs=0.15 * base)
+    assert fit.constant("launch_ns").value == pytest.approx(base, rel=0.1)
+    assert fit.constant("node_ns").value == pytest.approx(node, rel=0.1, abs=0.1 * base / 400)
+    assert fit.constant("copy_ns").value == pytest.approx(copy, rel=0.1, abs=0.1 * (base + 200 * node) / 32)
+    assert fit.constant("cross_ns").value == pytest.approx(
+        cross, rel=0.15, abs=0.1 * (base + 200 * node) / 16 + 0.2 * copy
+    )
+
+
+def test_launches_seen_by_hand_on_two_h200_are_explained() -> None:
+    seen = ((1, 0, 28), (50, 0, 24), (200, 0, 31), (400, 0, 46), (200, 8, 77), (200, 1, 45), (30, 30, 96))
+    fit = fit_launch("launch", [Point("graph", 0, k, (us * 1e3,), copies=c) for k, c, us in seen])
+    assert 20_000 < fit.constant("launch_ns").value < 25_000
+    assert 30 < fit.constant("node_ns").value < 80
+    assert 2_000 < fit.constant("copy_ns").value < 5_500
+
+
+READS = (4096, 65536, 2**18, 2**20, 2**22, 2**24, 2**26)
 
 
 @few
-@given(weight=st.floats(0.2, 20), capacity=st.floats(5e9, 100e9), ceiling=st.floats(0.5, 1.2))
-def test_a_sharing_weight_is_found_where_it_shows(weight: float, capacity: float, ceiling: float) -> None:
-    direct, copy = shared_rates(weight, capacity, ceiling * capacity)
-    fit = fit_sharing("share", [Contention("both", direct, copy)], capacity, ceiling * capacity)
-    again = shared_rates(fit.constant("weight").value, capacity, ceiling * capacity)
-    assert again == pytest.approx((direct, copy), rel=0.02)
+@given(
+    busy=st.floats(2_000, 15_000),
+    ramp=st.floats(20_000, 200_000),
+    weight=st.floats(4, 20),
+    seed=st.integers(0, 2**32 - 1),
+    outlier=st.none() | st.integers(0, len(READS) - 1),
+)
+def test_reads_in_place_beside_copies_give_their_three_constants_back(
+    busy: float, ramp: float, weight: float, seed: int, outlier: int | None
+) -> None:
+    rng = np.random.default_rng(seed)
+    alone = np.array([1_300 + size / 52.0 for size in READS for _ in range(2)])
+    told = beside_ns(alone, busy, ramp, weight) * rng.normal(1.0, 0.01, len(alone))
+    if outlier is not None:
+        told[outlier] *= 1.7
+    sizes = [size for size in READS for _ in range(2)]
+    seen = [InPlace("read", s, float(a), float(b)) for s, a, b in zip(sizes, alone, told, strict=True)]
+    fit = fit_in_place("direct", seen)
+    found = [fit.constant(name).value for name in ("busy_ns", "ramp_ns", "weight")]
+    # constants that trade against each other are right where they show: in the times of every read
+    assert beside_ns(alone, *found) == pytest.approx(beside_ns(alone, busy, ramp, weight), rel=0.06)
+    assert found[0] == pytest.approx(busy, rel=0.1, abs=1_000)
+    assert found[1] == pytest.approx(ramp, rel=0.4)
+    assert 1 / found[2] == pytest.approx(1 / weight, rel=0.3, abs=0.03)
 
 
-def test_the_h200_pairs_reads_in_place_win_the_link() -> None:
-    fit = fit_sharing("share", [Contention("both", 42.9e9, 9e9)], 54.9e9, 48.8e9)
-    assert 5 < fit.constant("weight").value < 9
+def test_reads_seen_by_hand_on_an_h200_are_explained_and_wild_ones_refused() -> None:
+    alone = (1.5, 2.7, 6.6, 21.8, 81, 321, 1279)
+    beside = (6.1, 11.4, 18.4, 45.5, 123, 393, 1432)
+    seen = [InPlace("read", s, a * 1e3, b * 1e3) for s, a, b in zip(READS, alone, beside, strict=True)]
+    fit = fit_in_place("direct", seen)
+    assert 2_500 < fit.constant("busy_ns").value < 6_000
+    assert 25_000 < fit.constant("ramp_ns").value < 50_000
+    assert 7 < fit.constant("weight").value < 14
+    wild = (900, 4, 2_000, 3, 800, 1, 90)
+    rows = [InPlace(s.label, s.size_bytes, s.alone_ns, 1e3 * b) for s, b in zip(seen, wild, strict=True)]
+    with pytest.raises(InputError, match=r"direct: added = busy .* misses half of its 7 points"):
+        fit_in_place("direct", rows)
+    with pytest.raises(InputError, match="2 sizes cannot give 3 constants"):
+        fit_in_place("direct", seen[:2])
+
+
+@few
+@given(
+    read=st.floats(1_000, 500_000),
+    busy=st.floats(0, 9_000),
+    ramp=st.floats(0, 100_000),
+    weight=st.floats(0.5, 50),
+)
+def test_the_simulator_charges_a_read_beside_a_copy_what_the_fit_says(
+    read: float, busy: float, ramp: float, weight: float
+) -> None:
+    costs = replace(
+        FREE, direct_busy_ns=figure(busy), direct_ramp_ns=figure(ramp), direct_weight=figure(weight)
+    )
+    net, machine = network(100, 10_000_000), host(costs=costs)
+    access = ((Access.DIRECT,), (Access.COPIED,))
+    plan = Plan("test", 0, Launch.GRAPH, access, (Chunk(net.offsets[1], net.arena_bytes, (0,)),))
+    timeline = simulate(lower(plan, net, machine), profile(net, machine, run=7, direct=read))
+    first = next(s for s in timeline.of(SpanKind.RUN) if s.layer == 0)
+    told = float(beside_ns(np.array([read]), busy, ramp, weight)[0])
+    assert first.stop_ns - first.start_ns == pytest.approx(told + 7, rel=1e-6)
 
 
 def test_a_fit_that_explains_its_samples_badly_is_refused_and_says_what_it_saw() -> None:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from calibrate.assemble import GpuFacts, assemble, contention
-from calibrate.layers import LayerRun, LayersResult, issue_times, largest, layer_times, small_reads, timings
+import pytest
+import torch
+
+from calibrate.assemble import GpuFacts, assemble
+from calibrate.layers import (
+    LayerRun,
+    LayersResult,
+    _beside_copies,
+    everything,
+    issue_times,
+    largest,
+    layer_times,
+    slowed,
+    small_reads,
+    timings,
+)
 from calibrate.samples import CaseResult, Point
 from calibrate.show import compare
+from hwexec.cpu import CpuDevice
+from hwexec.executor import prepare
 from sim.errors import InputError
+from sim.models import Built
 from sim.network import Layer, Network, Read, Storage
 from sim.plan import Access
 from sim.profile import Profile, Provenance
 from sim.timeline import Span, SpanKind, Timeline
+from sim.trace import trace
+from tests.builders import host as toy_host
 
 NETWORK = Network(
     "toy",
@@ -90,6 +109,33 @@ def test_a_network_that_is_not_whole_says_what_lacks() -> None:
         timings(result(run("resident", (10, 20, 30))))
 
 
+def test_how_much_copies_slow_layers_is_told_with_its_spread_or_not_at_all() -> None:
+    assert slowed(result()) is None
+    alone, beside = Point("alone", 0, 1, (100.0,) * 3), Point("beside", 0, 1, (104.0, 105.0, 106.0))
+    found = slowed(replace(result(), beside_copies=beside, alone=alone))
+    assert found is not None
+    assert (found.value, found.kind) == (pytest.approx(0.05), "measured")
+    assert (found.low, found.high) == (pytest.approx(0.042), pytest.approx(0.058))
+    faster = slowed(replace(result(), beside_copies=alone, alone=beside))
+    assert faster is not None
+    assert (faster.value, faster.low, faster.high) == (0, 0, 0)
+
+
+def test_warm_runs_are_taken_in_turn_alone_and_beside_copies() -> None:
+    module, inputs = (
+        torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU()).eval(),
+        (torch.ones(1, 32),),
+    )
+    built = Built(module, inputs, 1, "fp32", None, "toy")
+    network, device = trace(built).network, CpuDevice(1, delay_us=0.0)
+    plan = everything(network, Access.RESIDENT)
+    with prepare(module, plan, inputs, network=network, host=toy_host(), device=device) as cold:
+        points = _beside_copies(cold, built, device, 3)
+    assert [(p.label, len(p.samples_ns)) for p in points] == [("whole alone", 3), ("whole beside copies", 3)]
+    assert device.pinned == {}
+    device.close()
+
+
 def test_the_largest_read_stays_resident_where_the_small_ones_are_measured() -> None:
     assert [largest(NETWORK, layer) for layer in range(3)] == [0, -1, 0]
     assert small_reads(NETWORK, Access.DIRECT).access == (
@@ -124,7 +170,12 @@ def test_layers_that_changed_are_told_from_noise() -> None:
 # Hosts ---------------------------------------------------------------------------------------------------------------
 
 
-def cases(gpus: int, shared: dict[tuple[int, ...], float], lane: float = 12.0) -> list[CaseResult]:
+def cases(
+    gpus: int,
+    shared: dict[tuple[int, ...], float],
+    lane: float = 12.0,
+    pushed: tuple[tuple[int, int], ...] = (),
+) -> list[CaseResult]:
     """Samples of a host whose lanes carry `lane` GB/s alone, and groups of GPUs what `shared` says (bytes per ns)."""
     sizes = (4096, 2**20, 2**26)
 
@@ -137,13 +188,19 @@ def cases(gpus: int, shared: dict[tuple[int, ...], float], lane: float = 12.0) -
         for group, total in shared.items()
     ]
     chain = [(64, 0), (128, 0), (64, 16), (64, 64)]
-    beside = [("read", "alone", 10.0), ("copy", "alone", lane), ("read", "both", 8.0), ("copy", "both", 6.0)]
+    reads = {2**k: 1000 + 2**k / 10.0 for k in (12, 16, 18, 20, 22, 24)}
+    added = {"in-place alone": reads, "resident alone": dict.fromkeys(reads, 0.0)}
+    added["in-place beside"] = {
+        s: 6000 + 2 * min(t, 40e3) + 1.1 * max(0.0, t - 40e3) for s, t in reads.items()
+    }
+    added["resident beside"] = dict.fromkeys(reads, 500.0)
+    shapes = [(k, 0) for k in (1, 50, 200, 400)] + [(200, c) for c in (1, 4, 16, 32)]
     points = {
         "h2d-graph": [p for g in range(gpus) for p in route(f"h2d:{g}", lane)],
         "h2d-together": together,
         "direct": [p for g in range(gpus) for p in route(f"direct:{g}", 10.0)],
         "direct-beside-copy": [
-            Point(f"{w}:0 {when}, 16 MiB", 2**28, 1, (2**28 / r,)) for w, when, r in beside
+            Point(f"{what}:0", s, 4, (4 * (3000 + t),)) for what, row in added.items() for s, t in row.items()
         ],
         "issue": [Point(f"issue {w}", 0, 100, (400_000.0,)) for w in ("copy", "record", "wait", "kernel")],
         "answer": [
@@ -152,8 +209,11 @@ def cases(gpus: int, shared: dict[tuple[int, ...], float], lane: float = 12.0) -
             Point("kernel", 0, 1, (8_000.0,)),
             Point("issue", 0, 50, (250_000.0,)),
         ],
+        "hook": [Point("hooked", 0, 10, (250_000.0,)), Point("unhooked", 0, 10, (80_000.0,))],
+        "wait-head": [Point("wait same head", 0, k, (5e3 + 8e3 * k + 6e3 * w,), edges=w) for k, w in chain],
         "wait-graph": [Point("wait same graph", 0, k, (5e3 + 8e3 * k + 3e3 * w,), edges=w) for k, w in chain],
-        "launch": [Point("launch", 0, n, (20e3 + 500.0 * n,)) for n in (4, 64, 256, 768)],
+        "launch": [Point("graph", 0, k, (20e3 + 50.0 * k + 3000.0 * c,), copies=c) for k, c in shapes],
+        "p2p-beside-h2d": [p for a, b in pushed for p in route(f"p2p:{a}>{b}", 40.0, 12_000.0)],
     }
     return [CaseResult(name, name, tuple(p)) for name, p in points.items()]
 
@@ -171,7 +231,14 @@ def test_constants_come_from_their_cases() -> None:
     assert (costs.start_ns.value, costs.host_sync_ns.value) == (27_000, 17_000)
     assert costs.wait_ns.value == pytest.approx(3000, rel=0.01)
     assert costs.wait_cross_ns.value == costs.wait_ns.value
-    assert (costs.launch_ns.value, costs.launch_node_ns.value) == pytest.approx((20_000, 500), rel=0.01)
+    assert costs.wait_head_ns.value == pytest.approx(6000, rel=0.01)
+    # 17,000 more per layer, less a copy, a record and a wait
+    assert costs.issue_hook_ns.value == pytest.approx(5000)
+    launch = (costs.launch_ns.value, costs.launch_node_ns.value, costs.launch_copy_ns.value)
+    assert launch == pytest.approx((20_000, 50, 3000), rel=0.02)
+    assert costs.launch_cross_ns.value == 0
+    direct = (costs.direct_busy_ns.value, costs.direct_ramp_ns.value, costs.direct_weight.value)
+    assert direct == pytest.approx((5500, 40_000, 10), rel=0.02)
     assert costs.wait_ns.kind == "measured"
     assert costs.wait_ns.source == "calibrate case wait-graph (wait_ns)"
 
@@ -191,10 +258,28 @@ def test_two_pairs_behind_two_switches_are_found() -> None:
 def test_what_all_share_is_found_though_no_pair_shares_it() -> None:
     pairs = {(a, b): 24.0 for a in range(4) for b in range(a + 1, 4)}
     host = assemble("four", "", facts(4), cases(4, {**pairs, (0, 1, 2, 3): 30.0})).host
-    assert {g.h2d[1:] for g in host.gpus} == {("uplink0+1+2+3",)}
-    assert host.bandwidth["uplink0+1+2+3"] == pytest.approx(30e9)
-    free = assemble("four", "", facts(4), cases(4, {**pairs, (0, 1, 2, 3): 47.0})).host
+    assert {g.h2d[1:] for g in host.gpus} == {("host memory",)}
+    assert host.bandwidth["host memory"] == pytest.approx(30e9)
+    free = assemble("four", "", facts(4), cases(4, {**pairs, (0, 1, 2, 3): 47.5})).host
     assert {len(g.h2d) for g in free.gpus} == {1}
+
+
+def test_three_percent_less_at_once_is_charged_whatever_the_copies_latencies() -> None:
+    """Copies of 8 MiB get 54.4 GB/s of a lane of 55.2, alone; at once each gets 3 % less."""
+    alone = {(0,): 54.4, (1,): 54.4}
+    host = assemble("two", "", facts(2), cases(2, {**alone, (0, 1): 2 * 52.8}, lane=55.2)).host
+    assert [g.h2d for g in host.gpus] == [("pcie0", "host memory"), ("pcie1", "host memory")]
+    assert host.bandwidth["host memory"] == pytest.approx(2 * 55.2e9 * 52.8 / 54.4, rel=0.002)
+    free = assemble("two", "", facts(2), cases(2, {**alone, (0, 1): 2 * 54.0}, lane=55.2)).host
+    assert [link.name for link in free.links] == ["pcie0", "pcie1"]
+
+
+def test_peer_routes_are_what_pushes_take_while_the_lane_is_at_work() -> None:
+    host = assemble("two", "", facts(2), cases(2, {}, pushed=((0, 1), (1, 0)))).host
+    assert [(p.source, p.destination) for p in host.peers] == [(0, 1), (1, 0)]
+    assert host.costs.peer_latency_ns.value == pytest.approx(12_000, rel=0.01)
+    assert host.bandwidth["nvlink0>1"] == pytest.approx(40e9, rel=0.01)
+    assert host.costs.peer_latency_ns.source == "calibrate case p2p-beside-h2d (latency_ns)"
 
 
 def test_a_refused_fit_stops_the_host_unless_it_is_kept_and_then_says_so() -> None:
@@ -202,7 +287,7 @@ def test_a_refused_fit_stops_the_host_unless_it_is_kept_and_then_says_so() -> No
     wild = CaseResult(
         "launch",
         "",
-        tuple(Point("launch", 0, n, (t,)) for n, t in ((4, 9e5), (64, 1e3), (256, 8e6), (768, 2.0))),
+        tuple(Point("graph", 0, n, (t,)) for n, t in ((4, 9e5), (64, 1e3), (256, 8e6), (768, 2.0))),
     )
     found = [wild if c.case == "launch" else c for c in found]
     with pytest.raises(InputError, match=r"launch: time = launch .* misses half"):
@@ -218,12 +303,3 @@ def test_a_case_that_every_host_needs_is_asked_for() -> None:
         InputError, match="nothing was measured for 'issue copy' of case 'issue'; run `calibrate run` again"
     ):
         assemble("one", "", facts(1), [c for c in cases(1, {}) if c.case != "issue"])
-
-
-def test_whoever_ends_last_did_the_rest_alone() -> None:
-    size = 1000
-    alone = Point("r", size, 1, (100.0,)), Point("c", size, 1, (100.0,))
-    seen = contention("x", *alone, Point("r", size, 1, (125.0,)), Point("c", size, 1, (200.0,)))
-    assert (seen.direct_bytes_per_s, seen.copy_bytes_per_s) == pytest.approx((8e9, 2e9))
-    turned = contention("x", *alone, Point("r", size, 1, (200.0,)), Point("c", size, 1, (125.0,)))
-    assert (turned.direct_bytes_per_s, turned.copy_bytes_per_s) == pytest.approx((2e9, 8e9))

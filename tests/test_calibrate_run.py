@@ -15,9 +15,11 @@ from rich.console import Console
 
 from calibrate import show
 from calibrate.bench import NO_FIGURES, Bench, Case, has_peers
+from calibrate.beside import h2d_together, p2p
 from calibrate.cli import main
 from calibrate.identity import read_identity
-from calibrate.links import LINK_CASES, h2d, p2p
+from calibrate.links import h2d
+from calibrate.overheads import launch
 from calibrate.run import CASES, NO_FIGURE, Ask, Watch, choose_gpus, finish, run, visible
 from calibrate.samples import Point
 from calibrate.store import Store
@@ -205,7 +207,14 @@ def test_a_case_that_this_host_cannot_show_is_waived_with_its_reason(tmp_path: P
     small = CpuDevice(1, delay_us=0.0, memory_bytes=2**20)
     store = Store(tmp_path)
     with pytest.raises(InputError):
-        run(ask(), small, Watch(None), store, Told(), cases=LINK_CASES[:7])
+        run(
+            ask(),
+            small,
+            Watch(None),
+            store,
+            Told(),
+            cases=[c for c in CASES if c.name in ("h2d", "h2d-together")],
+        )
     small.close()
     together, alone = store.case("h2d-together"), store.case("h2d")
     assert together is not None
@@ -231,7 +240,16 @@ class Liar(CpuDevice):
         super().copy(stream, destination[:-1], source[:-1])
 
 
-@pytest.mark.parametrize("case", [h2d, p2p])
+@pytest.mark.parametrize(
+    "case",
+    [
+        lambda b: h2d(b, False),
+        lambda b: p2p(b, False),
+        lambda b: p2p(b, True),
+        h2d_together,
+        launch,
+    ],
+)
 def test_bytes_that_do_not_arrive_are_noticed(case: Any, tmp_path: Path) -> None:
     liar = Liar(2, delay_us=0.0)
     with pytest.raises(InputError, match="the bytes that arrived differ from those sent"):
@@ -241,7 +259,7 @@ def test_bytes_that_do_not_arrive_are_noticed(case: Any, tmp_path: Path) -> None
             Watch(None),
             Store(tmp_path),
             Told(),
-            cases=[Case("h2d", "", lambda b: case(b, False))],
+            cases=[Case("h2d", "", case)],
         )
     liar.close()
     assert Store(tmp_path).case("h2d") is None

@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -153,11 +154,15 @@ def test_the_head_is_issued_ahead_of_inputs_and_launch(idle: bool, monkeypatch: 
         monkeypatch.setattr(CpuGraph, "replay", launched)
         assert torch.equal(cold(*made.inputs), made.answer)
     fork = ["record compute:0", "wait h2d:0", "wait h2d:1", "wait p2p:1>0"]
-    pulled = ["copy h2d:1", "record h2d:1", "wait p2p:1>0", "copy p2p:1>0"]
-    copies = ["copy h2d:0", *pulled, "copy h2d:0", "record h2d:0", *pulled, "record p2p:1>0"]
-    join = ["assign compute:0", "wait compute:0", "wait compute:0", "launch"]
-    want = [*copies, *join] if idle else [*fork, *copies, *join]
+    pushed = ["copy h2d:1", "record h2d:1", "wait p2p:1>0", "copy p2p:1>0"]
+    copies = ["copy h2d:0", *pushed, "copy h2d:0", "record h2d:0", *pushed, "record p2p:1>0"]
+    goes_on = ["record h2d:0", "record h2d:1", "record p2p:1>0"]
+    own = [*copies, *goes_on, "assign compute:0", "launch"]
+    want = own if idle else [*fork, *own]
     assert story[: len(want)] == want
+    graph = story[len(want) :]
+    for name in ("h2d:0", "h2d:1", "p2p:1>0"):  # behind its start and behind the head's copies
+        assert [call for call in graph if call.endswith(name)][:2] == [f"wait {name}", f"wait {name}"]
     assert sum(call.startswith("copy") for call in story) == sum(len(c.path) for c in plan.chunks)
 
 
@@ -181,7 +186,7 @@ def test_a_head_that_breaks_leaves_a_start_that_can_be_made_again(monkeypatch: p
     device = CpuDevice(2)
     copy = device.copy
     with cold_start(made, replace(dealt(made), head=4), device) as cold:
-        for number in range(1, 7):  # the head's copies: four chunks, two of them pulled on
+        for number in range(1, 7):  # the head's copies: four chunks, two of them pushed on
             calls = iter(range(1, number + 1))
 
             def refused(*given: object, calls: Iterator[int] = calls, number: int = number) -> None:
@@ -275,13 +280,11 @@ def test_the_timeline_has_the_plans_own_spans(launch: Launch, head: int) -> None
     assert timeline.makespan_ns >= max(s.stop_ns for s in copies)
     if head < len(plan.chunks):
         assert any("pcie" in s.cause or "nvlink" in s.cause for s in timeline.of(SpanKind.STALL))
-    of_head = [s for s in copies if s.chunk < plan.head]
-    if of_head:
-        assert min(s.start_ns for s in copies) == min(s.start_ns for s in of_head) == 0.0
-        rest = [s.start_ns for s in (*copies, *runs) if s.op >= cold.program.head_ops]
-        assert max(s.stop_ns for s in of_head) <= min(rest)
-    elif launch is Launch.GRAPH:
-        assert [s.start_ns for s in timeline.of(SpanKind.ISSUE)] == [0.0]
+    for stream in cold.program.streams:  # also where the head begins one and the graph goes on
+        own = sorted((s for s in copies if s.stream == stream), key=lambda s: s.op)
+        assert all(a.stop_ns <= b.start_ns for a, b in pairwise(own))
+    if launch is Launch.GRAPH:
+        assert [s.label for s in timeline.of(SpanKind.ISSUE)] == ["launch graph"]
 
 
 def test_activities_of_a_head_and_of_the_graph_behind_it_are_told_apart() -> None:

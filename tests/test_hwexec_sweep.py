@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hwexec import bench, commands, sweep
+from hwexec.ablate import ABLATION, MECHANISMS, UNCHARGED, AblationRecord, Model, ablation, ablation_parts
 from hwexec.cli import cli
 from hwexec.cpu import CpuDevice
-from hwexec.sweep import Point, random_plan
-from hwexec.sweep_report import draw, summarise, summary_words
+from hwexec.sweep import SWEEP, Point, SweepRecord, as_run, random_plan
+from hwexec.sweep_plan import KeptPlan, keep
+from hwexec.sweep_report import as_text, draw, summarise, summary_parts
+from sim.baselines import BASELINES, Setting
+from sim.catalog import Request, find_host, obtain_profile, profile_name
 from sim.console import run_command
-from sim.files import read_record
+from sim.errors import InputError
+from sim.files import (
+    FileKind,
+    format_record,
+    parse_record,
+    read_record,
+    write_host,
+    write_profile,
+    write_record,
+)
+from sim.host import Costs
+from sim.plan import Access, Chunk, Launch, Plan, Sync
+from sim.profile import Provenance, Timing
 from sim.program import lower
-from tests.builders import host, network
+from tests import golden
+from tests import strategies as some
+from tests.builders import figure, host, network, profile
 from tests.test_hwexec_verify import MODEL, Stopwatch
 
 ASK = ("sweep", "--model", MODEL, "--host", "p3.8xlarge", "--runs", "1", "--out", "here")
@@ -32,7 +53,7 @@ def test_a_second_call_goes_on_where_the_first_stopped(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(cli, "hwexec", [*ASK, "-d", "0", "2", "--random", "1"]) == 0
-    first = read_record(folder / "sweep.yaml", sweep.SWEEP).points
+    first = read_record(folder / "sweep.yaml", SWEEP).points
     assert [(p.strategy, p.links) for p in first] == [
         *((name, 1) for name in ("demand", "pipeline", "pipeswitch", "dha-static", "dha")),
         ("pt", 2),
@@ -44,11 +65,9 @@ def test_a_second_call_goes_on_where_the_first_stopped(
     ]
     assert all(p.outputs_match and p.measured_ns and p.predicted_ns > 0 for p in first)
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    out = capsys.readouterr().out
-    assert "Kendall's tau" in out
-    assert "regret" in out
+    assert (folder / "summary.txt").read_text() == capsys.readouterr().out
     assert run_command(cli, "hwexec", [*ASK, "-d", "0", "2", "--random", "2"]) == 0
-    points = read_record(folder / "sweep.yaml", sweep.SWEEP).points
+    points = read_record(folder / "sweep.yaml", SWEEP).points
     assert points[: len(first)] == first
     assert [(p.strategy, p.links, p.number) for p in points[len(first) :]] == [
         ("random", 1, 1),
@@ -75,15 +94,17 @@ def test_what_was_run_before_an_interruption_is_kept(folder: Path, monkeypatch: 
 
     monkeypatch.setattr(sweep, "run_entry", interrupted)
     assert run_command(cli, "hwexec", list(ASK)) == 130
-    assert len(read_record(folder / "sweep.yaml", sweep.SWEEP).points) == 2
+    assert len(read_record(folder / "sweep.yaml", SWEEP).points) == 2
 
 
 def test_on_the_cpu_no_times_are_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "open_device", lambda name, gpus: CpuDevice(gpus))
     assert run_command(cli, "hwexec", [*ASK, "--random", "1"]) == 0
-    points = read_record(folder / "sweep.yaml", sweep.SWEEP).points
+    points = read_record(folder / "sweep.yaml", SWEEP).points
     assert {(p.measured_ns, p.samples_ns) for p in points} == {(None, ())}
-    assert not (folder / "sweep.png").exists()
+    assert run_command(cli, "hwexec", ["sweep", "--again", "here"]) == 0
+    assert read_record(folder / "sweep.yaml", SWEEP).points == points
+    assert {p.name for p in folder.iterdir()} == {"sweep.yaml"}
     assert summarise(points) is None
 
 
@@ -97,26 +118,283 @@ def test_random_plans_are_valid_and_follow_their_seed() -> None:
     assert {plan.gpus for plan in plans} >= {(0, 2)}
 
 
-def point(strategy: str, links: int, predicted: float, measured: float, *, match: bool = True) -> Point:
+def test_a_graph_that_cannot_be_captured_is_kept_as_it_ran(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "open_device", lambda name, gpus: Stopwatch(gpus, fail_at="capture"))
+    assert run_command(cli, "hwexec", [*ASK, "--random", "2"]) == 0
+    best = next(p for p in read_record(folder / "sweep.yaml", SWEEP).points if p.strategy == "best")
+    assert (best.launch, best.plan.head, best.note[:6]) == (Launch.EAGER, 0, "eager:")
+    plan = random_plan(network(5_000_000), host(1), (0,), "0")
+    assert as_run(replace(plan, launch=Launch.GRAPH, head=1), Launch.EAGER).head == 0
+
+
+# Plans as they are kept
+
+KEPT = FileKind("kept", 1, KeptPlan)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_every_plan_comes_back_from_its_text(data: st.DataObject) -> None:
+    machine, net = data.draw(some.hosts()), data.draw(some.networks())
+    plan = data.draw(some.plans(net, machine))
+    kept = parse_record(format_record(KEPT, keep(plan)).encode(), KEPT)
+    assert kept.plan(net) == plan
+
+
+def test_kept_plans_can_be_read_by_eye_and_lose_nothing() -> None:
+    access = ((Access.COPIED,), (Access.COPIED, Access.DIRECT), (), (Access.PEER,))
+    chunks = (Chunk(0, 512, (0,)), Chunk(512, 768, (2, 0)), Chunk(1024, 2048, (2,)))
+    kept = keep(Plan("odd", 0, Launch.GRAPH, access, chunks, head=1))
+    assert (kept.access, kept.chunks) == ("c2 d1 p1", "+512 +256@2>0 1024+1024@2")
+    assert [f.name for f in fields(KeptPlan)] == [
+        "name",
+        "target",
+        "launch",
+        "sync",
+        "head",
+        "access",
+        "chunks",
+    ]
+    assert {f.name for f in fields(KeptPlan)} == {f.name for f in fields(Plan)}
+
+
+def test_a_kept_plan_of_another_network_or_with_odd_words_is_refused() -> None:
+    kept = keep(random_plan(network(512, 512), host(1), (0,), "0"))
+    with pytest.raises(InputError, match="access for 2 reads, but test has 3"):
+        kept.plan(network(512, 512, 512))
+    with pytest.raises(InputError, match="'x3' in its access; words there are as in 'c4 d1 c12'"):
+        replace(kept, access="c1 x3")
+    with pytest.raises(InputError, match="'12' in its chunks"):
+        replace(kept, chunks="12")
+
+
+def test_six_hundred_plans_of_four_hundred_layers_stay_within_a_few_mib() -> None:
+    net, machine = network(*((400_000, 2_000) for _ in range(400))), host(2)
+    plans = [keep(random_plan(net, machine, (0, 1), f"{seed}")) for seed in range(30)]
+    one = point("random", 1, 1.0, 1.0)
+    points = tuple(replace(one, number=at, plan=plan) for at, plan in enumerate(plans))
+    text = format_record(SWEEP, record(points)).encode()
+    assert len(text) * 600 / 30 < 3 * 2**20
+    assert parse_record(text, SWEEP).points == points
+
+
+# Predicted again
+
+
+def swept(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> SweepRecord:
+    """A sweep's record, on a machine that has no device from now on."""
+    assert run_command(cli, "hwexec", [*ASK, "-d", "0", "2", "--random", "2", *more]) == 0
+
+    def none(*_: object) -> None:
+        raise AssertionError("a device was opened")
+
+    monkeypatch.setattr(commands, "open_device", none)
+    return read_record(folder / "sweep.yaml", SWEEP)
+
+
+def without_predictions(points: tuple[Point, ...]) -> list[Point]:
+    return [replace(p, predicted_ns=0.0) for p in points]
+
+
+def test_again_needs_no_device_and_predicts_alike_while_the_model_is_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = swept(folder, monkeypatch)
+    capsys.readouterr()
+    assert run_command(cli, "hwexec", ["sweep", "--again", "here"]) == 0
+    again = read_record(folder / "sweep.yaml", SWEEP)
+    assert replace(again, predicted_by=first.predicted_by) == first
+    assert again.predicted_by.inputs == (f"host:{first.host_digest}",)
+    bought = read_record(folder / "ablation.yaml", ABLATION)
+    assert {row.without for row in bought.rows} == {None, *MECHANISMS}
+    assert bought.measured_by == first.provenance
+    assert bought.rows[0].errors == summarise(first.points).errors  # type: ignore[union-attr]
+    out = capsys.readouterr().out
+    assert "with one mechanism of the model off" in out
+    assert (folder / "summary.txt").read_text() == out
+
+
+def test_again_takes_new_constants_and_leaves_what_was_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = swept(folder, monkeypatch)
+    shipped = find_host("p3.8xlarge")
+    slower = replace(shipped, costs=replace(shipped.costs, copy_latency_ns=figure(1e6)))
+    write_host("slower.yaml", slower)
+    assert run_command(cli, "hwexec", ["sweep", "--again", "here", "--host", "slower.yaml"]) == 0
+    again = read_record(folder / "sweep.yaml", SWEEP)
+    assert again.host_digest == slower.digest != first.host_digest
+    assert without_predictions(again.points) == without_predictions(first.points)
+    assert all(b.predicted_ns > a.predicted_ns for a, b in zip(first.points, again.points, strict=True))
+    assert again.provenance == first.provenance
+    monkeypatch.setattr(commands, "open_device", lambda name, gpus: Stopwatch(gpus))
+    capsys.readouterr()
+    assert run_command(cli, "hwexec", [*ASK, "-d", "0", "2"]) == 2  # constants are never mixed
+    assert "with --again" in capsys.readouterr().err
+
+
+def test_again_takes_profiles_from_a_folder_and_says_which(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = swept(folder, monkeypatch)
+    request = Request(MODEL, 1, "fp32")
+    known = obtain_profile(find_host("p3.8xlarge"), request)
+    slower = replace(known, layers=tuple(replace(t, resident=Timing(1e7)) for t in known.layers))
+    Path("cal").mkdir()
+    write_profile(Path("cal", profile_name(request, None)), slower)
+    assert run_command(cli, "hwexec", ["sweep", "--again", "here", "--profiles", "cal"]) == 0
+    again = read_record(folder / "sweep.yaml", SWEEP)
+    assert all(p.predicted_ns > 1e7 * len(known.layers) for p in again.points)
+    assert without_predictions(again.points) == without_predictions(first.points)
+    assert [text.partition(":")[0] for text in again.predicted_by.inputs] == ["host", "profile"]
+
+
+def test_again_refuses_another_network_and_an_estimate_where_a_measured_profile_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = swept(folder, monkeypatch)
+    one, plan = first.points[0], first.points[0].plan
+    for odd, words in (
+        (replace(one, network_digest="0" * 64), "another network in its profile"),
+        (replace(one, profile_kind="measured"), "none ships for p3.8xlarge"),
+        (replace(one, plan=replace(plan, access="c1")), "access for 1 reads"),
+        (replace(one, plan=replace(plan, chunks="")), "no chunks bring all of it"),
+    ):
+        write_record(
+            folder / "sweep.yaml", SWEEP, replace(first, points=(odd, *first.points[1:])), force=True
+        )
+        before = (folder / "sweep.yaml").read_bytes()
+        capsys.readouterr()
+        assert run_command(cli, "hwexec", ["sweep", "--again", "here"]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert "tests.test_hwexec_verify:toy, fp32, batch 1" in said
+        assert (folder / "sweep.yaml").read_bytes() == before
+        assert not (folder / "ablation.yaml").exists()
+
+
+def test_again_takes_no_option_that_says_what_to_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*args: str) -> str:
+        assert run_command(cli, "hwexec", ["sweep", *args]) == 2
+        return capsys.readouterr().err
+
+    assert "leave out --model, GPUs, --runs" in said("--again", "here", "--runs", "3", "--model", "m", "1")
+    assert "there is no such file" in said("--again", "nowhere")
+    assert "Missing option '--model'" in said("--out", "here")
+    assert "Missing option '--out'" in said("--model", MODEL)
+    assert "--profiles nowhere: there is no such folder" in said(*ASK[1:], "--profiles", "nowhere")
+
+
+# What each mechanism buys
+
+
+def test_without_sharing_every_flow_has_its_whole_link() -> None:
+    net, machine = network(5000, 10_000), host(1)
+    whole = Model(machine, profile(net, machine, run=1000, direct=5000))
+    chunk = Chunk(net.offsets[1], net.arena_bytes, (0,))
+    plan = Plan("both", 0, Launch.GRAPH, ((Access.DIRECT,), (Access.COPIED,)), (chunk,))
+    padding = chunk.size_bytes - 10_000
+    assert whole.predict_ns(plan) == pytest.approx(5000 + 10_000 + padding + 1000)
+    assert MECHANISMS["sharing"](whole).predict_ns(plan) == pytest.approx(10_000 + padding + 1000)
+
+
+@pytest.mark.parametrize(
+    "name", ["sharing", "in-place weight", "latency", "wait", "issue", "launch", "start", "host sync"]
+)
+def test_a_mechanism_that_is_off_changes_some_prediction(name: str) -> None:
+    costs = Costs(**{f.name: figure(0.5 if f.name == "direct_weight" else 1000) for f in fields(Costs)})
+    net = network(*[60_000] * 8)
+    machine = host(2, costs=costs)
+    whole = Model(machine, profile(net, machine))
+    lacks = MECHANISMS[name](whole)
+    plans = [random_plan(net, machine, (0, 1), f"{seed}") for seed in range(8)]
+    plans += [b.make(Setting(whole.profile, machine, 0, 1)) for b in BASELINES]
+    access = (*[(Access.DIRECT,)] * 7, (Access.COPIED,))
+    chunk = Chunk(net.offsets[7], net.arena_bytes, (0,))
+    plans.append(Plan("mostly in place", 0, Launch.GRAPH, access, (chunk,)))
+    assert any(lacks.predict_ns(plan) != whole.predict_ns(plan) for plan in plans)
+    assert MECHANISMS[name](lacks) == lacks
+
+
+# What the points say together
+
+MADE = Provenance("test", "GPU X", "hwexec sweep", "2026-01-01T00:00:00Z", "0" * 40)
+
+
+def point(
+    strategy: str,
+    links: int,
+    predicted: float,
+    measured: float,
+    *,
+    match: bool = True,
+    model: str = "m",
+    launch: Launch = Launch.GRAPH,
+) -> Point:
+    plan = KeptPlan(strategy, 0, launch, Sync.STREAM, 0, "c1", "+1")
     return Point(
-        "m", "fp32", 1, None, "d", "measured", links, strategy, 0, "graph", 1, 1, 0, match, predicted, measured, "", (measured,)
+        model, "fp32", 1, None, "d", "measured", links, strategy, 0, 1, 1, 0, match, predicted, measured, "", plan, (measured,)
     )  # fmt: skip
 
 
+def record(points: tuple[Point, ...]) -> SweepRecord:
+    return SweepRecord("pair", "0" * 64, "cuda", True, 0, MADE, MADE, points)
+
+
+POINTS = (
+    point("best", 1, 1.9e6, 2.0e6),
+    point("pt", 2, 3.0e6, 3.0e6, launch=Launch.EAGER),
+    point("best", 2, 1.0e6, 1.1e6, match=False),
+    point("random", 1, 2.2e6, 1.6e6),
+)
+"""Of one network; the search picked wrongly over one link."""
+
+
 def test_errors_ranks_and_regret() -> None:
-    points = (
-        point("best", 1, 1.9e6, 2.0e6),
-        point("pt", 2, 3.0e6, 3.0e6),
-        point("best", 2, 1.0e6, 1.1e6, match=False),
-        point("random", 1, 2.2e6, 1.6e6),
-    )
-    found = summarise(points)
+    found = summarise(POINTS)
     assert found is not None
     (case,) = found.cases
-    assert (found.points, found.mismatches) == (4, 1)
-    assert found.median_error == pytest.approx((0.05 + 1 / 11) / 2)
-    assert found.worst_error == pytest.approx(0.375)
-    assert case.tau == pytest.approx(2 / 3)
+    assert (found.errors.points, found.mismatches) == (4, 1)
+    assert found.errors.median == pytest.approx((0.05 + 1 / 11) / 2)
+    assert found.errors.worst == pytest.approx(0.375)
+    assert case.errors.tau == pytest.approx(2 / 3)
     assert case.regrets == ((1, pytest.approx(1.25)), (2, 1.0))
-    assert "regret 1.250 over 1, 1.000 over 2" in "\n".join(summary_words(found, "4 plans"))
-    assert draw(points, "about").startswith(b"\x89PNG")
+    assert [(launch, errors.points, errors.tau) for launch, errors in found.by_launch] == [
+        (Launch.GRAPH, 3, pytest.approx(1 / 3)),
+        (Launch.EAGER, 1, None),
+    ]
+    assert draw(POINTS, "about").startswith(b"\x89PNG")
+
+
+def test_prints_of_summary_and_ablation() -> None:
+    good = tuple(
+        point(name, links, 1e6 * at, 1e6 * at * 1.01, model="n")
+        for at, (name, links) in enumerate((("best", 2), ("best", 1), ("pt", 2), ("dha", 1)), 2)
+    )
+    points = (*POINTS, *(replace(p, plan=good[0].plan) for p in good))
+    found = summarise(points)
+    assert found is not None
+    off = [replace(p, predicted_ns=0.8 * p.predicted_ns) for p in points]
+    rows = tuple(ablation((points, *(off for _ in MECHANISMS))))[: 3 * 3]
+    bought = AblationRecord("pair", "0" * 64, MADE, MADE, UNCHARGED, rows)
+    parts = (*summary_parts(found, "8 plans on pair (GPU X)"), *ablation_parts(bought))
+    golden.compare("hwexec_sweep", as_text(*parts))
+
+
+def test_a_target_is_met_or_not_by_what_was_found_unrounded() -> None:
+    def verdicts(points: tuple[Point, ...]) -> list[str]:
+        found = summarise(points)
+        assert found is not None
+        lines = as_text(*summary_parts(found, "some")).splitlines()
+        at = next(i for i, line in enumerate(lines) if "median absolute error" in line)
+        return [line.split("│")[4].strip() for line in lines[at : at + 5]]
+
+    exact = tuple(point(n, 1, p, 100.0) for n, p in (("best", 102.9), ("pt", 97.1), ("dha", 109.9)))
+    assert verdicts(exact)[:2] == ["met", "met"]
+    off = tuple(replace(p, predicted_ns=103.001) for p in exact[:2])
+    assert verdicts((*off, *exact[2:]))[:2] == ["not met", "met"]
+    assert verdicts(exact[1:2]) == ["met", "met", "met", "-", "-"]

@@ -8,14 +8,16 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from sim import models
 from sim.errors import InputError
 from sim.models import build, known_models
 
 TINY_LLAMA = "hf:llama-1b:hidden=64,layers=2,heads=4,kv_heads=2,ffn=128,vocab=100"
 
 FACTORIES = '''
+import copy
 import torch
 from torch import nn
 
@@ -51,6 +53,20 @@ class Careful(nn.Module):
         self.register_buffer("count", torch.tensor(3))
         self.example_inputs = torch.zeros(1, width)
     def forward(self, x): return self.tied(self.b(self.a(x)))
+class Reader(nn.Module):
+    """Reads, cuts, copies and overwrites random values while it is built."""
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 16, padding_idx=3)
+        self.bounded = nn.Parameter(nn.init.trunc_normal_(torch.empty(40, 16), std=0.02, a=-0.03, b=0.03))
+        self.first = nn.Linear(16, 16)
+        self.second = copy.deepcopy(self.first)
+        self.register_buffer("sums", self.first.weight.detach().sum(1))
+        self.register_buffer("steps", torch.arange(64) / 64)
+        self.whole = nn.Parameter(torch.empty(2, 16, 16).normal_())
+        self.part = nn.Parameter(self.whole.detach()[1])
+        self.plain = torch.empty(32, 16).normal_(5.0, 0.1)
+        self.example_inputs = torch.empty(4, 16).uniform_(2.0, 3.0)
 '''
 
 
@@ -148,6 +164,101 @@ def test_one_seed_one_model_and_the_callers_random_state_is_left_alone() -> None
 def test_no_weight_is_one_constant_so_a_wrong_binding_shows() -> None:
     module = build("vit_b_32").module  # its head is all zeros as torchvision makes it
     assert all(p.min() < p.max() for p in module.parameters())
+
+
+@pytest.fixture
+def fillings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.dtype, int]]:
+    """Even small tensors are filled late, in pieces of 64 elements; the dtype and size of each piece, as it is filled."""
+    seen = []
+    fill = models._Filling.fill
+
+    def noted(self: models._Filling, piece: Tensor, number: int) -> None:
+        seen.append((piece.dtype, piece.numel()))
+        fill(self, piece, number)
+
+    monkeypatch.setattr(models, "_LARGE", 64)
+    monkeypatch.setattr(models._Filling, "fill", noted)
+    return seen
+
+
+@pytest.mark.parametrize("tied", ["yes", "no"])
+def test_late_weights_are_filled_once_in_their_dtype_and_tell_places_apart(
+    tied: str, fillings: list[tuple[torch.dtype, int]]
+) -> None:
+    built = build(f"{TINY_LLAMA},tied={tied}", dtype="bf16", seq=8)
+    module: Any = built.module
+    assert (module.lm_head.weight is module.model.embed_tokens.weight) == (tied == "yes")
+    matrices = [p for p in module.parameters() if p.ndim == 2]
+    assert {dtype for dtype, _ in fillings} == {torch.bfloat16}
+    assert sum(size for _, size in fillings) == sum(p.numel() for p in matrices)
+    assert all(0.018 < p.float().std() < 0.022 and p.float().mean().abs() < 0.002 for p in matrices)
+    norms = [p for p in module.parameters() if p.ndim == 1]
+    assert all(0.01 < (p.float() - 1).std() < 0.03 for p in norms)
+    rows = torch.cat([p.flatten().view(-1, 32) for p in module.parameters()])
+    assert len(rows.unique(dim=0)) == len(rows)  # no row of any weight is another's
+    logits = module(*built.inputs).logits
+    assert logits.isfinite().all()
+    assert len(logits.flatten().unique()) > 100
+
+
+@pytest.mark.usefixtures("fillings")
+def test_late_weights_depend_on_the_seed_and_not_on_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    made = []
+    for seed, threads in ((0, 1), (0, 5), (1, 5)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        made.append(build(TINY_LLAMA, seq=8, seed=seed).module.state_dict())
+    assert torch.equal(before, torch.get_rng_state())
+    one, again, other = (list(state.values()) for state in made)
+    assert all(map(torch.equal, one, again))
+    assert not any(map(torch.equal, one, other))
+
+
+def test_what_constructors_compute_stays_when_weights_are_filled_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("hf:llama-1b:hidden=64,layers=1,heads=4,kv_heads=2,ffn=128", "resnet18", "swin_t"):
+        plain = build(name, dtype="bf16")
+        with monkeypatch.context() as patch:
+            patch.setattr(models, "_LARGE", 4096)
+            late = build(name, dtype="bf16")
+        was, now = (dict(m.module.named_buffers()) for m in (plain, late))
+        assert was.keys() == now.keys()
+        assert all(torch.equal(was[key], now[key]) and was[key].dtype == now[key].dtype for key in was)
+
+
+@pytest.mark.usefixtures("factories")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_value_that_a_constructor_reads_is_there_when_it_reads(
+    dtype: str, fillings: list[tuple[torch.dtype, int]]
+) -> None:
+    built = build("shop:Reader", dtype=dtype)
+    module: Any = built.module
+    near = {"rtol": 0.0, "atol": 0.02 if dtype == "bf16" else 1e-5}
+    assert module.table.weight[3].eq(0).all()
+    assert module.table.weight.float().std() > 0.9
+    assert 0.02 < module.bounded.abs().max() <= 0.0301
+    assert torch.equal(module.first.weight, module.second.weight)
+    torch.testing.assert_close(module.sums, module.first.weight.sum(1), **near)
+    assert torch.equal(module.steps, (torch.arange(64) / 64).to(module.steps.dtype))
+    assert torch.equal(module.part, module.whole[1])
+    assert module.part.untyped_storage()._cdata == module.whole.untyped_storage()._cdata
+    assert 4 < module.plain.min() < module.plain.max() < 6
+    assert 2 <= built.inputs[0].min() < built.inputs[0].max() <= 3
+    again: Any = build("shop:Reader", dtype=dtype).module
+    assert all(map(torch.equal, module.state_dict().values(), again.state_dict().values()))
+    assert torch.equal(module.plain, again.plain)
+    in_last = sum(size for kind, size in fillings if kind == module.whole.dtype)
+    assert in_last >= 2 * module.whole.numel()
+
+
+@pytest.mark.usefixtures("factories")
+def test_nothing_is_filled_for_shapes_alone(fillings: list[tuple[torch.dtype, int]]) -> None:
+    assert (
+        build("shop:Careful", device="meta").module.training is False
+    )  # it cannot be built there, so on the CPU
+    assert fillings == []
 
 
 def test_every_known_name_is_listed() -> None:

@@ -36,11 +36,13 @@ def test_host_waits_stand_on_the_host() -> None:
     assert [op.stream for op in lower(plan, net, machine).ops if isinstance(op, Wait)] == ["host"]
 
 
-def test_a_head_stands_first_with_its_waits() -> None:
+def test_a_head_stands_first_and_a_layer_waits_for_it_where_it_needs_it() -> None:
     net, machine = network(100, 100), host(2)
     plan = replace(copied(net, Chunk(0, 100, (0,)), Chunk(256, 356, (1, 0))), head=1)
     program = lower(plan, net, machine)
-    assert [type(op).__name__ for op in program.ops[: program.head_ops]] == ["Copy", "Record", "Wait"]
+    assert [type(op).__name__ for op in program.ops[: program.head_ops]] == ["Copy", "Record"]
+    behind = program.ops[program.head_ops :]
+    assert [type(op).__name__ for op in behind if op.stream == "compute:0"] == ["Wait", "Run", "Wait", "Run"]
     with pytest.raises(InputError, match="a head of 3 chunks; it has 2"):
         lower(replace(plan, head=3), net, machine)
     with pytest.raises(InputError, match="eager plan has no head"):
@@ -50,17 +52,13 @@ def test_a_head_stands_first_with_its_waits() -> None:
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_without_any_one_wait_the_program_is_refused(data: st.DataObject) -> None:
-    """Lowering emits no wait that is not needed (but for HOST_ALL and heads, which wait for unread bytes too)."""
+    """Lowering emits no wait that is not needed (but for HOST_ALL, which waits for unread bytes too)."""
     machine = data.draw(some.hosts())
     net = data.draw(some.networks())
     plan = data.draw(some.plans(net, machine))
     assume(plan.sync is not Sync.HOST_ALL)
     program = lower(plan, net, machine)
-    waits = [
-        at
-        for at, op in enumerate(program.ops)
-        if isinstance(op, Wait) and (at >= program.head_ops or not op.stream.startswith("compute"))
-    ]
+    waits = [at for at, op in enumerate(program.ops) if isinstance(op, Wait)]
     assume(waits)
     at = data.draw(st.sampled_from(waits))
     with pytest.raises(InputError):

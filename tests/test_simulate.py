@@ -10,7 +10,8 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.plan import Access, Chunk, Launch
+from sim.host import Figure
+from sim.plan import Access, Chunk, Launch, Plan
 from sim.program import Copy, Run, lower
 from sim.simulate import Fabric, simulate
 from sim.timeline import SpanKind, Timeline
@@ -48,11 +49,25 @@ def test_costs_are_charged_where_they_arise() -> None:
         wait_ns=figure(3),
         launch_ns=figure(100),
         launch_node_ns=figure(1),
+        launch_copy_ns=figure(7),
+        launch_cross_ns=figure(9),
+        wait_cross_ns=figure(4),
+        wait_head_ns=figure(5),
+        wait_head_cross_ns=figure(6),
     )
-    net, machine = network(1000), host(costs=costs)
-    timeline = simulate(lower(copied(net, Chunk(0, 1000, (0,))), net, machine), profile(net, machine))
-    # launch 100 + 4 nodes; latency 10, bytes 1000; wait 3; run 1000
-    assert timeline.makespan_ns == 104 + 10 + 1000 + 3 + 1000
+    net, machine = network(1000), host(2, costs=costs, nvlink=1000)
+    own, relayed = copied(net, Chunk(0, 1000, (0,))), copied(net, Chunk(0, 1000, (1, 0)))
+
+    def took(plan: Plan) -> float:
+        return simulate(lower(plan, net, machine), profile(net, machine)).makespan_ns
+
+    # launch 100, a layer 1, a copy 7; latency 10, bytes 1000; wait 3; run 1000
+    assert took(own) == 108 + 10 + 1000 + 3 + 1000
+    # two copies and an edge between devices; the push waits for its partner's copy on the same device
+    assert took(relayed) == 124 + 10 + 1000 + 3 + 1 + 4 + 1000
+    # a head: the launch hides behind its copies, and the layer's wait is no edge of the graph
+    assert took(replace(own, head=1)) == 10 + 1000 + 5 + 1000
+    assert took(replace(relayed, head=1)) == 10 + 1000 + 3 + 1 + 6 + 1000
 
 
 def test_eager_host_issues_one_operation_after_another() -> None:
@@ -65,6 +80,10 @@ def test_eager_host_issues_one_operation_after_another() -> None:
     assert [(s.start_ns, s.stop_ns) for s in timeline.of(SpanKind.RUN)] == [(2070, 3070), (4070, 5070)]
     assert timeline.makespan_ns == 5080
     assert timeline.of(SpanKind.STALL)[-1].cause == "the host to issue it"
+    hooked = host(
+        costs=replace(costs, issue_hook_ns=figure(300))
+    )  # ahead of the first layer alone something is issued
+    assert simulate(lower(plan, net, hooked), profile(net, hooked, issue=2000)).makespan_ns == 5380
 
 
 def test_the_launch_of_a_graph_hides_behind_its_head() -> None:
@@ -73,7 +92,7 @@ def test_the_launch_of_a_graph_hides_behind_its_head() -> None:
     plan = copied(net, Chunk(0, 1000, (0,)), Chunk(1024, 2024, (0,)))
     late = simulate(lower(plan, net, machine), profile(net, machine))
     early = simulate(lower(replace(plan, head=1), net, machine), profile(net, machine))
-    # without a head the first copy waits for the launch; with one the graph waits for the head, launched meanwhile
+    # without a head the first copy waits for the launch; with one the graph is launched meanwhile
     assert [(s.start_ns, s.stop_ns) for s in late.of(SpanKind.COPY)] == [(600, 1600), (1600, 2600)]
     assert [(s.start_ns, s.stop_ns) for s in early.of(SpanKind.COPY)] == [(10, 1010), (1010, 2010)]
     assert (late.makespan_ns, early.makespan_ns) == (3600, 3010)
@@ -110,6 +129,31 @@ def test_a_read_in_place_takes_what_the_profile_says_and_slows_a_copy_beside_it(
         profile(net, machine, direct=1500),
     )
     assert alone.makespan_ns == pytest.approx(2 * 2500)
+
+
+def test_a_read_in_place_behind_copies_waits_shares_evenly_and_then_takes_over() -> None:
+    costs = replace(FREE, direct_busy_ns=figure(100), direct_ramp_ns=figure(500), direct_weight=figure(4))
+    net, machine = network(1000, 1000, 9000), host(costs=costs)
+    chunks = (Chunk(0, 1000, (0,)), Chunk(2048, 11048, (0,)))
+    plan = replace(copied(net, *chunks), access=((Access.COPIED,), (Access.DIRECT,), (Access.COPIED,)))
+    timeline = simulate(lower(plan, net, machine), profile(net, machine, direct=1300))
+    runs = [(s.start_ns, s.stop_ns) for s in timeline.of(SpanKind.RUN)]
+    # from 2000: 100 behind the copies, 500 at half the link, the other 800 at four fifths; then the kernel's own 1000
+    assert runs[1] == (2000, 2000 + 100 + 1000 + 1000 + 1000)
+    # the copy lost what the read had of the link
+    assert timeline.of(SpanKind.COPY)[-1].stop_ns == 10_000 + 1300
+
+
+def test_layers_are_slower_while_host_memory_is_copied_to_their_gpu() -> None:
+    net, machine = network(1000, 0, 0, 3000), host(2, nvlink=1000)
+    plan = copied(net, Chunk(0, 1000, (0,)), Chunk(1024, 4024, (0,)))
+    timings = replace(profile(net, machine), slowed=Figure(0.5, "measured", "here"))
+    runs = simulate(lower(plan, net, machine), timings).of(SpanKind.RUN)
+    # until 4000 the second chunk is under way; the last layer begins after it
+    assert [s.duration_ns for s in runs] == [1500, 1500, 1500, 1000]
+    far = replace(plan, chunks=(Chunk(0, 1000, (1, 0)), Chunk(1024, 4024, (1, 0))))
+    runs = simulate(lower(far, net, machine), timings).of(SpanKind.RUN)
+    assert [s.duration_ns for s in runs] == [1000] * 4, "a partner's lane is none of their business"
 
 
 def test_fair_shares_match_the_closed_form() -> None:

@@ -1,0 +1,157 @@
+"""Cases of work side by side: lanes at once, pushes between GPUs and reads in place beside copies of host memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import combinations
+
+import torch
+
+from calibrate.bench import BESIDE_BYTES, GIB, KIB, MIB, Bench, Case, Flow, has_peers, peers, several_gpus
+from calibrate.links import Enqueue, copies, h2d_label, p2p_label, read_in_place
+from calibrate.samples import Point
+from hwexec.device import Ready, Stream
+from hwexec.script import do
+
+CHUNKS = (64 * KIB, 64 * MIB)
+"""Smallest and largest push beside copies: what plans relay."""
+READS = tuple(4 * KIB * k for k in (1, 16, 64, 256, 1024, 4096, 16384))
+"""Bytes of the kernels that read in place beside copies."""
+
+
+def together_label(gpus: tuple[int, ...]) -> str:
+    return f"together:{'+'.join(map(str, gpus))}"
+
+
+def read_label(what: str, gpu: int) -> str:
+    """`what` is in-place or resident, alone or beside copies."""
+    return f"{what}:{gpu}"
+
+
+def h2d_together(bench: Bench) -> tuple[Point, ...]:
+    """Each GPU alone, each pair, and all at once: the time until the last has everything, all bytes counted.
+
+    Each GPU has bytes of its own, so that host memory is read as often as in a cold start, and so many that the flows' own
+    starts and ends are lost among them.
+    """
+    share = bench.effort.largest_bytes // len(bench.gpus)
+    chunk = min(BESIDE_BYTES, share)
+    count = min(GIB, 4 * bench.effort.largest_bytes) // chunk
+    groups: list[tuple[int, ...]] = [(gpu,) for gpu in bench.gpus]
+    groups += list(combinations(bench.gpus, 2))
+    if len(bench.gpus) > 2:
+        groups.append(tuple(bench.gpus))
+    flows = []
+    for gpu in bench.gpus:
+        bench.poison(gpu)
+        stream = bench.stream(h2d_label(gpu), gpu)
+        own = bench.host.tensor[gpu * share : (gpu + 1) * share]
+        enqueue = copies(bench, stream, bench.arena(gpu)[:share], own, chunk, count)
+        flows.append(Flow(h2d_label(gpu), stream, enqueue, count * chunk))
+    found = []
+    for group in groups:
+        points = bench.together([flows[gpu] for gpu in group])
+        last = tuple(max(times) for times in zip(*(p.samples_ns for p in points), strict=True))
+        found.append(Point(together_label(group), count * chunk, len(group), last))
+    moved = min(count, share // chunk) * chunk
+    for gpu in bench.gpus:
+        want = bench.host.tensor[gpu * share : gpu * share + moved]
+        bench.verify(bench.arena(gpu)[:moved], want, f"GPU {gpu}, all at once")
+    return tuple(found)
+
+
+def pushes(
+    bench: Bench, stream: Stream, to: torch.Tensor, source: torch.Tensor, size: int, count: int
+) -> Enqueue:
+    """`count` pushes of `size` bytes, an event behind each as the executor has it: none begins before the last is done."""
+    room = min(to.numel(), source.numel()) // size
+    event = bench.device.event()
+    calls: list[Ready] = []
+    for at in (i % room for i in range(count)):
+        part = slice(at * size, (at + 1) * size)
+        calls.append(bench.device.ready_copy(stream, to[part], source[part]))
+        calls.append(bench.device.ready_record(stream, event))
+    return partial(do, calls)
+
+
+def p2p(bench: Bench, busy: bool) -> tuple[Point, ...]:
+    """Pushes by size, nothing else under way; or (`busy`) while the pushing GPU's own lane brings host memory, as in a relay."""
+    found: list[Point] = []
+    half = bench.effort.largest_bytes // 2
+    low, high = (CHUNKS[0], min(CHUNKS[1], half)) if busy else (0, bench.effort.largest_bytes)
+    sizes = [size for size in bench.effort.sizes if low <= size <= high]
+    for source, destination in peers(bench):
+        label = p2p_label(source, destination)
+        stream = bench.stream(label, source)
+        origin, to = bench.filled(source), bench.pushed_view(source, destination)
+        lane = bench.lane(source)
+        if busy:
+            origin, to = origin[:half], to[:half]
+        bench.poison(destination)
+        for size in sizes:
+            count = min(bench.effort.burst(size), origin.numel() // size)
+            enqueue = pushes(bench, stream, to, origin, size, count)
+            if busy:
+                found.append(bench.beside(label, stream, enqueue, lane, size_bytes=size, count=count))
+            else:
+                found.append(bench.timed(label, [stream], enqueue, size_bytes=size, count=count))
+            if size in (sizes[0], sizes[-1]):
+                moved = bench.arena(destination)[: size * count]
+                bench.verify(moved, origin[: size * count], f"{label}, {size} bytes")
+    return tuple(found)
+
+
+def direct_beside_copy(bench: Bench) -> tuple[Point, ...]:
+    """Kernels in a chain that read in place, and the same on resident memory; alone, and beside copies over the same lane."""
+    found: list[Point] = []
+    quarter = bench.effort.largest_bytes // 4
+    for gpu in bench.gpus:
+        stream, lane = bench.stream(f"compute:{gpu}", gpu), bench.lane(gpu)
+        arena, view = bench.filled(gpu), bench.host.view(gpu)
+        for size in (s for s in READS if s <= quarter):
+            count = max(2, min(16, bench.effort.burst(size)))
+            for what, origin in (("resident", arena), ("in-place", view)):
+                bench.device.fill(stream, arena[:quarter], 0)
+                kernels = [
+                    read_in_place(bench, stream, arena[start - quarter :], origin[start : start + size])
+                    for start in (quarter + i * size % (quarter // size * size) for i in range(count))
+                ]
+                enqueue = partial(do, kernels)
+                alone, beside = (read_label(f"{what} {when}", gpu) for when in ("alone", "beside"))
+                found.append(bench.timed(alone, [stream], enqueue, size_bytes=size, count=count))
+                found.append(bench.beside(beside, stream, enqueue, lane, size_bytes=size, count=count))
+        moved = min(count, quarter // size) * size
+        want = bench.host.tensor[quarter : quarter + moved]
+        bench.verify(arena[:moved], want, f"GPU {gpu} reading in place beside copies")
+    return tuple(found)
+
+
+BESIDE_CASES = (
+    Case(
+        "h2d-together",
+        "all GPUs at once and each pair: what they share",
+        h2d_together,
+        several_gpus,
+        seconds=2,
+    ),
+    Case(
+        "p2p",
+        "pushes between GPUs by size, each way, nothing beside",
+        lambda b: p2p(b, False),
+        has_peers,
+        seconds=4,
+    ),
+    Case(
+        "p2p-beside-h2d",
+        "the same while host memory is copied to the GPU that pushes",
+        lambda b: p2p(b, True),
+        has_peers,
+        seconds=3,
+    ),
+    Case(
+        "direct-beside-copy",
+        "kernels reading in place, beside copies over the same lane",
+        direct_beside_copy,
+        seconds=3,
+    ),
+)
