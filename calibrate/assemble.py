@@ -33,7 +33,8 @@ UPLINK_BELOW = 0.90
 SHARED_BELOW = 0.985
 """All GPUs at once that get less than this part of what their lanes and uplinks carry share host memory itself."""
 PEER = "p2p-beside-h2d"
-"""The case that peer routes come from: a relay always pushes while its GPU's lane is at work."""
+"""The case that peer routes come from: a relay always pushes while its GPU's lane is at work. Where it is waived, IDLE."""
+IDLE = "p2p"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,8 @@ class _Assembly:
     def build(self) -> Assembled:
         lanes = [self.route(("h2d-graph", "h2d"), h2d_label(g)) for g in range(len(self.gpus))]
         shared = self.shared([self.rate(lane).value for lane in lanes])
-        pairs = self.pairs(PEER)
-        peers = [self.route((PEER,), p2p_label(a, b)) for a, b in pairs]
+        pairs = sorted({*self.pairs(PEER), *self.pairs(IDLE)})
+        peers = [self.route((PEER, IDLE), p2p_label(a, b)) for a, b in pairs]
         links = [
             Link(pcie(g), self.figure(self.rate(fit), fit.case, h2d_label(g))) for g, fit in enumerate(lanes)
         ]
@@ -192,7 +193,7 @@ class _Assembly:
 
         return Costs(
             copy_latency_ns=figure(copy, lanes[0].case),
-            peer_latency_ns=figure(peer, PEER),
+            peer_latency_ns=figure(peer, peers[0].case if peers else PEER),
             issue_copy_ns=figure(issue["copy"], "issue"),
             issue_event_ns=figure(_middle([issue["record"], issue["wait"]]), "issue"),
             issue_kernel_ns=figure(issue["kernel"], "issue"),

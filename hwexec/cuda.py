@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import resource
 import warnings
 from collections.abc import Callable, Iterator
@@ -43,10 +44,14 @@ class CudaDevice:
             torch.cuda.is_available(),
             "no CUDA device: this machine or this build of PyTorch has none; device 'cpu' plays one, without figures",
         )
+        # streams that share a hardware queue wait for each other's copies; the default of 8 queues is soon shared
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         _cuda.init()
         self._driver = load_driver()
         self._callers: dict[tuple[int, ...], Any] = {}
         self._edges: dict[tuple[int, int], tuple[Ready, Ready, Ready, Ready]] = {}
+        self._spare: dict[int, list[Any]] = {}
+        """Streams given back, by GPU: fewer streams share fewer queues."""
         self._switch = True
         """Whether a copy must be issued with its stream's GPU current; that takes microseconds, and drivers differ."""
 
@@ -139,10 +144,12 @@ class CudaDevice:
     # Streams and events
 
     def stream(self, name: str, gpu: int) -> Stream:
-        return Stream(name, gpu, _cuda.Stream(device=gpu))
+        spare = self._spare.setdefault(gpu, [])
+        return Stream(name, gpu, spare.pop() if spare else _cuda.Stream(device=gpu))
 
     def close_stream(self, stream: Stream) -> None:
-        """PyTorch's streams come from a pool and are never destroyed."""
+        """PyTorch's streams come from a pool and are never destroyed: the next stream is this one again."""
+        self._spare[stream.gpu].append(stream.raw)
 
     def on(self, stream: Stream) -> _On:
         return _On(self, stream)
@@ -224,8 +231,13 @@ class CudaDevice:
             f"a copy of {size_bytes} bytes on {stream.name}",
         )
 
-    def _driver_call(self, gpu: int, name: str, given: tuple[Any, ...], what: str) -> Ready:
-        """A call of the driver on a stream of `gpu`, made ready. RuntimeError, naming `what`, where it fails."""
+    def _driver_call(
+        self, gpu: int, name: str, given: tuple[Any, ...], what: str, alive: object = None
+    ) -> Ready:
+        """A call of the driver on a stream of `gpu`, made ready. RuntimeError, naming `what`, where it fails.
+
+        `alive` is what must not be freed as long as the call may be made: the driver knows handles only.
+        """
         call, switch = getattr(self._driver, name), self._switch
         exchange, current = _cuda._exchange_device, torch._C._cuda_getDevice
 
@@ -246,6 +258,7 @@ class CudaDevice:
             if code:
                 raise RuntimeError(f"{what}: {driver_error(self._driver, code)}")
 
+        vars(issue)["alive"] = alive
         return issue
 
     def ready_record(self, stream: Stream, event: Event) -> Ready:
@@ -256,7 +269,7 @@ class CudaDevice:
         ):  # the driver's own default stream is of no one GPU
             return by_torch
         given = (ctypes.c_void_p(event.raw.cuda_event), ctypes.c_void_p(stream.raw.cuda_stream))
-        return self._driver_call(stream.gpu, "cuEventRecord", given, f"an event on {stream.name}")
+        return self._driver_call(stream.gpu, "cuEventRecord", given, f"an event on {stream.name}", event)
 
     def ready_wait(self, stream: Stream, event: Event) -> Ready:
         if self._driver is None or not event.raw.cuda_event or not stream.raw.cuda_stream:
@@ -266,7 +279,7 @@ class CudaDevice:
             ctypes.c_void_p(event.raw.cuda_event),
             ctypes.c_uint(0),
         )
-        return self._driver_call(stream.gpu, "cuStreamWaitEvent", given, f"a wait of {stream.name}")
+        return self._driver_call(stream.gpu, "cuStreamWaitEvent", given, f"a wait of {stream.name}", event)
 
     def assign(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
         if (
