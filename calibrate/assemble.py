@@ -193,7 +193,7 @@ class _Assembly:
 
         return Costs(
             copy_latency_ns=figure(copy, lanes[0].case),
-            peer_latency_ns=figure(peer, peers[0].case if peers else PEER),
+            peer_latency_ns=figure(peer, PEER if self.pairs(PEER) else IDLE),
             issue_copy_ns=figure(issue["copy"], "issue"),
             issue_event_ns=figure(_middle([issue["record"], issue["wait"]]), "issue"),
             issue_kernel_ns=figure(issue["kernel"], "issue"),
