@@ -216,7 +216,7 @@ class ColdStart:
             ):
                 walk = self._stage.walk(kind, graph=graph, head=head)
                 walk.begin()
-                with follow(self.module, self.network, self._stage.find, walk.reach):
+                with follow(self.module, self.network, self._stage.find, walk.reach, walk.near):
                     output = self._forward()
                 walk.finish()
         except CaptureError as error:

@@ -77,9 +77,16 @@ class Finder:
 class _Steps(Listener):
     """Compares the layers that run with the network's, and passes each on."""
 
-    def __init__(self, network: Network, reach: Callable[[int], None]) -> None:
-        self.network, self.reach = network, reach
+    def __init__(
+        self, network: Network, reach: Callable[[int], None], near: Callable[[int], None] | None
+    ) -> None:
+        self.network, self.reach, self.near = network, reach, near
         self.reads = [frozenset(r.storage for r in layer.reads) for layer in network.layers]
+
+    def module_starts(self, name: str, next_layer: int) -> None:
+        layers = self.network.layers
+        if self.near is not None and next_layer < len(layers) and layers[next_layer].name == name:
+            self.near(next_layer)
 
     def layer_starts(self, layer: int, name: str, kind: str) -> None:
         layers = self.network.layers
@@ -96,10 +103,17 @@ class _Steps(Listener):
 
 
 def follow(
-    module: torch.nn.Module, network: Network, find: Finder, reach: Callable[[int], None]
+    module: torch.nn.Module,
+    network: Network,
+    find: Finder,
+    reach: Callable[[int], None],
+    near: Callable[[int], None] | None = None,
 ) -> LayerTracker:
-    """While entered, `reach` is told of each layer before its first operator. InputError where layers are not the network's."""
-    return LayerTracker(module, find, _Steps(network, reach))
+    """While entered, `reach` is told of each layer before its first operator. InputError where layers are not the network's.
+
+    `near` is told of a layer when its module is called, before any view is taken of its weights: views run no operator.
+    """
+    return LayerTracker(module, find, _Steps(network, reach, near))
 
 
 def learn(

@@ -138,6 +138,10 @@ class Walk:
         if self.graph is not None:
             self._after.append(self.graph.nodes())
 
+    def near(self, layer: int) -> None:
+        """The module of `layer` has been called: what it takes views of must lie where the layer reads it."""
+        point(self.repoint.get(layer, ()))
+
     def finish(self) -> None:
         """All layers have run: issue the rest, and let the compute stream go on only after every copy."""
         count = len(self.network.layers)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hwexec
-from hwexec.cpu import CpuDevice, CpuGraph
+from hwexec.cpu import CpuDevice, CpuGraph, _Recorder
 from hwexec.device import Activity, Stream
 from hwexec.spans import of_graph
 from hwexec.timing import Samples, time_ns, wall_ns
@@ -24,6 +25,7 @@ from sim.host import Host
 from sim.plan import Access, Chunk, Launch, Plan, Sync
 from sim.program import Copy, lower
 from sim.timeline import SpanKind
+from sim.tracker import tensors_in
 from tests import builders, toys
 from tests import strategies as some
 from tests.test_arena import fingerprint
@@ -216,11 +218,27 @@ def test_a_head_that_breaks_leaves_a_start_that_can_be_made_again(monkeypatch: p
 
 
 @pytest.mark.parametrize("launch", Launch)
-def test_a_tied_table_is_read_in_place_by_one_layer_and_copied_for_another(launch: Launch) -> None:
+def test_a_tied_table_is_read_in_place_by_one_layer_and_copied_for_another(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kernel reads the table where the plan says: a view of it that is taken too early would read the other place."""
     made = toys.text(("linear", "bare"), tied=True)
     last = len(made.network.layers) - 1
     assert made.network.readers[0] == (0, last)
+    read: list[int] = []
+    dispatch = _Recorder.__torch_dispatch__
+
+    def spy(mode: _Recorder, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        table = next((a for a in tensors_in(args) if set(a.shape) == {29, 16}), None)
+        if func.overloadpacket.__name__ in ("embedding", "mm", "addmm", "linear") and table is not None:
+            read.append(table.data_ptr())
+        return dispatch(mode, func, types, args, kwargs)
+
+    monkeypatch.setattr(_Recorder, "__torch_dispatch__", spy)
     with cold_start(made, dealt(made, launch, direct=(0,)), CpuDevice(2)) as cold:
+        if launch is Launch.GRAPH:
+            arena, host = cold._stage.arena.data_ptr(), cold._stage.host.tensor.data_ptr()
+            assert read[:2] == [host, arena]
         pointers: list[int] = []
         made.module.table.register_forward_hook(lambda m, *_: pointers.append(m.weight.data_ptr()))
         made.module.head.register_forward_hook(lambda m, *_: pointers.append(m.weight.data_ptr()))
