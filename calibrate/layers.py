@@ -3,7 +3,7 @@
 The executor runs whole plans; here they are chosen so that what differs between two runs is what a layer costs. A layer's
 time is from its first kernel to the next layer's first, so layers add up to the run. What reading in place adds is taken
 twice: with all reads in place, and with each layer's largest read resident. The second is what the small reads add,
-shared among them by bytes; the largest read takes the rest of the first.
+shared among them by bytes; the largest takes the rest of the first, or as much as the others each.
 """
 
 from __future__ import annotations
@@ -351,8 +351,11 @@ def _added(
             little = added * others / touched if touched else 0.0
         if len(layer.reads) == 1:
             little = 0.0
+        # reads of one kernel overlap: beside the others the largest may add nothing, but it does in a plan that reads it alone
+        rest = max(added - little, little / (len(layer.reads) - 1)) if len(layer.reads) > 1 else added
+        scale = added / (rest + little) if added else 0.0
         shares = [
-            added - little if i == most else (little * r.touched_bytes / others if others else 0.0)
+            scale * (rest if i == most else (little * r.touched_bytes / others if others else 0.0))
             for i, r in enumerate(layer.reads)
         ]
         found.append(tuple(Timing(share, spread, total.samples) for share in shares))

@@ -332,14 +332,15 @@ class _Simulation:
     def read_in_place(self, op: Run, timing: LayerTiming) -> Process:
         """One flow per place a layer reads from: host memory over its own PCIe lane, a partner over the peer route."""
         direct = sum(t.median_ns for t, a in zip(timing.direct, op.access, strict=True) if a is Access.DIRECT)
-        if direct > 0:
+        if Access.DIRECT in op.access:
             route = self.host.h2d_route(self.program.plan.target)
             rate = self.host.rate(route) * 1e-9
             ramp = 0.0
             if self.carried[self.lane]:
                 yield self.env.timeout(self.costs.direct_busy_ns.value)
                 ramp = min(direct, self.costs.direct_ramp_ns.value)
-                yield self.fabric.transfer(route, ramp * rate)
+                if ramp > 0:
+                    yield self.fabric.transfer(route, ramp * rate)
             if direct > ramp:
                 yield self.fabric.transfer(route, (direct - ramp) * rate, self.costs.direct_weight.value)
         if Access.PEER not in op.access:

@@ -97,6 +97,13 @@ def test_what_small_reads_add_is_theirs_and_the_largest_takes_the_rest() -> None
     assert [t.median_ns for t in found[0].peer] == pytest.approx([50 * 4000 / 4040, 50 * 40 / 4040])
 
 
+def test_of_equal_reads_that_overlap_none_is_free() -> None:
+    """Beside the others the first adds nothing; a search that took that for its price would read it alone, for free."""
+    runs = run("direct", (10, 20, 36)), run("direct-small", (10, 20, 36))
+    found = timings(result(run("resident", (10, 20, 30)), run("issue", (5, 5, 5)), *runs))
+    assert [t.median_ns for t in found[2].direct] == [3, 3]
+
+
 def test_a_run_in_place_that_came_out_faster_adds_nothing() -> None:
     found = timings(
         result(run("resident", (10, 20, 30)), run("issue", (5, 5, 5)), run("direct", (9, 20, 30)))
