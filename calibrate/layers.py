@@ -74,7 +74,18 @@ class LayersResult:
         return next((r for r in self.runs if r.way == way), None)
 
 
-def measure(
+@dataclass(frozen=True, slots=True)
+class Unwatched:
+    """What is timed without the profiler: once that has run in a process, every later launch takes the host longer."""
+
+    issue: LayerRun
+    alone: Point | None
+    beside_copies: Point | None
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def unwatched(
     built: Built,
     network: Network,
     host: Host,
@@ -82,8 +93,38 @@ def measure(
     *,
     repeats: int,
     progress: Callable[[str], None],
+) -> Unwatched:
+    """The first half of a network's measurement. Raises InputError where the network does not fit the GPU."""
+    began = time.perf_counter()
+    progress("issue")
+    alone: Point | None = None
+    beside: Point | None = None
+    notes = []
+    plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
+    with prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold:
+        issue = _issue(cold, built, network, device, repeats)
+    if device.figures:
+        progress("beside copies")
+        plan = everything(network, Access.RESIDENT)
+        with prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold:
+            try:
+                alone, beside = _beside_copies(cold, built, device, 2 * repeats)
+            except InputError as error:
+                notes.append(f"resident beside copies: not measured ({error})")
+    return Unwatched(issue, alone, beside, tuple(notes), time.perf_counter() - began)
+
+
+def measure(
+    built: Built,
+    network: Network,
+    host: Host,
+    device: Device,
+    first: Unwatched,
+    *,
+    repeats: int,
+    progress: Callable[[str], None],
 ) -> LayersResult:
-    """Raises InputError where the network does not fit the GPU or its kernels cannot be told apart."""
+    """The second half, with the profiler. Raises InputError where the network's kernels cannot be told apart."""
     began = time.perf_counter()
     large = network.arena_bytes > LARGE_BYTES
     partner = next(iter(host.partners(0)), None)
@@ -96,9 +137,7 @@ def measure(
         if not large:
             ways.append(("peer-small", small_reads(network, Access.PEER, partner)))
     runs: list[LayerRun] = []
-    notes: list[str] = []
-    alone: Point | None = None
-    beside: Point | None = None
+    notes = list(first.notes)
     for way, plan in ways:
         progress(way)
         with prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold:
@@ -106,19 +145,13 @@ def measure(
                 notes.append(f"{way}: no graph ({cold.why_eager}); measured eagerly")
             # what is added in place is large beside its noise, and each look through the profiler takes a third of a second
             count = repeats if way == "resident" else max(2, repeats // 2)
-            if way == "resident" and device.figures:
-                try:
-                    alone, beside = _beside_copies(cold, built, device, 2 * repeats)
-                except InputError as error:
-                    notes.append(f"resident beside copies: not measured ({error})")
             runs.append(_watch(way, cold, built, network, device, count))
-    progress("issue")
-    plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
-    with prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold:
-        runs.append(_issue(cold, built, network, device, repeats))
+    runs.append(first.issue)
     notes += [note for run in runs if (note := _explain(run))]
-    seconds = time.perf_counter() - began
-    return LayersResult(network, tuple(runs), beside, tuple(notes), host.name, seconds, alone)
+    seconds = first.seconds + time.perf_counter() - began
+    return LayersResult(
+        network, tuple(runs), first.beside_copies, tuple(notes), host.name, seconds, first.alone
+    )
 
 
 def everything(

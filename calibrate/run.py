@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -24,7 +25,7 @@ from calibrate.identity import (
     read_states,
     session,
 )
-from calibrate.layers import LayersResult, measure, slowed, timings
+from calibrate.layers import LayersResult, Unwatched, measure, slowed, timings, unwatched
 from calibrate.links import LINK_CASES
 from calibrate.overheads import OVERHEAD_CASES
 from calibrate.samples import CaseResult
@@ -40,6 +41,8 @@ from sim.network import Network
 from sim.profile import Profile, ProfileKind
 from sim.provenance import stamp
 from sim.trace import trace_model
+
+T = TypeVar("T")
 
 CASES: tuple[Case, ...] = LINK_CASES + BESIDE_CASES + OVERHEAD_CASES
 NO_FIGURE = "GPUs were played by threads: no number written here means anything"
@@ -286,31 +289,39 @@ def _networks(
     progress: Progress,
     effort: Effort,
 ) -> list[str]:
-    """Those that cannot be measured are told at the end, and cost the others nothing."""
-    failed = []
-    for request, network in missing:
+    """Those that cannot be measured are told at the end, and cost the others nothing.
+
+    All are first timed without the profiler, then each with it: it would make the others' launches slower.
+    """
+    failed: list[str] = []
+    ready: list[tuple[Request, Network, Unwatched]] = []
+    given: dict[str, Any] = {"host": host, "device": device, "repeats": effort.repeats // 2 + 1}
+
+    def attempt(request: Request, do: Callable[..., T]) -> T | None:
         what = f"{request.model} {request.precision}"
         progress.begins(what)
         try:
             built = build(request.model, batch=request.samples, dtype=request.precision, seq=request.seq)
-            result = measure(
-                built,
-                network,
-                host,
-                device,
-                repeats=effort.repeats // 2 + 1,
-                progress=lambda way, what=what: progress.begins(f"{what}: {way}"),  # type: ignore[misc]
-            )
+            return do(built, progress=lambda way: progress.begins(f"{what}: {way}"))
         except InputError as error:
             failed.append(f"{what}: {error}")
             progress.ended(what, NETWORK_SECONDS, f"failed: {error}")
-            continue
         except RuntimeError as error:
             raise _lost(what, error, store) from error
-        store.keep_layers(host.name, result)
-        for text in result.notes:
-            progress.note(f"{what}: {text}")
-        progress.ended(what, NETWORK_SECONDS, f"{result.seconds:.1f} s")
+        return None
+
+    for request, network in missing:
+        first = attempt(request, partial(unwatched, network=network, **given))
+        if first is not None:
+            ready.append((request, network, first))
+    for request, network, first in ready:
+        result = attempt(request, partial(measure, network=network, first=first, **given))
+        if result is not None:
+            what = f"{request.model} {request.precision}"
+            store.keep_layers(host.name, result)
+            for text in result.notes:
+                progress.note(f"{what}: {text}")
+            progress.ended(what, NETWORK_SECONDS, f"{result.seconds:.1f} s")
     return failed
 
 

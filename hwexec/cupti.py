@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,9 +19,13 @@ def watched(call: Callable[[], None], synchronize: Callable[[], None]) -> tuple[
     """Activities of every GPU during `call`, in order of start; `synchronize` waits until all GPUs are idle."""
     synchronize()
     _start()
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        call()
-        synchronize()
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*Profiler clears events"
+        )  # of cycles, which are not used here
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            call()
+            synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         seen.export_chrome_trace(str(path))
