@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from calibrate import show
+from calibrate import layers, show
 from calibrate.bench import NO_FIGURES, Bench, Case, has_peers
 from calibrate.beside import h2d_together, p2p
 from calibrate.cli import main
@@ -272,6 +272,20 @@ def test_a_network_that_fails_costs_the_others_nothing(device: CpuDevice, tmp_pa
     with pytest.raises(InputError, match=r"all but 1 of the networks .*refuses to pin"):
         run(ask(MODEL), device, Watch(None), store, Told())
     assert len(run(ask(MODEL), device, Watch(None), store, Told()).profiles) == 1
+
+
+def test_no_host_time_is_taken_after_the_profiler_has_run(
+    device: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in a process it makes every later launch slower, those of other networks too."""
+    story: list[str] = []
+    trace, clocked = device.trace, layers._issue
+    monkeypatch.setattr(device, "trace", lambda call: (story.append("profiler"), trace(call))[1])
+    monkeypatch.setattr(layers, "_issue", lambda *given: (story.append("issue"), clocked(*given))[1])
+    small = "hf:llama-1b:hidden=32,layers=1,heads=2,kv_heads=1,ffn=64,vocab=50"
+    run(ask(MODEL, small), device, Watch(None), Store(tmp_path), Told())
+    assert story[:2] == ["issue", "issue"]
+    assert set(story[2:]) == {"profiler"}
 
 
 def test_identity_and_flags_reach_the_files(device: CpuDevice, tmp_path: Path) -> None:
