@@ -10,20 +10,20 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from sim import later
 from sim.errors import InputError, require
 from sim.hf import SHAPES, hf_shape, make_transformer
 from sim.hints import error_line, unknown
+from sim.later import Later, weak
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_BATCH = 65536
@@ -36,9 +36,6 @@ _QUIET: dict[str, dict[str, bool]] = {
     "inception_v3": {"init_weights": False},
 }
 """Both warn, then sample for seconds, unless told not to initialise."""
-
-_LARGE = 1 << 20
-"""Random fillings of so many elements are put off; a piece of so many is filled by one thread from one seed."""
 
 _T = TypeVar("_T")
 
@@ -275,110 +272,13 @@ def _example_inputs(recipe: _Recipe, given: object) -> tuple[Tensor, ...]:
 # -- making and converting --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Filling:
-    """A random in-place operator that waits, over all of one storage, which may die before."""
-
-    storage: StorageWeakRef
-    dtype: torch.dtype
-    operator: Any
-    arguments: tuple[Any, ...]
-    seed: int
-
-    def alive(self) -> torch.UntypedStorage | None:
-        return cast(torch.UntypedStorage | None, torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata))
-
-    def fill(self, piece: Tensor, number: int) -> None:
-        """Each piece has a seed of its own, so that the number of threads changes no value."""
-        self.operator(piece, *self.arguments, generator=torch.Generator().manual_seed(self.seed + number))
-
-
-class _Later(TorchDispatchMode):
-    """Puts off the random filling of tensors from `least` elements up until an operator reads them, or `write_all`.
-
-    torch fills with one thread, and a model with rules of its own twice: minutes for eight billion weights. Put off, each
-    is filled once, in its last dtype, by all threads; what dies or moves to the meta device before is not filled at all,
-    and memory that nobody wrote takes no room. Whatever else a constructor computes is computed as ever.
-    """
-
-    _RANDOM = frozenset({"aten::normal_", "aten::uniform_", "aten::exponential_", "aten::log_normal_"})
-    _DTYPES = frozenset(DTYPES.values())
-
-    def __init__(self, least: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self._least = least
-        self._fillings: dict[int, _Filling] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func.name() in self._RANDOM and not kwargs and self._may_wait(args[0]):
-            storage, dtype = args[0].untyped_storage(), args[0].dtype
-            seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
-            self._fillings[storage._cdata] = _Filling(_weak(storage), dtype, func, tuple(args[1:]), seed)
-            return args[0]
-        if self._fillings and not func.is_view:
-            self._write(_storages((*args, *kwargs.values())))
-        return func(*args, **kwargs)
-
-    def _may_wait(self, tensor: Tensor) -> bool:
-        if tensor.device.type != "cpu" or tensor.dtype not in self._DTYPES or tensor.numel() < self._least:
-            return False
-        whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
-        return whole and tensor.is_contiguous()
-
-    def cast(self, flat: Tensor, dtype: torch.dtype) -> Tensor:
-        """`flat`, which is all of its storage, in `dtype`. A filling that was put off becomes one of the new storage."""
-        old = flat.untyped_storage()
-        filling = self._fillings.get(old._cdata)
-        if filling is None or filling.dtype != flat.dtype:
-            self._write([old])
-            return flat.to(dtype)
-        del self._fillings[old._cdata]
-        made = torch.empty_like(flat, dtype=dtype)
-        new = made.untyped_storage()
-        self._fillings[new._cdata] = replace(filling, storage=_weak(new), dtype=dtype)
-        return made
-
-    def write_all(self) -> None:
-        """Fill what still lives and waits."""
-        living = [filling.alive() for filling in self._fillings.values()]
-        self._write(storage for storage in living if storage is not None)
-        self._fillings.clear()
-
-    def _write(self, storages: Iterable[torch.UntypedStorage]) -> None:
-        jobs: list[tuple[_Filling, Tensor, int]] = []
-        for storage in storages:
-            filling = self._fillings.pop(storage._cdata, None)
-            if filling is not None:
-                flat = torch.empty(0, dtype=filling.dtype).set_(storage)
-                jobs += [(filling, piece, number) for number, piece in enumerate(torch.split(flat, _LARGE))]
-        if jobs:
-            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                list(pool.map(lambda job: job[0].fill(*job[1:]), jobs))
-
-
-def _weak(storage: torch.UntypedStorage) -> StorageWeakRef:
-    """Keeps the identity `_cdata` from being used again, and no bytes."""
-    return StorageWeakRef(storage)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-
-
-def _storages(values: Iterable[object]) -> Iterator[torch.UntypedStorage]:
-    for value in values:
-        if isinstance(value, Tensor) and value.layout == torch.strided:  # others have none
-            yield value.untyped_storage()
-        elif isinstance(value, list | tuple):
-            yield from _storages(value)
-
-
-def _construct(make: Callable[[], _T], recipe: _Recipe) -> tuple[_T, _Later]:
+def _construct(make: Callable[[], _T], recipe: _Recipe) -> tuple[_T, Later]:
     """`make()` under the device and the seed asked for, and what waits to be filled; the caller's random state is left alone.
 
     A constructor that reads values (RegNet computes its widths with tensors) cannot run on the meta device: then it runs on
     the CPU, fills only what it reads, and `_settle` moves the result. So a factory may be called twice.
     """
-    late = _Later(_LARGE if recipe.device == "cpu" else 1)
+    late = Later(later.LARGE if recipe.device == "cpu" else 1)
     if recipe.device == "meta":
         try:
             with torch.device("meta"):
@@ -392,7 +292,7 @@ def _construct(make: Callable[[], _T], recipe: _Recipe) -> tuple[_T, _Later]:
         return make(), late
 
 
-def _settle(module: nn.Module, recipe: _Recipe, late: _Later, *, vary: bool, buffers: bool = True) -> None:
+def _settle(module: nn.Module, recipe: _Recipe, late: Later, *, vary: bool, buffers: bool = True) -> None:
     """Bring a fresh module, in place, to its device and dtype, eval mode and no gradients, and fill what `late` put off.
 
     Floating-point parameters take the dtype, and floating-point buffers too if `buffers`, as Module.to does. `vary` adds
@@ -441,7 +341,7 @@ def _move(module: nn.Module, recipe: _Recipe) -> None:
         setattr(owner, key, done[id(tensor)])  # not into _parameters: an RNN keeps a second list in step here
 
 
-def _cast(module: nn.Module, recipe: _Recipe, late: _Later, buffers: bool) -> None:
+def _cast(module: nn.Module, recipe: _Recipe, late: Later, buffers: bool) -> None:
     """Floating-point tensors to the recipe's dtype; what was shared stays shared, as views of one new storage.
 
     An old storage goes with the last tensor that leaves it, so that few bytes are there twice.
@@ -457,7 +357,7 @@ def _cast(module: nn.Module, recipe: _Recipe, late: _Later, buffers: bool) -> No
         old = tensor.untyped_storage()
         if old._cdata not in flats:
             flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(old)
-            flats[old._cdata] = tensor.dtype, late.cast(flat, recipe.dtype), _weak(old)
+            flats[old._cdata] = tensor.dtype, late.cast(flat, recipe.dtype), weak(old)
         was, flat, _ = flats[old._cdata]
         require(
             was == tensor.dtype,

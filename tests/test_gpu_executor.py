@@ -204,7 +204,7 @@ def test_alternating_starts_leave_memory_where_it_was(device: CudaDevice) -> Non
         cold(*one.inputs)
     device.synchronize()
     free = [device.memory(gpu).free_bytes for gpu in range(device.gpu_count)]
-    for _ in range(100):
+    for _ in range(500):  # a thousand starts
         for cold, one in zip(colds, built, strict=True):
             cold(*one.inputs)
     device.synchronize()

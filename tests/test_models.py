@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sim import models
+from sim import later
 from sim.errors import InputError
 from sim.models import build, known_models
 
@@ -170,14 +170,14 @@ def test_no_weight_is_one_constant_so_a_wrong_binding_shows() -> None:
 def fillings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.dtype, int]]:
     """Even small tensors are filled late, in pieces of 64 elements; the dtype and size of each piece, as it is filled."""
     seen = []
-    fill = models._Filling.fill
+    fill = later.Filling.fill
 
-    def noted(self: models._Filling, piece: Tensor, number: int) -> None:
+    def noted(self: later.Filling, piece: Tensor, number: int) -> None:
         seen.append((piece.dtype, piece.numel()))
         fill(self, piece, number)
 
-    monkeypatch.setattr(models, "_LARGE", 64)
-    monkeypatch.setattr(models._Filling, "fill", noted)
+    monkeypatch.setattr(later, "LARGE", 64)
+    monkeypatch.setattr(later.Filling, "fill", noted)
     return seen
 
 
@@ -221,7 +221,7 @@ def test_what_constructors_compute_stays_when_weights_are_filled_late(
     for name in ("hf:llama-1b:hidden=64,layers=1,heads=4,kv_heads=2,ffn=128", "resnet18", "swin_t"):
         plain = build(name, dtype="bf16")
         with monkeypatch.context() as patch:
-            patch.setattr(models, "_LARGE", 4096)
+            patch.setattr(later, "LARGE", 4096)
             late = build(name, dtype="bf16")
         was, now = (dict(m.module.named_buffers()) for m in (plain, late))
         assert was.keys() == now.keys()
