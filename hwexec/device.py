@@ -1,6 +1,6 @@
 """What an executor needs of a device: streams, events, arenas, copies, capture and replay, and nothing more.
 
-Two things implement it: `cuda.CudaDevice`, the only file that names torch.cuda, and `cpu.CpuDevice`, whose streams are
+Two things implement it: `cuda.CudaDevice`, the only one that names torch.cuda, and `cpu.CpuDevice`, whose streams are
 threads with delays on purpose. A GPU is an index everywhere; host memory has no index.
 """
 
