@@ -40,12 +40,13 @@ class CudaDevice:
     out_of_memory: type[Exception] = torch.cuda.OutOfMemoryError
 
     def __init__(self) -> None:
+        # streams that share a hardware queue wait for each other's copies, and the default of 8 queues is soon shared; the
+        # driver reads this when it first starts, and asking whether CUDA is there starts it
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         require(
             torch.cuda.is_available(),
             "no CUDA device: this machine or this build of PyTorch has none; device 'cpu' plays one, without figures",
         )
-        # streams that share a hardware queue wait for each other's copies; the default of 8 queues is soon shared
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         _cuda.init()
         self._driver = load_driver()
         self._callers: dict[tuple[int, ...], Any] = {}
