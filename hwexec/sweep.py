@@ -95,7 +95,7 @@ class SweepRecord:
     points: tuple[Point, ...]
 
 
-SWEEP = FileKind("sweep", 2, SweepRecord)
+SWEEP = FileKind("sweep", 2, SweepRecord, last="figures")
 
 
 def random_plan(network: Network, host: Host, gpus: tuple[int, ...], seed: str) -> Plan:

@@ -216,6 +216,20 @@ def test_again_needs_no_device_and_predicts_alike_while_the_model_is_the_same(
     assert (folder / "summary.txt").read_text() == out
 
 
+def test_a_sweep_that_was_cut_off_is_never_taken_for_a_whole_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept(folder, monkeypatch)
+    file = folder / "sweep.yaml"
+    points = file.read_text().split("\n- ")  # whole points that end where the next begins
+    for count in range(1, len(points)):
+        file.write_text(cut := "\n- ".join(points[:count]) + "\n")
+        capsys.readouterr()
+        assert run_command(cli, "hwexec", ["sweep", "--again", "here"]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+        assert file.read_text() == cut
+
+
 def test_again_takes_new_constants_and_leaves_what_was_measured(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
