@@ -276,6 +276,11 @@ class Bench:
         self._streams.clear()
 
 
+def never(bench: Bench) -> str | None:
+    """Any host can show it."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One thing to measure. `waived` says why this host cannot show it, None where it can."""
@@ -283,7 +288,7 @@ class Case:
     name: str
     about: str
     measure: Callable[[Bench], tuple[Point, ...]]
-    waived: Callable[[Bench], str | None] = lambda bench: None
+    waived: Callable[[Bench], str | None] = never
     seconds: float = 1.0
     """A first guess for the progress bar, on a host of two GPUs."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 
 import torch
 
-from calibrate.bench import KIB, MIB, Bench, Case, peers, several_gpus
+from calibrate.bench import KIB, MIB, Bench, Case, never, peers, several_gpus
+from calibrate.layers import everything
 from calibrate.links import Enqueue, h2d_label, p2p_label
 from calibrate.samples import Point
 from hwexec.device import Event, Ready, Stream, forked
@@ -16,7 +17,7 @@ from hwexec.executor import prepare
 from hwexec.timing import time_ns, wall_ns
 from sim.host import Costs, Figure, Gpu, Host, Link
 from sim.models import Built
-from sim.plan import Access, Chunk, Launch, Plan
+from sim.plan import Access, Chunk, Launch
 from sim.trace import trace
 
 SMALL = 4 * KIB
@@ -102,8 +103,7 @@ def hook(bench: Bench) -> tuple[Point, ...]:
         ("hooked", Access.COPIED, tuple(chunks)),
         ("unhooked", Access.RESIDENT, ()),
     ):
-        rows = tuple(tuple(access for _ in layer.reads) for layer in network.layers)
-        plan = Plan(label, 0, Launch.EAGER, rows, copied)
+        plan = replace(everything(network, access, launch=Launch.EAGER), chunks=copied)
         samples = []
         with prepare(module, plan, given, network=network, host=host, device=device) as cold:
             for index in range(2 * bench.effort.repeats + 2):
@@ -316,10 +316,6 @@ def _program(
     return body, len(parts) * size
 
 
-def _never(bench: Bench) -> None:
-    return None
-
-
 OVERHEAD_CASES = (
     Case("issue", "host thread to issue a copy, an event, a wait, a layer", issue, seconds=1),
     Case("answer", "host thread from a kernel's end until it knows", answer, seconds=1),
@@ -329,7 +325,7 @@ OVERHEAD_CASES = (
             f"wait-{where}{how}",
             f"waits on {'the same' if gpu == 0 else 'another'} device, {words}",
             partial(waits, gpu=gpu, how=how),
-            _never if gpu == 0 else several_gpus,
+            never if gpu == 0 else several_gpus,
         )
         for how, words in (
             ("stream", "issued in a stream"),

@@ -40,7 +40,7 @@ def bound_ns(profile: Profile, host: Host, gpus: tuple[int, ...]) -> float:
     costs = host.costs
     in_place = host.rate(host.h2d_route(gpus[0]))
     work = _work_ns(profile, intake(host, gpus), in_place)
-    launch = costs.launch_ns.value + costs.launch_node_ns.value * len(profile.layers)
+    launch = costs.graph_launch_ns(len(profile.layers))
     graph = max(min(launch, costs.issue_copy_ns.value) + work, launch + profile.warm_ns)
     issue = sum(t.issue.median_ns for t in profile.layers)
     tail = profile.layers[-1].resident.median_ns
@@ -51,7 +51,7 @@ def bound_ns(profile: Profile, host: Host, gpus: tuple[int, ...]) -> float:
 def warm_ns(profile: Profile, host: Host) -> float:
     """Lowest conceivable time of a run with everything resident."""
     costs = host.costs
-    graph = costs.launch_ns.value + costs.launch_node_ns.value * len(profile.layers) + profile.warm_ns
+    graph = costs.graph_launch_ns(len(profile.layers)) + profile.warm_ns
     eager = costs.start_ns.value + max(profile.warm_ns, sum(t.issue.median_ns for t in profile.layers))
     return min(graph, eager)
 

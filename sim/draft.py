@@ -195,8 +195,7 @@ def deal(
     thread = 0.0
     for index, ((start, stop), stays) in enumerate(pieces):
         if index == head:
-            thread += costs.launch_ns.value + costs.launch_node_ns.value * layers
-            thread += costs.launch_copy_ns.value * (len(pieces) - head)
+            thread += costs.graph_launch_ns(layers, len(pieces) - head)
         open_ways = beside if stays else ways
         tried = [_landings(path, stop - start, rate, thread, free, host) for path, rate in open_ways]
         ends = min(tried, key=lambda landings: max(landings.values()))

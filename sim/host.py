@@ -108,6 +108,15 @@ class Costs:
     peer_read_bytes_per_s: Figure
     """The same for another GPU's memory."""
 
+    def graph_launch_ns(self, layers: int, copies: int = 0, cross_edges: int = 0) -> float:
+        """What the launch of a graph takes the host, its first node not yet begun."""
+        return (
+            self.launch_ns.value
+            + self.launch_node_ns.value * layers
+            + self.launch_copy_ns.value * copies
+            + self.launch_cross_ns.value * cross_edges
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Roofline:

@@ -118,13 +118,9 @@ class Program:
     @property
     def launch_ns(self) -> float:
         """What a graph's launch takes the host, its first node not yet begun."""
-        costs, graph = self.host.costs, self.ops[self.head_ops :]
-        return (
-            costs.launch_ns.value
-            + costs.launch_node_ns.value * sum(1 for op in graph if isinstance(op, Run))
-            + costs.launch_copy_ns.value * sum(1 for op in graph if isinstance(op, Copy))
-            + costs.launch_cross_ns.value * self.cross_edges
-        )
+        graph = self.ops[self.head_ops :]
+        runs, copies = (sum(isinstance(op, kind) for op in graph) for kind in (Run, Copy))
+        return self.host.costs.graph_launch_ns(runs, copies, self.cross_edges)
 
 
 def lower(plan: Plan, network: Network, host: Host) -> Program:

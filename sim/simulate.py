@@ -224,11 +224,8 @@ class _Simulation:
             begin = now
             if isinstance(op, Run):
                 now += self.profile.layers[op.layer].issue.median_ns
-                now += (
-                    costs.issue_hook_ns.value
-                    if index and not isinstance(self.program.ops[index - 1], Run)
-                    else 0.0
-                )
+                if index and not isinstance(self.program.ops[index - 1], Run):
+                    now += costs.issue_hook_ns.value
             else:
                 now += issue[type(op)]
             self.ready[index] = now
