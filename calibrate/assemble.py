@@ -30,7 +30,7 @@ from sim.host import Costs, Figure, Gpu, Host, Link, Peer
 
 UPLINK_BELOW = 0.90
 """Two GPUs that together get less than this part of what each gets alone share an uplink."""
-SHARED_BELOW = 0.985
+SHARED_BELOW = 0.995
 """All GPUs at once that get less than this part of what their lanes and uplinks carry share host memory itself."""
 PEER = "p2p-beside-h2d"
 """The case that peer routes come from: a relay always pushes while its GPU's lane is at work. Where it is waived, IDLE."""
@@ -176,7 +176,11 @@ class _Assembly:
         issue = {w: measured(self.point("issue", f"issue {w}")) for w in ("copy", "record", "wait", "kernel")}
         same = self.wait("wait-graph", "wait same graph")
         cross = self.wait("wait-cross-graph", "wait cross graph")
-        launch = self.launch()
+        bare, launch = self.launch(with_copies=False), self.launch(with_copies=True)
+        ahead, inside = (
+            measured(self.point("start", label)) for label in ("copy ahead", "copy in the graph")
+        )
+        first = _difference("first copy", inside, ahead)
         gpus = range(len(self.gpus))
         direct = [self.route(("direct",), direct_label(g)) for g in gpus]
         limit = _middle([self.rate(f) for f in direct])
@@ -201,12 +205,15 @@ class _Assembly:
             host_sync_ns=figure(self.answer(20), "answer"),
             wait_ns=figure(same, "wait-graph"),
             wait_cross_ns=figure(cross if cross is not None else same, "wait-cross-graph"),
+            wait_land_ns=figure(self.wait("wait-cross-stream", "wait cross stream"), "wait-cross-stream"),
             wait_head_ns=figure(self.wait("wait-head", "wait same head"), "wait-head"),
-            wait_head_cross_ns=figure(self.wait("wait-cross-head", "wait cross head"), "wait-cross-head"),
             start_ns=figure(self.answer(1), "answer"),
-            launch_ns=figure(launch.constant("launch_ns"), "launch"),
-            launch_node_ns=figure(launch.constant("node_ns"), "launch"),
+            start_graph_ns=figure(ahead, "start"),
+            launch_ns=figure(bare.constant("launch_ns"), "launch"),
+            launch_node_ns=figure(bare.constant("node_ns"), "launch"),
+            launch_first_ns=figure(first, "start"),
             launch_copy_ns=figure(launch.constant("copy_ns"), "launch"),
+            launch_wait_ns=figure(launch.constant("wait_ns"), "launch"),
             launch_cross_ns=figure(
                 next((c for c in launch.constants if c.name == "cross_ns"), None), "launch"
             ),
@@ -224,12 +231,7 @@ class _Assembly:
         points = (measured(self.point("hook", label)) for label in ("hooked", "unhooked"))
         hooked, unhooked = points
         calls = sum(issue[what].value for what in ("copy", "record", "wait"))
-        ends = (
-            (hooked.value, unhooked.value),
-            (hooked.low, unhooked.high),
-            (hooked.high, unhooked.low),
-        )
-        return Constant("hook", *(max(0.0, a - b - calls) for a, b in ends))
+        return _difference("hook", hooked, unhooked, calls)
 
     def wait(self, case: str, label: str) -> Constant | None:
         """None where the case was waived."""
@@ -239,12 +241,15 @@ class _Assembly:
         fit = self.keep(lambda: fit_step(case, found), lambda: fit_step(case, found, refuse=False))
         return fit.constant("wait_ns")
 
-    def launch(self) -> Fit:
-        found = self.points("launch", "graph")
+    def launch(self, *, with_copies: bool) -> Fit:
+        """Of graphs of kernels alone, or of the others: what a copy adds is told by comparing graphs that have some, since
+        those without are launched in another way."""
+        found = [
+            p for p in self.points("launch", "graph") if bool(p.copies or p.waits or p.edges) is with_copies
+        ]
         require(bool(found), "nothing was measured for case 'launch'; run `calibrate run` again to go on")
-        return self.keep(
-            lambda: fit_launch("launch", found), lambda: fit_launch("launch", found, refuse=False)
-        )
+        case = "launch with copies" if with_copies else "launch"
+        return self.keep(lambda: fit_launch(case, found), lambda: fit_launch(case, found, refuse=False))
 
     def answer(self, rounds: int) -> Constant:
         """What `rounds` rounds of kernel, event and host wait take, each, beyond the kernel and its issue."""
@@ -331,6 +336,12 @@ class _Assembly:
         time = measured(points[0])
         size = points[0].size_bytes
         return Constant("bytes_per_s", *(size / x * 1e9 for x in (time.value, time.high, time.low)))
+
+
+def _difference(name: str, more: Constant, less: Constant, known: float = 0.0) -> Constant:
+    """What `more` takes beyond `less` and `known`; its range is as wide as both allow."""
+    ends = ((more.value, less.value), (more.low, less.high), (more.high, less.low))
+    return Constant(name, *(max(0.0, a - b - known) for a, b in ends))
 
 
 def _middle(constants: Sequence[Constant]) -> Constant:

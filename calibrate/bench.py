@@ -46,8 +46,8 @@ class Effort:
         return max(1, min(self.burst_copies, self.burst_bytes // size_bytes))
 
 
-FULL = Effort(10, GIB, 256 * MIB, 64, 8 * GIB, (16, 64, 192), (1, 50, 200, 400), (1, 4, 16, 32))
-QUICK = Effort(5, 256 * MIB, 64 * MIB, 32, 2 * GIB, (16, 64, 128), (1, 50, 200, 400), (1, 4, 16, 32))
+FULL = Effort(10, GIB, 256 * MIB, 64, 8 * GIB, (16, 64, 192), (1, 50, 200, 400), (1, 8, 24, 48))
+QUICK = Effort(5, 256 * MIB, 64 * MIB, 32, 2 * GIB, (16, 64, 128), (1, 50, 200, 400), (1, 8, 24, 48))
 NO_FIGURES = Effort(3, 4 * MIB, 4 * MIB, 4, 8 * MIB, (4, 8, 16), (1, 4, 8, 12), (1, 2, 3, 4))
 """For a device whose times mean nothing: every step, little of it."""
 

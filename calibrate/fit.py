@@ -197,16 +197,28 @@ def fit_step(case: str, points: Sequence[Point], *, refuse: bool = True) -> Fit:
     )
 
 
+LAUNCH_TERMS = (
+    ("node_ns", "layers", "count"),
+    ("copy_ns", "copies", "copies"),
+    ("wait_ns", "waits for a head", "waits"),
+    ("cross_ns", "edges between devices", "edges"),
+)
+"""Constants of a launch, what each is multiplied by, and the attribute of a point that says how many."""
+
+
 def fit_launch(case: str, points: Sequence[Point], *, refuse: bool = True) -> Fit:
-    """Launch of a graph: `count` layers, `copies` copies, `edges` between devices. Without any edges there is no cross_ns."""
-    model, names = "time = launch + layers x node + copies x copy", ["launch_ns", "node_ns", "copy_ns"]
-    if crossed := any(p.edges for p in points):
-        model, names = f"{model} + edges between devices x cross", [*names, "cross_ns"]
-
-    def terms(point: Point) -> Sequence[float]:
-        return (1.0, point.count, point.copies, point.edges)[: 3 + crossed]
-
-    return fit_linear(case, model, names, points, terms, refuse=refuse, limit=LAUNCH_RESIDUAL)
+    """Launch of a graph by its layers, and by copies, waits for a head and edges between devices where points have any."""
+    terms = [row for row in LAUNCH_TERMS if row[0] == "node_ns" or any(getattr(p, row[2]) for p in points)]
+    model = " + ".join(["time = launch", *(f"{words} x {name}" for name, words, _ in terms)])
+    return fit_linear(
+        case,
+        model,
+        ["launch_ns", *(name for name, *_ in terms)],
+        points,
+        lambda point: (1.0, *(getattr(point, attribute) for *_, attribute in terms)),
+        refuse=refuse,
+        limit=LAUNCH_RESIDUAL,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +288,56 @@ def _solve_in_place(alone: Vector, beside: Vector, ramps: Sequence[float]) -> Ve
     tries = [found(np.array([float(beside.min()) / 2, ramp, 0.1])) for ramp in ramps]
     busy, ramp, part = min(tries, key=lambda row: row[0])[1]
     return np.array([busy, ramp, 1 / part])
+
+
+@dataclass(frozen=True, slots=True)
+class InPlaceRun:
+    """A network's run with layers read in place: what that adds to each layer alone, and to the whole run beside copies."""
+
+    way: str
+    alone_ns: tuple[float, ...]
+    beside_ns: float
+
+
+def fit_in_place_runs(case: str, runs: Sequence[InPlaceRun], busy: float) -> Fit:
+    """Ramp and weight of `beside_ns` with which each run's layers add up to what it took; `busy` is the host's.
+
+    One run gives the weight alone, without a ramp. The range is what 2 % more or less of the runs' times would give.
+    """
+    layers = [np.array([x for x in run.alone_ns if x > 0], dtype=float) for run in runs]
+    times = np.array([run.beside_ns for run in runs], dtype=float)
+    most = max(float(a.max()) for a in layers) if len(runs) > 1 else 1e-3
+
+    def totals(x: Vector) -> Vector:
+        return np.array([beside_ns(a, busy, x[0], 1 / x[1]).sum() for a in layers], dtype=float)
+
+    def solved(wanted: Vector) -> Vector:
+        low, high = np.array([0.0, 1 / WEIGHTS[1]]), np.array([most, 1 / WEIGHTS[0]])
+
+        def misses(x: Vector) -> Vector:
+            return np.asarray(totals(x) / wanted - 1, dtype=float)
+
+        tries = [
+            least_squares(misses, np.clip([ramp, 0.3], low, high), bounds=(low, high), x_scale=[most, 1.0])
+            for ramp in (0.0, *np.geomspace(most / 1e3, most, 6))
+        ]
+        best = min(tries, key=lambda t: float(t.cost)).x
+        return np.array([best[0], 1 / best[1]])
+
+    value = solved(times)
+    stack = np.stack([value, solved(times * (1 - LEAST_SPREAD)), solved(times * (1 + LEAST_SPREAD))])
+    fitted = totals(np.array([value[0], 1 / value[1]]))
+    return Fit(
+        case,
+        "added to the run = sum over layers of busy + 2 x first (up to ramp) + rest x (1 + 1 / weight)",
+        tuple(
+            Constant(name, float(v), float(a), float(b))
+            for name, v, a, b in zip((RAMP, WEIGHT), value, stack.min(axis=0), stack.max(axis=0), strict=True)
+        ),
+        tuple(
+            Residual(r.way, 0, 1, 0, float(m), float(f)) for r, m, f in zip(runs, times, fitted, strict=True)
+        ),
+    )
 
 
 def measured(point: Point) -> Constant:

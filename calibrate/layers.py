@@ -11,19 +11,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from calibrate.bench import BESIDE_BYTES, Lane
+from calibrate.fit import RAMP, WEIGHT, InPlaceRun, fit_in_place_runs
 from calibrate.samples import Point
 from hwexec.arena import HostArena
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
-from hwexec.timing import Samples, time_ns, wall_ns
+from hwexec.timing import Samples, steady, time_ns, wall_ns
 from sim.errors import InputError, require
-from sim.host import Figure, Host
+from sim.host import Costs, Figure, Host
 from sim.models import Built
 from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan
@@ -34,6 +35,8 @@ LARGE_BYTES = 4 * 2**30
 """Above this, each preparation takes seconds: the runs with the largest read resident are left out."""
 SLOW_NS = 0.5e9
 """A run that takes longer is repeated twice only."""
+LONG_NS = 0.05e9
+"""Runs are measured beside copies twice, three times ... as large where they take longer than this, twice this ..."""
 EXPLAINED = 0.05
 """Layers that miss their run by more than this part have it explained in the file."""
 
@@ -69,6 +72,14 @@ class LayersResult:
     seconds: float
     alone: Point | None = None
     """The same run without copies, taken in turn with `beside_copies`."""
+    idle: Point | None = None
+    """A start by graph with all weights resident, on the host's clock, from an idle device to the answer."""
+    gated: Point | None = None
+    """The same start behind a gate: what of it is no launch."""
+    around: Point | None = None
+    """Host thread, of an eager run before its first module begins and after its last has ended."""
+    in_place_beside: tuple[Point, ...] = ()
+    """Runs that read in place while host memory is copied to the same GPU all along, labelled by their way."""
 
     def run(self, way: str) -> LayerRun | None:
         return next((r for r in self.runs if r.way == way), None)
@@ -79,8 +90,11 @@ class Unwatched:
     """What is timed without the profiler: once that has run in a process, every later launch takes the host longer."""
 
     issue: LayerRun
+    around: Point
     alone: Point | None
     beside_copies: Point | None
+    idle: Point | None
+    gated: Point | None
     notes: tuple[str, ...]
     seconds: float
 
@@ -97,21 +111,42 @@ def unwatched(
     """The first half of a network's measurement. Raises InputError where the network does not fit the GPU."""
     began = time.perf_counter()
     progress("issue")
-    alone: Point | None = None
-    beside: Point | None = None
+    alone = beside = idle = gated = None
     notes = []
     plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
-    with prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold:
-        issue = _issue(cold, built, network, device, repeats)
+    with (
+        prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
+        steady(device),
+    ):
+        issue, around = _issue(cold, built, network, device, repeats)
     if device.figures:
-        progress("beside copies")
+        progress("launch, beside copies")
         plan = everything(network, Access.RESIDENT)
-        with prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold:
+        with (
+            prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
+            steady(device),
+        ):
+            if cold.launch is Launch.GRAPH:
+                given = tuple(t.to(device.torch_device(0)) for t in built.inputs)
+                idle, gated = idle_and_gated(cold, given, device, 2 * repeats)
             try:
                 alone, beside = _beside_copies(cold, built, device, 2 * repeats)
             except InputError as error:
                 notes.append(f"resident beside copies: not measured ({error})")
-    return Unwatched(issue, alone, beside, tuple(notes), time.perf_counter() - began)
+    return Unwatched(issue, around, alone, beside, idle, gated, tuple(notes), time.perf_counter() - began)
+
+
+def idle_and_gated(
+    cold: ColdStart, inputs: tuple[torch.Tensor, ...], device: Device, repeats: int
+) -> tuple[Point, Point]:
+    """Cold starts from an idle device, on the host's clock, and behind a gate: what is less there, the host took."""
+    stream = device.stream("calibrate", 0)
+    try:
+        gated = time_ns(lambda: cold(*inputs), device, [stream], repeats=repeats)
+        idle = wall_ns(lambda: cold(*inputs), device, repeats=repeats, before=cold.evict)
+    finally:
+        device.close_stream(stream)
+    return Point("start from idle", 0, 1, idle.raw), Point("start behind a gate", 0, 1, gated.raw)
 
 
 def measure(
@@ -137,6 +172,7 @@ def measure(
         if not large:
             ways.append(("peer-small", small_reads(network, Access.PEER, partner)))
     runs: list[LayerRun] = []
+    loaded: list[Point] = []
     notes = list(first.notes)
     for way, plan in ways:
         progress(way)
@@ -145,13 +181,20 @@ def measure(
                 notes.append(f"{way}: no graph ({cold.why_eager}); measured eagerly")
             # what is added in place is large beside its noise, and each look through the profiler takes a third of a second
             count = repeats if way == "resident" else max(2, repeats // 2)
+            if device.figures and way.startswith("direct"):
+                try:
+                    beside = _beside_copies(cold, built, device, 2)[1]
+                    loaded.append(replace(beside, label=way))
+                except InputError as error:
+                    notes.append(f"{way} beside copies: not measured ({error})")
             runs.append(_watch(way, cold, built, network, device, count))
     runs.append(first.issue)
     notes += [note for run in runs if (note := _explain(run))]
     seconds = first.seconds + time.perf_counter() - began
     return LayersResult(
-        network, tuple(runs), first.beside_copies, tuple(notes), host.name, seconds, first.alone
-    )
+        network, tuple(runs), first.beside_copies, tuple(notes), host.name, seconds,
+        first.alone, first.idle, first.gated, first.around, tuple(loaded),
+    )  # fmt: skip
 
 
 def everything(
@@ -224,8 +267,12 @@ def _beside_copies(cold: ColdStart, built: Built, device: Device, rounds: int) -
     """The warm run alone, and while host memory is copied to the same GPU all along, in turn: what copies cost kernels."""
     inputs = tuple(t.to(device.torch_device(0)) for t in built.inputs)
     cold(*inputs)
-    arena, to = HostArena(device, BESIDE_BYTES, 0), device.allocate(BESIDE_BYTES, 0)
     engine, stream = device.stream("h2d:0", 0), device.stream("calibrate", 0)
+    once = time_ns(lambda: cold.warm(*inputs), device, [stream], repeats=1, warmup=0)
+    size = BESIDE_BYTES * min(
+        8, 1 + int(once.median_ns / LONG_NS)
+    )  # so many copies can be under way, and no more
+    arena, to = HostArena(device, size, 0), device.allocate(size, 0)
     lane = Lane(device, engine, device.ready_copy(engine, to, arena.tensor))
     try:
         taken: tuple[list[float], list[float]] = ([], [])
@@ -241,17 +288,25 @@ def _beside_copies(cold: ColdStart, built: Built, device: Device, rounds: int) -
     return Point("whole alone", 0, 1, alone), Point("whole beside copies", 0, 1, beside)
 
 
-def _issue(cold: ColdStart, built: Built, network: Network, device: Device, repeats: int) -> LayerRun:
-    """Host time between the starts of layers' modules in eager mode; few enough kernels that the host never waits."""
+def _issue(
+    cold: ColdStart, built: Built, network: Network, device: Device, repeats: int
+) -> tuple[LayerRun, Point]:
+    """Host time between the starts of layers' modules in eager mode; few enough kernels that the host never waits.
+
+    Beside it, what the host takes around the modules.
+    """
     inputs = tuple(t.to(device.torch_device(0)) for t in built.inputs)
-    rows, whole = [], []
+    rows, whole, around = [], [], []
     with _clocked(built.module, everywhere=False) as seen:
         for index in range(2 * repeats + 2):
             device.synchronize()
             seen.clear()
+            began = time.perf_counter_ns()
             cold.resident(*inputs)
+            took = time.perf_counter_ns() - began
             if index >= 2:
                 whole.append(float(seen[-1][1] - seen[0][1]))
+                around.append(took - whole[-1])
     with _clocked(built.module, everywhere=True) as seen:
         for index in range(repeats + 1):
             device.synchronize()
@@ -260,7 +315,8 @@ def _issue(cold: ColdStart, built: Built, network: Network, device: Device, repe
             if index:
                 rows.append(issue_times(seen, [layer.name for layer in network.layers]))
     device.synchronize()
-    return LayerRun("issue", Launch.EAGER.value, tuple(rows), Point("whole issue", 0, 1, tuple(whole)))
+    run = LayerRun("issue", Launch.EAGER.value, tuple(rows), Point("whole issue", 0, 1, tuple(whole)))
+    return run, Point("around the modules", 0, 1, tuple(around))
 
 
 @contextmanager
@@ -347,6 +403,52 @@ def slowed(result: LayersResult) -> Figure | None:
     value = max(0.0, beside.median_ns / alone.median_ns - 1)
     source = f"calibrate layers, {beside.label} less {alone.label}, {len(rounds)} rounds"
     return Figure(value, "measured", source, max(0.0, min(float(low), value)), max(float(high), value))
+
+
+def in_place(result: LayersResult, costs: Costs) -> tuple[Figure, Figure] | None:
+    """`direct_ramp` and `direct_weight` of a profile: those with which its layers, read in place beside copies, take what the
+    runs took that did so. None where they were not measured."""
+    resident, beside = result.run("resident"), result.beside_copies
+    found = []
+    for point in result.in_place_beside:
+        run = result.run(point.label)
+        if run is not None and resident is not None and beside is not None:
+            added = np.maximum(np.median(run.columns(), axis=0) - np.median(resident.columns(), axis=0), 0.0)
+            if added.any() and point.median_ns > beside.median_ns:
+                found.append(InPlaceRun(point.label, tuple(added), point.median_ns - beside.median_ns))
+    if not found:
+        return None
+    fit = fit_in_place_runs(
+        f"{result.network.model} in place beside copies", found, costs.direct_busy_ns.value
+    )
+    source = f"calibrate layers, {' and '.join(r.way for r in found)} beside copies"
+    ramp, weight = (
+        Figure(c.value, "measured", source, c.low, c.high) for c in (fit.constant(RAMP), fit.constant(WEIGHT))
+    )
+    return ramp, weight
+
+
+def launch(result: LayersResult, costs: Costs) -> Figure | None:
+    """What the host takes from the request until the first layer may run, less what `costs` has of every start."""
+    if result.idle is None or result.gated is None:
+        return None
+    known = result.gated.median_ns + costs.start_graph_ns.value
+    low, value, high = (
+        max(0.0, float(x) - known) for x in np.percentile(result.idle.samples_ns, (10, 50, 90))
+    )
+    source = f"calibrate layers, {result.idle.label} less {result.gated.label} and the host's start_graph_ns"
+    return Figure(value, "measured", source, low, high)
+
+
+def start(result: LayersResult, costs: Costs) -> Figure | None:
+    """What an eager start takes the host around its modules, and until it knows the answer."""
+    if result.around is None:
+        return None
+    known = costs.start_ns.value
+    low, value, high = (float(x) + known for x in np.percentile(result.around.samples_ns, (10, 50, 90)))
+    return Figure(
+        value, "measured", f"calibrate layers, {result.around.label}, and the host's start_ns", low, high
+    )
 
 
 def _need(result: LayersResult, way: str) -> LayerRun:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 
 import torch
 
 from calibrate.bench import KIB, MIB, Bench, Case, never, peers, several_gpus
-from calibrate.layers import everything
+from calibrate.layers import everything, idle_and_gated
 from calibrate.links import Enqueue, h2d_label, p2p_label
 from calibrate.samples import Point
 from hwexec.device import Event, Ready, Stream, forked
@@ -25,7 +26,6 @@ KERNEL_BYTES = 16 * MIB
 """Memory that a chain's kernel adds 1 to: large enough that a 4 KiB copy is always done before the next kernel is."""
 LAUNCH_BYTES = 64 * KIB
 """The same where launches are found: as short as a kernel can be, since what is left is a difference of two times."""
-CHUNK_BYTES = 256 * KIB
 LEAD = 4
 """Kernels of a chain before its first wait."""
 
@@ -210,24 +210,26 @@ def waits(bench: Bench, gpu: int, how: str) -> tuple[Point, ...]:
 def launch(bench: Bench) -> tuple[Point, ...]:
     """From an idle device until all is done, on the host's clock, less what the graph takes behind a gate: its launch.
 
-    `count` is kernels, `copies` both hops of a relay, `edges` waits between devices. Kernels, own copies and relayed ones
-    vary apart from each other, between what plans have.
+    `count` is kernels, `copies` both hops of a relay, `edges` waits between devices, `waits` those for a head. Each varies apart
+    from the others, between what plans have. Copies are so small that kernels never wait for them: what is left is
+    the time until the first kernel may run.
     """
     chain = Chain(bench, LAUNCH_BYTES)
     partner = next((s for s, d in peers(bench) if d == 0), None)
     _, few, many, most = bench.effort.kernels
     alone, some, several, _ = bench.effort.copies
-    shapes = [(kernels, 0, 0) for kernels in bench.effort.kernels]
-    shapes += [(many, own, 0) for own in bench.effort.copies]
-    shapes += [(few, some, 0), (few, several, 0), (most, several, 0)]
+    shapes = [(kernels, 0, 0, 0) for kernels in bench.effort.kernels]
+    shapes += [(many, own, 0, 0) for own in bench.effort.copies]
+    shapes += [(many, 0, 0, ahead) for ahead in (some, several)]
+    shapes += [(few, some, 0, 0), (few, several, 0, 0), (most, several, 0, some)]
     if partner is not None:
-        shapes += [(many, 0, relayed) for relayed in (alone, some, several)]
-        shapes += [(few, 0, some), (most, some, several)]
+        shapes += [(many, 0, relayed, 0) for relayed in (alone, some, several)]
+        shapes += [(few, 0, some, 0), (most, some, several, some)]
     found = []
-    for kernels, own, relayed in shapes:
+    for kernels, own, relayed, ahead in shapes:
         if own or relayed:
             bench.poison(0)
-        body, bring = _program(bench, chain, kernels, own, relayed, partner, CHUNK_BYTES)
+        body, bring = _program(bench, chain, kernels, own, relayed, partner, ahead)
         with bench.device.capture(chain.stream) as graph:
             body()
         behind = time_ns(graph.replay, bench.device, [chain.stream], repeats=bench.effort.repeats)
@@ -240,7 +242,36 @@ def launch(bench: Bench) -> tuple[Point, ...]:
             bench.arena(0)[:bring], bench.host.tensor[:bring], f"graph of {own} and {relayed} copies"
         )
         taken = tuple(max(1.0, sample - behind.median_ns) for sample in idle.raw)
-        found.append(Point("graph", 0, kernels, taken, edges=relayed, copies=own + 2 * relayed))
+        copies = own + 2 * relayed
+        found.append(Point("graph", 0, kernels, taken, edges=relayed, copies=copies, waits=ahead))
+    return tuple(found)
+
+
+STARTED_LAYERS, STARTED_WIDTH = 8, 1024
+
+
+def start(bench: Bench) -> tuple[Point, ...]:
+    """A start of the executor's own, all of whose time goes into one copy: from idle on the host's clock, less behind a gate.
+
+    With the copy ahead of the graph that is the way to it and back from the answer; with the copy in the graph, also
+    the launch as far as its first copy.
+    """
+    device = bench.device
+    width = STARTED_WIDTH if device.figures else HOOKED_WIDTH
+    layers = [torch.nn.Linear(width, width) for _ in range(STARTED_LAYERS)]
+    module = torch.nn.Sequential(*layers).eval().requires_grad_(False)
+    inputs = (torch.ones(1, width),)
+    network = trace(Built(module, inputs, 1, "fp32", None, "start")).network
+    given = tuple(i.to(device.torch_device(0)) for i in inputs)
+    plan = everything(network, Access.COPIED)
+    plan = replace(plan, chunks=(Chunk(0, network.arena_bytes, (0,)),))
+    found = []
+    for label, head in (("copy ahead", 1), ("copy in the graph", 0)):
+        started = replace(plan, head=head)
+        with prepare(module, started, given, network=network, host=_bare_host(), device=device) as cold:
+            idle, behind = idle_and_gated(cold, given, device, 2 * bench.effort.repeats)
+        taken = tuple(max(1.0, sample - behind.median_ns) for sample in idle.samples_ns)
+        found.append(Point(label, network.arena_bytes, 1, taken))
     return tuple(found)
 
 
@@ -251,7 +282,7 @@ def first_replay(bench: Bench) -> tuple[Point, ...]:
     for own in bench.effort.chains:
         times: list[list[float]] = [[], []]
         for _ in range(bench.effort.repeats):
-            body, _ = _program(bench, chain, own, own, 0, None, SMALL)
+            body, _ = _program(bench, chain, own, own, 0, None)
             with bench.device.capture(chain.stream) as graph:
                 body()
             for which in times:
@@ -269,17 +300,19 @@ def first_replay(bench: Bench) -> tuple[Point, ...]:
 
 
 def _program(
-    bench: Bench, chain: Chain, kernels: int, own: int, relayed: int, partner: int | None, size: int
+    bench: Bench, chain: Chain, kernels: int, own: int, relayed: int, partner: int | None, ahead: int = 0
 ) -> tuple[Enqueue, int]:
     """What a plan's graph is made of, and the bytes of the arena that it brings.
 
-    `own` chunks over the own lane, `relayed` ones over a partner's and pushed from there, and kernels that wait for them,
-    evenly spread.
+    `own` chunks of 4 KiB over the own lane, `relayed` ones over a partner's and pushed from there, and kernels that wait for
+    them and for `ahead` copies of a head, evenly spread.
     """
     device = bench.device
-    host, arena = bench.host.tensor, bench.arena(0)
-    size = min(size, bench.effort.largest_bytes // 64)
+    host, arena, size = bench.host.tensor, bench.arena(0), SMALL
     engine = bench.stream(h2d_label(0), 0)
+    outside = [device.event() for _ in range(ahead)]
+    for event in outside:
+        device.record(engine, event)
     streams = [engine] if own else []
     far = push = engine
     away = there = arena
@@ -306,14 +339,18 @@ def _program(
                 device.wait(push, record(far))
                 device.copy(push, there[part], away[part])
                 ready.append(record(push))
-            due = [at * kernels // len(ready) for at in range(len(ready))]
             for kernel in range(kernels):
-                for at, event in zip(due, ready, strict=True):
-                    if at == kernel:
-                        device.wait(chain.stream, event)
+                for events, wait in ((ready, device.wait), (outside, device.wait_outside)):
+                    for event in events[_due(kernel, kernels, events) : _due(kernel + 1, kernels, events)]:
+                        wait(chain.stream, event)
                 chain.kernel()
 
     return body, len(parts) * size
+
+
+def _due(kernel: int, kernels: int, events: Sequence[Event]) -> int:
+    """How many of the events are waited for before a kernel."""
+    return -(-kernel * len(events) // kernels)
 
 
 OVERHEAD_CASES = (
@@ -334,6 +371,12 @@ OVERHEAD_CASES = (
         )
         for gpu, where in ((0, ""), (1, "cross-"))
     ),
-    Case("launch", "graph launch by kernels, copies and edges between devices", launch, seconds=5),
+    Case(
+        "launch",
+        "graph launch by kernels, copies, waits for a head and edges between devices",
+        launch,
+        seconds=5,
+    ),
+    Case("start", "a whole start by graph beyond its copy", start, seconds=1),
     Case("first-replay", "first launch of a fresh graph", first_replay, seconds=3),
 )

@@ -25,13 +25,24 @@ from calibrate.identity import (
     read_states,
     session,
 )
-from calibrate.layers import LayersResult, Unwatched, measure, slowed, timings, unwatched
+from calibrate.layers import (
+    LayersResult,
+    Unwatched,
+    in_place,
+    launch,
+    measure,
+    slowed,
+    start,
+    timings,
+    unwatched,
+)
 from calibrate.links import LINK_CASES
 from calibrate.overheads import OVERHEAD_CASES
 from calibrate.samples import CaseResult
 from calibrate.store import Calibration, Session, Store
 from calibrate.topology import Topology, Wire, from_identity
 from hwexec.device import Device
+from hwexec.timing import steady
 from sim.catalog import Request
 from sim.errors import InputError
 from sim.hints import error_line
@@ -219,7 +230,13 @@ def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profil
     inputs = (f"host:{made.host.digest}", f"network:{result.network.digest}")
     provenance = replace(opened.provenance, inputs=inputs)
     kind: ProfileKind = "measured" if opened.figures else "estimated"
-    return Profile(kind, result.network, made.host.digest, timings(result), provenance, slowed(result))
+    costs = made.host.costs
+    ramp, weight = in_place(result, costs) or (None, None)
+    return Profile(
+        kind, result.network, made.host.digest, timings(result), provenance,
+        slowed(result), ramp, weight,
+        launch(result, costs), start(result, costs) if opened.figures else None,
+    )  # fmt: skip
 
 
 def _links(
@@ -260,7 +277,8 @@ def _measured(case: Case, bench: Bench, store: Store) -> CaseResult:
     bench.verified = None
     try:
         reason = case.waived(bench)
-        points = () if reason else case.measure(bench)
+        with steady(bench.device):
+            points = () if reason else case.measure(bench)
     except Mismatch:
         raise
     except InputError as error:

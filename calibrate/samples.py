@@ -17,7 +17,7 @@ class Point:
     """One thing timed again and again. Each sample is the nanoseconds of all `count` operations together.
 
     `size_bytes` is what one operation moves, 0 where it moves nothing. `edges` counts dependencies (waits, or edges
-    between devices) and `copies` copies where a case varies them beside `count`.
+    between devices), `copies` copies and `waits` waits for a graph's head where a case varies them beside `count`.
     """
 
     label: str
@@ -26,6 +26,7 @@ class Point:
     samples_ns: tuple[float, ...]
     edges: int = 0
     copies: int = 0
+    waits: int = 0
 
     def __post_init__(self) -> None:
         require(bool(self.samples_ns), f"{self.label}: no samples; a point needs at least one")

@@ -12,7 +12,7 @@ from hwexec.arena import HostArena
 from hwexec.device import Device, Stream
 from hwexec.executor import ColdStart, prepare
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
-from hwexec.timing import Samples, time_ns
+from hwexec.timing import Samples, steady, time_ns
 from hwexec.verify import Likeness, kept, likeness, plain_answer, start_cold, take
 from sim.baselines import BASELINES, Setting
 from sim.errors import InputError, require
@@ -291,20 +291,21 @@ def run_entry(
         device.synchronize()
         set_up_s = time.perf_counter() - began
         reference = kept(cold.resident(*inputs))
-        steady = likeness(cold.resident(*inputs), reference)
-        _wake(cold, inputs)
-        if is_warm:
-            starts = take(
-                lambda: cold.resident(*inputs), device, reference, lambda: None, task.runs, BUDGET_S
-            )
-        else:
-            starts = start_cold(cold, inputs, reference, task.runs, BUDGET_S)
-        match = starts.worst.bit_equal if steady.bit_equal else starts.worst.within(dtype)
+        again = likeness(cold.resident(*inputs), reference)
+        with steady(device):
+            _wake(cold, inputs)
+            if is_warm:
+                starts = take(
+                    lambda: cold.resident(*inputs), device, reference, lambda: None, task.runs, BUDGET_S
+                )
+            else:
+                starts = start_cold(cold, inputs, reference, task.runs, BUDGET_S)
+        match = starts.worst.bit_equal if again.bit_equal else starts.worst.within(dtype)
         bytes_agree = is_warm or cold.moved_bytes == plan.copied_bytes
         eager = likeness(reference, plain)
         note = f"eager: {cold.why_eager}" if cold.why_eager else ""
         launch = cold.launch.value
-    if not steady.bit_equal:
+    if not again.bit_equal:
         note += f"{'; ' if note else ''}not reproducible, compared within the tolerance of {dtype}"
     if not bytes_agree:
         note += f"{'; ' if note else ''}moved {cold.moved_bytes} bytes, {plan.copied_bytes} planned"

@@ -174,7 +174,8 @@ class ColdStart:
         if self.launch is not Launch.EAGER:
             self._capture(learned)
         if self.launch is Launch.EAGER:  # planned so, or because it could not be captured
-            self._learned = learned
+            self._learned, self._script = learned, self._stage.script()
+            self._stack.callback(self._drop_script)
             self._hooks = LayerHooks(learned, self._stage.needed(), self.network)
             self._stack.callback(lambda: self._hooks.remove())
 
@@ -231,6 +232,9 @@ class ColdStart:
             captured.graph.close()
         self._graphs.clear()
 
+    def _drop_script(self) -> None:
+        del self._script  # its calls hold the arenas
+
     # Running
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -282,7 +286,7 @@ class ColdStart:
         self.device.synchronize()
         if self.launch is not Launch.EAGER:
             captured = self._graphs["cold"]
-            seen = self.device.trace(lambda: self._replay(captured, ()))
+            seen = self.device.trace(lambda: self._replay(captured, (), self._ahead(captured)))
             self._hot = True
             return spans.of_graph(self.program, seen, captured.layer_nodes)
         self._hooks.remove()
@@ -306,10 +310,14 @@ class ColdStart:
         self._full = True
 
     def _start(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inputs = self._inputs.given(args, kwargs)
+        captured = self._graphs.get(kind)
+        begun = captured is not None and captured.head is not None
         try:
-            if self.launch is not Launch.EAGER:
-                return self._replay(self._graphs[kind], inputs)
+            begun = ahead = captured is not None and self._ahead(captured)
+            inputs = self._inputs.given(args, kwargs)  # while the first copies are under way
+            begun = True
+            if captured is not None:
+                return self._replay(captured, inputs, ahead)
             with torch.no_grad(), self.device.on(self._stage.compute):
                 self._settled()
                 self._assign(inputs)
@@ -321,7 +329,8 @@ class ColdStart:
                 "stop what else runs on the GPU, or take a smaller batch"
             ) from None
         except BaseException:
-            self._give_up()
+            if begun:
+                self._give_up()
             raise
 
     def _give_up(self) -> None:
@@ -333,7 +342,8 @@ class ColdStart:
 
     def _eager(self, kind: str, marks: Marks | None = None) -> Any:
         """On the current stream, which is the compute stream."""
-        walk, hooks = self._stage.walk(kind, marks=marks), self._hooks
+        script = self._script if kind == "cold" and marks is None else None
+        walk, hooks = self._stage.walk(kind, marks=marks, script=script), self._hooks
         try:
             walk.begin()  # copies are under way while the module's tensors are re-pointed
             with self._stage.pointed(kind):
@@ -347,15 +357,20 @@ class ColdStart:
             self.moved_bytes, self.relayed_bytes = walk.moved_bytes, walk.relayed_bytes
         return output
 
-    def _replay(self, captured: _Captured, inputs: Pairs) -> Any:
+    def _ahead(self, captured: _Captured) -> bool:
+        """Issue the head at once where nothing is under way that still needs the arenas; False where something may be."""
+        head = captured.head
+        if head is None or self._settling is not None or not self.device.idle(self._stage.compute):
+            return False
+        do(head.copies)
+        return True
+
+    def _replay(self, captured: _Captured, inputs: Pairs, ahead: bool) -> Any:
+        """A start by its graph, behind its head where that is not `ahead` already."""
         compute, head = self._stage.compute, captured.head
-        # nothing is under way that still needs the arenas: the head need not wait for the compute stream
-        idle = head is not None and self._settling is None and self.device.idle(compute)
-        if head is not None and idle:
-            do(head.copies)
         with self.device.on(compute):
             self._settled()
-            if head is not None and not idle:
+            if head is not None and not ahead:
                 do(head.fork)
                 do(head.copies)
             self._assign(inputs)

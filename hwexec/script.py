@@ -1,6 +1,6 @@
-"""The head of a cold start: copies that the host issues one by one ahead of the graph, so that its launch hides behind them.
+"""What the host thread does in a start, as calls without arguments that are made once: a start only makes them.
 
-What a start does is a list of calls without arguments, made once: the host thread only makes them.
+`Head`: copies issued one by one ahead of a graph, so that its launch hides behind them. `Script`: an eager start.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from hwexec.device import Device, Event, Ready, Stream
-from sim.program import Copy, Op, Record, Wait
+from sim.program import HOST, Copy, Op, Record, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,40 @@ class Head:
         for name, event in self.ends.items():
             self.copies.append(device.ready_record(streams[name], event))
             device.record(streams[name], event)
+
+
+class Script:
+    """The calls of an eager program by operation, but for layers and the host's own waits; `events` are for these.
+
+    `fork` puts the copy streams behind the compute stream, `join` it behind them. Every start records the events anew.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        ops: Sequence[Op],
+        streams: Mapping[str, Stream],
+        moves: Mapping[int, Move],
+        compute: Stream,
+    ) -> None:
+        self.events: dict[int, Event] = {op.event: device.event() for op in ops if isinstance(op, Record)}
+        self.calls: dict[int, Ready] = {}
+        for index, op in enumerate(ops):
+            if isinstance(op, Copy):
+                self.calls[index] = moves[index].issue
+            elif isinstance(op, Record):
+                self.calls[index] = device.ready_record(streams[op.stream], self.events[op.event])
+            elif isinstance(op, Wait) and op.stream != HOST:
+                self.calls[index] = device.ready_wait(streams[op.stream], self.events[op.event])
+        others = [streams[name] for name in dict.fromkeys(op.stream for op in ops if op.stream != HOST)]
+        others = [stream for stream in others if stream is not compute]
+        start = device.event()
+        self.fork = [device.ready_record(compute, start)] if others else []
+        self.fork += [device.ready_wait(stream, start) for stream in others]
+        self.join: list[Ready] = []
+        for stream in others:
+            done = device.event()
+            self.join += [device.ready_record(stream, done), device.ready_wait(compute, done)]
 
 
 def do(calls: Sequence[Ready]) -> None:

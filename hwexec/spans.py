@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hwexec.device import Activity
-from sim.program import HOST, Copy, Op, Program, Record, Run, Wait
+from sim.program import HOST, Copy, Op, Program, Record, Run, Wait, is_landing
 from sim.timeline import Span, SpanKind, Timeline
 
 Row = tuple[int, float, float]
@@ -110,13 +110,16 @@ def _stalls(program: Program, spans: Sequence[Span]) -> list[Span]:
 
 def _copy_behind(program: Program, wait: Op) -> Copy | None:
     """The copy that an event stands behind."""
-    last: dict[str, Copy] = {}
+    last: dict[str, Copy | None] = {}
+    behind: dict[int, Copy | None] = {}
     for op in program.ops:
         if isinstance(op, Copy):
             last[op.stream] = op
-        elif isinstance(op, Record) and isinstance(wait, Wait) and op.event == wait.event:
-            return last.get(op.stream)
-    return None
+        elif isinstance(op, Record):
+            behind[op.event] = last.get(op.stream)
+        elif isinstance(op, Wait) and is_landing(op.stream):
+            last[op.stream] = behind[op.event]
+    return behind.get(wait.event) if isinstance(wait, Wait) else None
 
 
 def _chunk(program: Program, wait: Op) -> int:

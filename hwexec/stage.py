@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from hwexec.arena import Binding, Extents, HostArena, Weights, load, point, region, slots_of
 from hwexec.device import POISON, Device, Event, Graph, Stream
 from hwexec.hooks import Finder
-from hwexec.script import Head, Move
+from hwexec.script import Head, Move, Script
 from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
 from sim.plan import Access
@@ -220,7 +220,12 @@ class Stage:
             self.binding.rest()
 
     def walk(
-        self, way: str, graph: Graph | None = None, marks: Marks | None = None, head: Head | None = None
+        self,
+        way: str,
+        graph: Graph | None = None,
+        marks: Marks | None = None,
+        head: Head | None = None,
+        script: Script | None = None,
     ) -> Walk:
         ops, repoint = self.ways[way].ops, self.ways[way].repoint
         return Walk(
@@ -235,7 +240,12 @@ class Stage:
             marks=marks,
             head=head,
             head_ops=self.program.head_ops if head is not None else 0,
+            script=script,
         )
+
+    def script(self) -> Script:
+        """The operations of an eager cold start, as calls made ready."""
+        return Script(self.device, self.ways["cold"].ops, self.streams, self._moves, self.compute)
 
     def head(self) -> Head:
         """The operations that a cold start issues ahead of its graph, as calls made ready."""

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
 from hwexec.peers import Scene, Snapshot, eager_output
-from hwexec.timing import Samples
+from hwexec.timing import Samples, steady
 from sim.errors import InputError, require
 from sim.files import FileKind
 from sim.host import Host
@@ -114,7 +114,7 @@ def take(
     """
     raw: list[float] = []
     worst = SAME
-    with _collector_off(), torch.no_grad():
+    with _collector_off(), steady(device), torch.no_grad():
         for number in range(runs + 1):
             before()
             device.synchronize()

@@ -10,7 +10,7 @@ import torch
 
 from hwexec.arena import point
 from hwexec.device import Device, Event, Graph, Stream
-from hwexec.script import Head, Move
+from hwexec.script import Head, Move, Script, do
 from sim.errors import InputError
 from sim.network import Network
 from sim.program import HOST, Copy, Op, Record, Run, Wait
@@ -69,6 +69,7 @@ class Walk:
     """One pass over `ops`, in issue order, in step with the network. The same for eager runs and for capture.
 
     `graph` counts what is captured. The first `head_ops` operations are the head's, which is issued outside of the graph.
+    With a `script`, calls made ready are made; without, each operation is issued anew.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class Walk:
         marks: Marks | None = None,
         head: Head | None = None,
         head_ops: int = 0,
+        script: Script | None = None,
     ) -> None:
         self.device, self.network, self.ops = device, network, ops
         self.streams, self.moves, self.repoint = streams, moves, repoint
         self.compute, self.graph, self.marks = compute, graph, marks
-        self.events: dict[int, Event] = {}
+        self.events: dict[int, Event] = {} if script is None else script.events
+        self.script = script
         self.head = head
         self.cursor = head_ops
         self.reached = -1
@@ -111,7 +114,9 @@ class Walk:
 
     def begin(self) -> None:
         """Fork the copy streams from the compute stream and issue what stands before the first layer's waits."""
-        if self._others:
+        if self.script is not None:
+            do(self.script.fork)
+        elif self._others:
             start = self.device.event()
             self.device.record(self.compute, start)
             for stream in self._others:
@@ -153,6 +158,9 @@ class Walk:
             self.marks.layer_ends()
         while self.cursor < len(self.ops):
             self._issue()
+        if self.script is not None:
+            do(self.script.join)
+            return
         for stream in self._others:
             done = self.device.event()
             self.device.record(stream, done)
@@ -177,6 +185,14 @@ class Walk:
     def _issue(self) -> None:
         index, op = self.cursor, self.ops[self.cursor]
         self.cursor += 1
+        if isinstance(op, Copy):
+            if op.source is None:
+                self.moved_bytes += op.size_bytes
+            else:
+                self.relayed_bytes += op.size_bytes
+        if self.script is not None and (call := self.script.calls.get(index)) is not None:
+            call()
+            return
         device = self.device
         if isinstance(op, Copy):
             stream, move = self.streams[op.stream], self.moves[index]
@@ -184,10 +200,6 @@ class Walk:
             move.issue()
             if self.marks is not None and start is not None:
                 self.marks.found.append(Mark(index, op.stream, start, self.marks.at(stream)))
-            if op.source is None:
-                self.moved_bytes += op.size_bytes
-            else:
-                self.relayed_bytes += op.size_bytes
         elif isinstance(op, Record):
             event = self.events[op.event] = device.event()
             device.record(self.streams[op.stream], event)

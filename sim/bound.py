@@ -18,8 +18,8 @@ Both hold, so for every a in [0, 1] a (1) + (1 - a) (2) holds, and its smallest 
 
 summed over storages with a reader up to l. The bound is the maximum over l and a grid of a; any a is valid. Waits, sharing
 and relays only add time. Eager plans also pay the host thread for every layer, which bounds them from below by itself. In a
-graph plan nothing starts before a copy of its head is issued or the graph launched, whichever is cheaper, and no layer
-runs before the launch.
+graph plan nothing starts before a copy of its head is issued or the graph's first one launched, whichever is cheaper, and no
+layer runs before the launch.
 B: give each GPU's traffic to the link it shares with most others; then no more than sum over those links of
 min(capacity, sum of its GPUs' own rates) can flow.
 """
@@ -40,19 +40,20 @@ def bound_ns(profile: Profile, host: Host, gpus: tuple[int, ...]) -> float:
     costs = host.costs
     in_place = host.rate(host.h2d_route(gpus[0]))
     work = _work_ns(profile, intake(host, gpus), in_place)
-    launch = costs.graph_launch_ns(len(profile.layers))
-    graph = max(min(launch, costs.issue_copy_ns.value) + work, launch + profile.warm_ns)
+    launch = profile.launch_ns(costs)
+    first = min(launch, costs.launch_first_ns.value, costs.issue_copy_ns.value)
+    graph = costs.start_graph_ns.value + max(first + work, launch + profile.warm_ns)
     issue = sum(t.issue.median_ns for t in profile.layers)
     tail = profile.layers[-1].resident.median_ns
-    eager = costs.start_ns.value + max(work, issue + tail)
+    eager = profile.start_ns(costs) + max(work, issue + tail)
     return min(graph, eager)
 
 
 def warm_ns(profile: Profile, host: Host) -> float:
     """Lowest conceivable time of a run with everything resident."""
     costs = host.costs
-    graph = costs.graph_launch_ns(len(profile.layers)) + profile.warm_ns
-    eager = costs.start_ns.value + max(profile.warm_ns, sum(t.issue.median_ns for t in profile.layers))
+    graph = costs.start_graph_ns.value + profile.launch_ns(costs) + profile.warm_ns
+    eager = profile.start_ns(costs) + max(profile.warm_ns, sum(t.issue.median_ns for t in profile.layers))
     return min(graph, eager)
 
 

@@ -69,7 +69,7 @@ def plan_of(draft: Draft, network: Network, host: Host, name: str = "best") -> P
     )
     pieces = _by_need(ranges_of(draft, network), draft, network)
     eager = draft.launch is Launch.EAGER
-    chunks = tuple(deal(pieces, draft.paths, host, EVERY if eager else draft.head, len(network.layers)))
+    chunks = tuple(deal(pieces, draft.paths, host, EVERY if eager else draft.head))
     return Plan(name, target, draft.launch, access, chunks, head=0 if eager else min(draft.head, len(chunks)))
 
 
@@ -180,12 +180,12 @@ HOLE_BYTES = 32 * 1024
 
 
 def deal(
-    pieces: Sequence[tuple[Range, bool]], paths: tuple[Path, ...], host: Host, head: int, layers: int
+    pieces: Sequence[tuple[Range, bool]], paths: tuple[Path, ...], host: Host, head: int
 ) -> Iterator[Chunk]:
     """Give each range, in order, to the path on which it would land first; one marked True to a partner, to stay there.
 
-    The first `head` can start when the host thread has issued them, one by one; the others when a graph of so many
-    `layers` is launched.
+    The first `head` can start when the host thread has issued them, one by one; the others when the graph's launch has come
+    to them.
     """
     costs = host.costs
     rates = shares([host.h2d_route(path[0]) for path in paths], host)
@@ -195,14 +195,21 @@ def deal(
     thread = 0.0
     for index, ((start, stop), stays) in enumerate(pieces):
         if index == head:
-            thread += costs.graph_launch_ns(layers, len(pieces) - head)
+            thread += costs.launch_first_ns.value
+        if index < head:
+            thread += costs.issue_copy_ns.value
         open_ways = beside if stays else ways
         tried = [_landings(path, stop - start, rate, thread, free, host) for path, rate in open_ways]
         ends = min(tried, key=lambda landings: max(landings.values()))
         free |= ends
         path = tuple(stream[-1] for stream in ends)
         if index < head:
-            thread += len(path) * costs.issue_copy_ns.value + (2 * len(path) - 1) * costs.issue_event_ns.value
+            # the copies after the first; a Record each, a Wait between two, and for a relay the landing's Wait and Record
+            hops = len(path) - 1
+            thread += hops * costs.issue_copy_ns.value
+            thread += (1 + 2 * hops + 2 * (hops > 0)) * costs.issue_event_ns.value
+        else:
+            thread += len(path) * costs.launch_copy_ns.value
         yield Chunk(start, stop, path)
 
 
@@ -211,7 +218,7 @@ def _landings(
 ) -> dict[Path, float]:
     """When a chunk would have landed on each GPU of a path, by the stream that brings it: (2,), then (2, 0)."""
     costs = host.costs
-    start = max(thread + costs.issue_copy_ns.value, free.get(path[:1], 0.0))
+    start = max(thread, free.get(path[:1], 0.0))
     now = start + costs.copy_latency_ns.value + size_bytes / bytes_per_s * 1e9
     ends = {path[:1]: now}
     for hop in pairwise(path):

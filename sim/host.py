@@ -83,20 +83,27 @@ class Costs:
     """Stream, for each wait on an event of the same device."""
     wait_cross_ns: Figure
     """Stream, for each wait on an event of another device."""
+    wait_land_ns: Figure
+    """Landing stream, outside of the graph, for each wait on a push of the head that another device makes."""
     wait_head_ns: Figure
     """Compute stream in a graph, for each wait on a copy of the head: such an event is no edge of the graph."""
-    wait_head_cross_ns: Figure
-    """The same where the copy landed by another device's stream."""
     start_ns: Figure
-    """Eager mode: from the request to the first operation issued, and from the last kernel to the answer."""
+    """Eager mode, where a profile has no figure of its own: from the request to the first operation issued, and from the last
+    kernel to the answer."""
+    start_graph_ns: Figure
+    """Graph mode: the same, to the first call of the head or, where there is none, of the launch."""
     launch_ns: Figure
-    """Graph mode: launch of a graph on one device until its first node may run."""
+    """Graph mode: launch of a graph on one device until its first layer may run, where a profile has no figure of its own."""
     launch_node_ns: Figure
-    """Graph mode: added launch time per layer in it."""
+    """Added to that per layer."""
+    launch_first_ns: Figure
+    """Graph mode: from the end of the head until the graph's first copy may start. Copies go in first, layers last."""
     launch_copy_ns: Figure
     """Graph mode: added launch time per copy in it."""
     launch_cross_ns: Figure
     """Graph mode: added launch time per dependency between devices."""
+    launch_wait_ns: Figure
+    """Graph mode: added launch time per wait for a copy of the head."""
     direct_bytes_per_s: Figure
     """Highest rate of one kernel reading host memory in place. Estimates use it; a simulation takes times from a profile."""
     direct_busy_ns: Figure
@@ -108,14 +115,9 @@ class Costs:
     peer_read_bytes_per_s: Figure
     """The same for another GPU's memory."""
 
-    def graph_launch_ns(self, layers: int, copies: int = 0, cross_edges: int = 0) -> float:
-        """What the launch of a graph takes the host, its first node not yet begun."""
-        return (
-            self.launch_ns.value
-            + self.launch_node_ns.value * layers
-            + self.launch_copy_ns.value * copies
-            + self.launch_cross_ns.value * cross_edges
-        )
+    def graph_launch_ns(self, layers: int) -> float:
+        """Launch of a graph without copies until its first layer may run, where a network's own was not measured."""
+        return self.launch_ns.value + self.launch_node_ns.value * layers
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sim.errors import require
-from sim.host import Figure
+from sim.host import Costs, Figure
 from sim.network import Network
 
 ProfileKind = Literal["estimated", "measured"]
@@ -73,6 +73,15 @@ class Profile:
     provenance: Provenance
     slowed: Figure | None = None
     """Part by which layers take longer while host memory is copied to their GPU; None where nobody measured it."""
+    direct_ramp: Figure | None = None
+    """Of a read in place beside copies, the part (nanoseconds alone) that gets only a copy's share of the link, before it has its
+    own; None where nobody measured it with this network's kernels, and the host's holds."""
+    direct_weight: Figure | None = None
+    """From then on, its share of the link for each share a copy takes (1 = equal); None likewise."""
+    launch: Figure | None = None
+    """Graph mode, nanoseconds: launch of the layers alone until the first may run; None where nobody measured it."""
+    start: Figure | None = None
+    """Eager mode, nanoseconds: host thread, of a start beyond its layers and copies, the answer included; None likewise."""
 
     def __post_init__(self) -> None:
         layers = self.network.layers
@@ -92,3 +101,11 @@ class Profile:
     def warm_ns(self) -> float:
         """Sum of the layers with all weights in GPU memory."""
         return sum(t.resident.median_ns for t in self.layers)
+
+    def launch_ns(self, costs: Costs) -> float:
+        """Launch of a graph of all layers, without copies, until the first may run."""
+        return self.launch.value if self.launch is not None else costs.graph_launch_ns(len(self.layers))
+
+    def start_ns(self, costs: Costs) -> float:
+        """What an eager start takes beyond its layers and copies, half of it ahead of them."""
+        return self.start.value if self.start is not None else costs.start_ns.value

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from sim.errors import InputError, require
 from sim.host import Host
@@ -31,6 +32,19 @@ def h2d_stream(gpu: int) -> str:
 def peer_stream(source: int, destination: int) -> str:
     """The stream of `source` that pushes to `destination`'s memory."""
     return f"p2p:{source}>{destination}"
+
+
+def landing_stream(target: int, copies: str) -> str:
+    """A stream of the target without work of its own, which waits for what stream `copies` of another GPU makes of a head.
+
+    In a graph, a wait for another device's event from outside takes several times as long as one for the own device's,
+    however long ago the event was; this stream takes that time while layers run.
+    """
+    return f"land:{target}:{copies}"
+
+
+def is_landing(stream: str) -> bool:
+    return stream.startswith("land:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +122,6 @@ class Program:
         """Names in order of first use."""
         return tuple(dict.fromkeys(op.stream for op in self.ops))
 
-    @property
-    def cross_edges(self) -> int:
-        """Dependencies between devices in the graph: what its launch pays for. A wait for the head is none."""
-        own = {op.event for op in self.ops[self.head_ops :] if isinstance(op, Record)}
-        waits = (op for op in self.ops[self.head_ops :] if isinstance(op, Wait))
-        return sum(1 for op in waits if op.cross_device and op.event in own)
-
-    @property
-    def launch_ns(self) -> float:
-        """What a graph's launch takes the host, its first node not yet begun."""
-        graph = self.ops[self.head_ops :]
-        runs, copies = (sum(isinstance(op, kind) for op in graph) for kind in (Run, Copy))
-        return self.host.costs.graph_launch_ns(runs, copies, self.cross_edges)
-
 
 def lower(plan: Plan, network: Network, host: Host) -> Program:
     """Turn a plan into operations. Raises InputError where the plan does not fit the network or the host.
@@ -134,7 +134,10 @@ def lower(plan: Plan, network: Network, host: Host) -> Program:
     plan.check(network, host)
     lowering = _Lowering(plan, network, host)
     head = list(lowering.head())
-    ops = [*head, *lowering.ops()]
+    rest = list(lowering.ops())
+    wanted = {op.event for op in rest if isinstance(op, Wait)}
+    head = list(_landed(head, wanted))
+    ops = [*head, *rest]
     waited = dict.fromkeys(op.event for op in ops if isinstance(op, Wait))
     number = {event: at for at, event in enumerate(waited)}
     kept = [
@@ -146,21 +149,34 @@ def lower(plan: Plan, network: Network, host: Host) -> Program:
     return Program(network, host, plan, tuple(kept), len(head) - dropped)
 
 
+def _landed(head: list[Op], wanted: set[int]) -> Iterator[Op]:
+    """Without the landings that nothing in the graph waits for; each is a Wait and the Record after it."""
+    for op, after in zip_longest(head, head[1:]):
+        landing = isinstance(op, Wait) and is_landing(op.stream)
+        if landing and isinstance(after, Record) and after.event not in wanted:
+            continue
+        yield op
+
+
 class _Lowering:
     def __init__(self, plan: Plan, network: Network, host: Host) -> None:
         self.plan, self.network, self.host = plan, network, host
         self.compute = compute_stream(plan.target)
         self.copies: list[list[Op]] = []
         """Per chunk, the operations that bring it, its final Record last."""
-        self.landing: list[str] = []
+        self.last: list[str] = []
         """Per chunk, the stream of its last copy."""
         self.waited: dict[tuple[str, str], int] = {}
         """Highest chunk that a stream (first) has waited for on a copy stream (second)."""
         event = 0
         for index in range(len(plan.chunks)):
             ops, event = self._copies(index, event)
+            self.last.append(ops[-1].stream)
+            if index < plan.head and device_of(ops[-1].stream) != plan.target:
+                land = landing_stream(plan.target, ops[-1].stream)
+                ops += [Wait(land, event - 1, cross_device=True), Record(land, event)]
+                event += 1
             self.copies.append(ops)
-            self.landing.append(ops[-1].stream)
         self.by_start = sorted(range(len(plan.chunks)), key=lambda i: plan.chunks[i].start_bytes)
         self.starts = [plan.chunks[i].start_bytes for i in self.by_start]
 
@@ -230,7 +246,7 @@ class _Lowering:
     def _waits(self, waiter: str, chunks: Iterator[int] | range) -> Iterator[Op]:
         last: dict[str, int] = {}
         for chunk in chunks:
-            stream = self.landing[chunk]
+            stream = self.last[chunk]
             last[stream] = max(chunk, last.get(stream, -1))
         # longest paths first: behind a relay's last copy are its earlier ones, and all before those on their streams
         for stream, chunk in sorted(
@@ -243,14 +259,13 @@ class _Lowering:
                 self.waited[behind] = max(chunk, self.waited.get(behind, -1))
             record = self.copies[chunk][-1]
             assert isinstance(record, Record)
-            yield Wait(
-                waiter, record.event, cross_device=waiter != HOST and device_of(stream) != self.plan.target
-            )
+            far = waiter != HOST and device_of(record.stream) != self.plan.target
+            yield Wait(waiter, record.event, cross_device=far)
 
 
 def device_of(stream: str) -> int:
     """The GPU that a stream is issued on; a relay is pushed, so its stream is the source's."""
-    return int(stream.partition(":")[2].partition(">")[0])
+    return int(stream.split(":")[1].partition(">")[0])
 
 
 class _Landings:

@@ -9,8 +9,8 @@ Rules
 - Flows share each link max-min fairly by weight; rates are computed anew when a flow starts or ends (Bertsekas & Gallager,
   Data Networks, section 6.5.2: progressive filling). A read in place alone keeps its link busy however few bytes it makes of
   it (its requests are small), so its flow is as many bytes as the link could have carried in its time.
-- Eager: the host thread pays for each operation before it may start. Graph: the host thread issues the
-  head, then launches; the rest may start when the launch is done.
+- Eager: the host thread pays for each operation before it may start. Graph: the host thread issues the head, then launches,
+  which submits copies one after the other and layers last: a copy may start when it is submitted, a layer after all that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sim.errors import require
 from sim.host import Costs, Host
 from sim.plan import Access, Launch
 from sim.profile import LayerTiming, Profile
-from sim.program import HOST, Copy, Op, Program, Record, Run, Wait, compute_stream
+from sim.program import HOST, Copy, Op, Program, Record, Run, Wait, compute_stream, is_landing
 from sim.timeline import LinkUse, Span, SpanKind, Timeline
 
 Process = Generator[simpy.Event, None, None]
@@ -175,8 +175,9 @@ class _Simulation:
         inbound = (op for op in program.ops if isinstance(op, Copy) and op.source is None)
         self.inbound_left = sum(op.destination == target for op in inbound) if self.slowed else 0
         """Copies of host memory to the target that have not landed, where those slow its layers."""
-        self.start_ns = self.costs.start_ns.value / 2 if program.launch is Launch.EAGER else 0.0
-        """An eager request pays half before its first operation and half after its last."""
+        eager = program.launch is Launch.EAGER
+        self.start_ns = (profile.start_ns(self.costs) if eager else self.costs.start_graph_ns.value) / 2
+        """Half before the first operation, half after the last."""
 
     def timeline(self) -> Timeline:
         self.env.process(self.issue())
@@ -198,6 +199,8 @@ class _Simulation:
                 last[op.stream] = op
             elif isinstance(op, Record):
                 self.event_cause[op.event] = last.get(op.stream)
+            elif isinstance(op, Wait) and is_landing(op.stream) and (copy := self.event_cause[op.event]):
+                last[op.stream] = copy
 
     def issue(self) -> Process:
         """The host thread: pays for each operation in turn, and stands still at its own waits."""
@@ -234,11 +237,27 @@ class _Simulation:
         if eager:
             self.end = max(self.end, now)
             return
-        begin = now
-        now += self.program.launch_ns
+        begin, now = now, self.launched(now)
         self.span(HOST, SpanKind.ISSUE, begin, now, "launch graph")
-        self.ready[head:] = [now] * (len(self.ready) - head)
         self.announce()
+
+    def launched(self, begin: float) -> float:
+        """When a launch that begins then has submitted everything; marks all operations of the graph ready."""
+        costs, head = self.costs, self.program.head_ops
+        at = first = begin + costs.launch_first_ns.value
+        for index, op in enumerate(self.program.ops[head:], head):
+            if isinstance(op, Copy):
+                self.ready[index] = at
+                at += costs.launch_copy_ns.value
+            elif isinstance(op, Wait) and op.event in self.of_head:
+                at += costs.launch_wait_ns.value
+            elif isinstance(op, Wait) and op.cross_device:
+                at += costs.launch_cross_ns.value
+        now = max(first, begin + self.profile.launch_ns(costs)) + at - first
+        for index, op in enumerate(self.program.ops[head:], head):
+            if not isinstance(op, Copy):
+                self.ready[index] = now if op.stream == self.compute else begin
+        return now
 
     def announce(self) -> None:
         frontier, self.frontier = self.frontier, self.env.event()
@@ -306,25 +325,23 @@ class _Simulation:
                 if self.happened[op.event] > now:
                     copy = self.event_cause[op.event]
                     chunk = -1 if copy is None else copy.chunk
-                    self.span(
-                        name,
-                        SpanKind.STALL,
-                        now,
-                        self.happened[op.event],
-                        "stall",
-                        index,
-                        chunk=chunk,
-                        cause=self.cause(op.event),
-                    )
-                    now = self.happened[op.event]
+                    happened, cause = self.happened[op.event], self.cause(op.event)
+                    if not is_landing(name):  # nothing else runs there
+                        self.span(
+                            name, SpanKind.STALL, now, happened, "stall", index, chunk=chunk, cause=cause
+                        )
+                    now = happened
                 now += self.wait_ns(op)
         self.end = max(self.end, now)
 
     def wait_ns(self, op: Wait) -> float:
-        costs, far = self.costs, op.cross_device
-        if op.event in self.of_head and op.stream == self.compute:
-            return (costs.wait_head_cross_ns if far else costs.wait_head_ns).value
-        return (costs.wait_cross_ns if far else costs.wait_ns).value
+        costs = self.costs
+        if op.event in self.of_head:
+            if is_landing(op.stream):
+                return costs.wait_land_ns.value
+            if op.stream == self.compute:
+                return costs.wait_head_ns.value
+        return (costs.wait_cross_ns if op.cross_device else costs.wait_ns).value
 
     def read_in_place(self, op: Run, timing: LayerTiming) -> Process:
         """One flow per place a layer reads from: host memory over its own PCIe lane, a partner over the peer route."""
@@ -335,11 +352,12 @@ class _Simulation:
             ramp = 0.0
             if self.carried[self.lane]:
                 yield self.env.timeout(self.costs.direct_busy_ns.value)
-                ramp = min(direct, self.costs.direct_ramp_ns.value)
+                ramp = min(direct, (self.profile.direct_ramp or self.costs.direct_ramp_ns).value)
                 if ramp > 0:
                     yield self.fabric.transfer(route, ramp * rate)
             if direct > ramp:
-                yield self.fabric.transfer(route, (direct - ramp) * rate, self.costs.direct_weight.value)
+                weight = (self.profile.direct_weight or self.costs.direct_weight).value
+                yield self.fabric.transfer(route, (direct - ramp) * rate, weight)
         if Access.PEER not in op.access:
             return
         require(

@@ -44,9 +44,11 @@ rooflines = st.builds(Roofline, **{field.name: figures(1.0, 1e13) for field in f
 
 
 @st.composite
-def hosts(draw: st.DrawFn, max_gpus: int = 4, roofline: bool = False) -> Host:
-    """1 to 4 GPUs, each with a lane of its own; pairs may share an uplink; any two may be joined, either way."""
-    count = draw(st.integers(1, max_gpus))
+def hosts(
+    draw: st.DrawFn, max_gpus: int = 4, roofline: bool = False, min_gpus: int = 1, joined: bool = False
+) -> Host:
+    """1 to 4 GPUs, each with a lane of its own; pairs may share an uplink; any two may be joined, either way, or all are."""
+    count = draw(st.integers(min_gpus, max_gpus))
     links = [Link(f"pcie{g}", draw(rates)) for g in range(count)]
     uplink = [draw(st.none() | st.integers(0, 1)) for _ in range(count)]
     links += [Link(f"uplink{u}", draw(rates)) for u in sorted({u for u in uplink if u is not None})]
@@ -57,7 +59,7 @@ def hosts(draw: st.DrawFn, max_gpus: int = 4, roofline: bool = False) -> Host:
     peers = []
     for source in range(count):
         for destination in range(count):
-            if source != destination and draw(st.booleans()):
+            if source != destination and (joined or draw(st.booleans())):
                 links.append(Link(f"nvlink{source}>{destination}", draw(rates)))
                 peers.append(Peer(source, destination, (links[-1].name,)))
     roof = draw(rooflines) if roofline else draw(st.none() | rooflines)
@@ -111,7 +113,8 @@ def profiles(draw: st.DrawFn, network: Network, host: Host) -> Profile:
         layers.append(LayerTiming(draw(timings), draw(timings), direct, peer))
     kinds: tuple[ProfileKind, ...] = ("estimated", "measured")
     kind, slowed = draw(st.sampled_from(kinds)), draw(st.none() | figures(0.0, 0.5))
-    return Profile(kind, network, host.digest, tuple(layers), draw(provenances), slowed)
+    known = {name: draw(st.none() | figures(0.0, 1e6)) for name in ("launch", "start")}
+    return Profile(kind, network, host.digest, tuple(layers), draw(provenances), slowed=slowed, **known)
 
 
 @st.composite
@@ -127,7 +130,7 @@ def paths(draw: st.DrawFn, host: Host, target: int) -> tuple[int, ...]:
 
 
 @st.composite
-def plans(draw: st.DrawFn, network: Network, host: Host) -> Plan:
+def plans(draw: st.DrawFn, network: Network, host: Host, launch: Launch | None = None) -> Plan:
     """Plans that `Plan.check` passes: cut anywhere, in any order, over any routes; reads as the chunks allow."""
     target = draw(st.integers(0, len(host.gpus) - 1))
     arena = network.arena_bytes
@@ -139,7 +142,7 @@ def plans(draw: st.DrawFn, network: Network, host: Host) -> Plan:
         if draw(st.integers(0, 5))
     ]
     chunks = draw(st.permutations(chunks)) if len(chunks) > 1 else chunks
-    launch = draw(st.sampled_from(Launch))
+    launch = draw(st.sampled_from(Launch)) if launch is None else launch
     sync = draw(st.sampled_from(Sync)) if launch is Launch.EAGER else Sync.STREAM
     bare = Plan("bare", target, launch, (), tuple(chunks), sync)
     landed = sorted((c.start_bytes, c.stop_bytes) for c in chunks if c.path[-1] == target)

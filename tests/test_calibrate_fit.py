@@ -104,26 +104,39 @@ def test_a_wait_is_what_a_chain_with_it_takes_longer(wait_ns: float, kernel_ns: 
     base=st.floats(5_000, 50_000),
     node=st.floats(20, 500),
     copy=st.floats(500, 8_000),
-    cross=st.floats(0, 20_000),
+    wait=st.floats(300, 8_000),
+    cross=st.none() | st.floats(0, 20_000),
     seed=st.integers(0, 99),
 )
-def test_a_launch_grows_by_its_layers_its_copies_and_its_edges_between_devices(
-    base: float, node: float, copy: float, cross: float, seed: int
+def test_a_launch_grows_by_its_layers_its_copies_its_waits_and_its_edges_between_devices(
+    base: float, node: float, copy: float, wait: float, cross: float | None, seed: int
 ) -> None:
+    """Without a second GPU there are no edges, and the other constants are found all the same."""
     rng = np.random.default_rng(seed)
-    shapes = [(k, 0, 0) for k in (1, 50, 200, 400)]
-    shapes += [(200, own, 0) for own in (1, 4, 16, 32)] + [(50, 4, 0), (50, 16, 0), (400, 16, 0)]
-    shapes += [(200, 2 * n, n) for n in (1, 4, 16)] + [(50, 8, 4), (400, 36, 16)]
+    shapes = [(k, 0, 0, 0) for k in (1, 50, 200, 400)]
+    shapes += [(200, own, 0, 0) for own in (1, 8, 24, 48)] + [(200, 0, 0, ahead) for ahead in (8, 24)]
+    shapes += [(50, 8, 0, 0), (50, 24, 0, 0), (400, 24, 0, 8)]
+    if cross is not None:
+        shapes += [(200, 2 * n, n, 0) for n in (1, 8, 24)] + [(50, 16, 8, 0), (400, 56, 24, 8)]
     points = [
-        Point("graph", 0, k, noisy(base + k * node + c * copy + e * cross, rng, 0.1), e, c)
-        for k, c, e in shapes
+        Point(
+            "graph", 0, k, noisy(base + k * node + c * copy + e * (cross or 0) + w * wait, rng, 0.1), e, c, w
+        )
+        for k, c, e, w in shapes
     ]
     fit = fit_launch("launch", points)
+    assert [c.name for c in fit.constants] == [
+        *("launch_ns", "node_ns", "copy_ns", "wait_ns"),
+        *(["cross_ns"] if cross is not None else []),
+    ]
+    assert fit.constant("wait_ns").value == pytest.approx(wait, rel=0.15, abs=0.1 * (base + 200 * node) / 24)
+    if cross is None:
+        return
     assert fit.constant("launch_ns").value == pytest.approx(base, rel=0.1)
     assert fit.constant("node_ns").value == pytest.approx(node, rel=0.1, abs=0.1 * base / 400)
     assert fit.constant("copy_ns").value == pytest.approx(copy, rel=0.1, abs=0.1 * (base + 200 * node) / 32)
     assert fit.constant("cross_ns").value == pytest.approx(
-        cross, rel=0.15, abs=0.1 * (base + 200 * node) / 16 + 0.2 * copy
+        cross, rel=0.15, abs=0.1 * (base + 200 * node) / 24 + 0.2 * copy
     )
 
 

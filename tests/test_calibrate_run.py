@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -19,7 +20,7 @@ from calibrate.beside import h2d_together, p2p
 from calibrate.cli import main
 from calibrate.identity import read_identity
 from calibrate.links import h2d
-from calibrate.overheads import launch
+from calibrate.overheads import launch, start
 from calibrate.run import CASES, NO_FIGURE, Ask, Watch, choose_gpus, finish, run, visible
 from calibrate.samples import Point
 from calibrate.store import Store
@@ -100,7 +101,7 @@ def test_a_gpu_is_lost_half_way_and_the_same_command_goes_on_to_the_end(
 
     told = Told()
     outcome = run(ask(MODEL), device, Watch(None), Store(tmp_path), told)
-    assert told.begun[:2] == ["launch", "first-replay"]
+    assert told.begun[:3] == ["launch", "start", "first-replay"]
     assert outcome.flags == (NO_FIGURE,)
 
     host = read_host(outcome.host)
@@ -110,6 +111,7 @@ def test_a_gpu_is_lost_half_way_and_the_same_command_goes_on_to_the_end(
     profile = read_profile(profile_path)
     assert profile.host_digest == host.digest
     assert (profile.kind, len(profile.layers), len(profile.layers[0].peer)) == ("estimated", 4, 2)
+    assert (profile.launch, profile.start) == (None, None), "threads have no launch of their own"
     assert profile_path == tmp_path / "profiles" / "fake" / "tests.test_calibrate_run-tiny.fp32.b1.yaml"
 
     again = Told()
@@ -229,6 +231,8 @@ def test_a_host_of_one_gpu_is_measured_without_peers(tmp_path: Path) -> None:
     single.close()
     host = read_host(outcome.host)
     assert (len(host.gpus), host.peers) == (1, ())
+    assert host.costs.wait_land_ns.source.startswith("no peers here")
+    assert {host.costs.start_graph_ns.kind, host.costs.launch_first_ns.kind} == {"assumed"}
     assert host.costs.peer_latency_ns.source.startswith("no peers here")
     assert read_profile(outcome.profiles[0]).layers[0].peer == ()
 
@@ -263,6 +267,24 @@ def test_bytes_that_do_not_arrive_are_noticed(case: Any, tmp_path: Path) -> None
         )
     liar.close()
     assert Store(tmp_path).case("h2d") is None
+
+
+def test_starts_are_the_executors_own_with_their_copy_ahead_of_the_graph_and_in_it(device: CpuDevice) -> None:
+    ahead, inside = start(Bench(device, PAIR, NO_FIGURES))
+    assert [p.label for p in (ahead, inside)] == ["copy ahead", "copy in the graph"]
+    assert ahead.size_bytes == inside.size_bytes > 0
+    assert [len(p.samples_ns) for p in (ahead, inside)] == [2 * NO_FIGURES.repeats] * 2
+    assert min(*ahead.samples_ns, *inside.samples_ns) >= 1
+    assert device.pinned == {}
+
+
+def test_launches_vary_kernels_copies_waits_and_edges_apart_from_each_other(device: CpuDevice) -> None:
+    bench = Bench(device, PAIR, NO_FIGURES)
+    rows = [(1, p.count, p.copies, p.waits, p.edges) for p in launch(bench)]
+    assert np.linalg.matrix_rank(np.array(rows)) == 5
+    single = Bench(device, Topology(1, (), (None,)), NO_FIGURES)
+    rows = [(1, p.count, p.copies, p.waits) for p in launch(single)]
+    assert np.linalg.matrix_rank(np.array(rows)) == 4
 
 
 def test_a_network_that_fails_costs_the_others_nothing(device: CpuDevice, tmp_path: Path) -> None:
@@ -304,6 +326,19 @@ def test_identity_and_flags_reach_the_files(device: CpuDevice, tmp_path: Path) -
     assert isinstance(record, show.Calibration)
     assert record.identity == read_identity(nvml)
     assert (len(record.before), len(record.after)) == (2, 2)
+
+
+def test_a_profile_has_its_networks_own_launch_and_start(device: CpuDevice, tmp_path: Path) -> None:
+    device.figures = True
+    given = replace(ask(MODEL), quick=True, keep_bad=True)
+    outcome = run(given, device, Watch(pair()), Store(tmp_path), Told(), cases=_small())
+    profile, costs = read_profile(outcome.profiles[0]), read_host(outcome.host).costs
+    assert profile.launch is not None
+    assert profile.start is not None
+    assert {profile.launch.kind, profile.start.kind, costs.launch_first_ns.kind} == {"measured"}
+    assert profile.launch.low <= profile.launch.value <= profile.launch.high  # type: ignore[operator]
+    assert profile.start.value > costs.start_ns.value
+    assert read_profile(finish(Store(tmp_path), keep_bad=True).profiles[0]) == profile
 
 
 def _small() -> list[Case]:

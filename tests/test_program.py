@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise, permutations
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.plan import Access, Chunk, Launch, Sync
-from sim.program import Copy, Program, Record, Run, Wait, lower
+from sim.host import Host
+from sim.network import Network
+from sim.plan import Access, Chunk, Launch, Plan, Sync
+from sim.program import Copy, Program, Record, Run, Wait, device_of, lower
 from tests import strategies as some
 from tests.builders import copied, host, network
 
@@ -47,6 +50,108 @@ def test_a_head_stands_first_and_a_layer_waits_for_it_where_it_needs_it() -> Non
         lower(replace(plan, head=3), net, machine)
     with pytest.raises(InputError, match="eager plan has no head"):
         lower(replace(plan, launch=Launch.EAGER), net, machine)
+
+
+def told(program: Program) -> list[str]:
+    return [f"{type(op).__name__} {op.stream}" for op in program.ops]
+
+
+def landings(program: Program) -> list[tuple[Wait, Record]]:
+    """Of the head, each wait of a landing stream with the event that it records then."""
+    head = program.ops[: program.head_ops]
+    return [
+        (wait, record)
+        for wait, record in pairwise(head)
+        if isinstance(wait, Wait) and wait.stream.startswith("land:") and isinstance(record, Record)
+    ]
+
+
+def test_a_relayed_chunk_of_a_head_lands_through_a_stream_of_the_target() -> None:
+    net, machine = network(100, 100), host(2)
+    plan = replace(copied(net, Chunk(0, 100, (1, 0)), Chunk(256, 356, (0,))), head=2)
+    program = lower(plan, net, machine)
+    ((wait, record),) = landings(program)
+    pushed = next(op for op in program.ops if isinstance(op, Record) and op.stream == "p2p:1>0")
+    assert (wait.event, wait.cross_device, record.stream) == (pushed.event, True, wait.stream)
+    assert device_of(wait.stream) == 0
+    first, second = (op for op in program.ops if isinstance(op, Wait) and op.stream == "compute:0")
+    assert (first.event, first.cross_device, second.cross_device) == (record.event, False, False)
+    within = lower(replace(plan, head=0), net, machine)
+    assert not any("land:" in line for line in told(within)), (
+        "in the graph the layer waits for the push itself"
+    )
+
+
+def test_of_chunks_that_are_waited_for_together_only_the_last_lands() -> None:
+    net, machine = network((100, 100), 100), host(2)
+    chunks = (Chunk(0, 100, (1, 0)), Chunk(256, 356, (1, 0)), Chunk(512, 612, (1, 0)))
+    program = lower(replace(copied(net, *chunks), head=3), net, machine)
+    assert len(landings(program)) == 2, "chunk 0 is behind chunk 1 on the same stream"
+    # what the graph brings on the stream of a push is behind it: one wait in the graph for both, and no landing
+    both = lower(replace(copied(network((100, 100)), *chunks[:2]), head=1), network((100, 100)), machine)
+    assert landings(both) == []
+    assert told(both)[-2:] == ["Wait compute:0", "Run compute:0"]
+    unread = replace(copied(net, *chunks), access=((Access.DIRECT,) * 2, (Access.COPIED,)), head=3)
+    assert len(landings(lower(unread, net, machine))) == 1, "nothing reads chunks 0 and 1 from an arena"
+
+
+def test_a_relay_and_a_part_that_stays_at_the_partner_are_each_waited_for_where_needed() -> None:
+    """Both land from GPU 1, and one is no reason to wait for the other."""
+    net, machine = network((100, 100), 100), host(2)
+    access = ((Access.COPIED, Access.PEER), (Access.COPIED,))
+    chunks = (Chunk(0, 100, (1, 0)), Chunk(256, 356, (1,)), Chunk(512, 612, (1, 0)))
+    for order in permutations(chunks):
+        for head in range(4):
+            plan = Plan("both", 0, Launch.GRAPH, access, order, head=head)
+            every_wait_is_needed(lower(plan, net, machine))
+
+
+@st.composite
+def relayed(draw: st.DrawFn) -> tuple[Plan, Network, Host]:
+    """Graph plans with a head on hosts whose GPUs can all push to each other."""
+    machine = draw(some.hosts(min_gpus=2, joined=True))
+    net = draw(some.networks())
+    # chunks that come by the target and go on to a partner are valid, and nobody's idea; for them a wait may be too many
+    straight = some.plans(net, machine, launch=Launch.GRAPH).filter(
+        lambda p: bool(p.chunks) and not any(p.target in c.path[:-1] for c in p.chunks)
+    )
+    plan = draw(straight)
+    return replace(plan, head=draw(st.integers(1, len(plan.chunks)))), net, machine
+
+
+@settings(deadline=None, max_examples=300)
+@given(relayed())
+def test_layers_wait_for_a_head_by_events_of_their_own_device_alone(case: tuple[Plan, Network, Host]) -> None:
+    plan, net, machine = case
+    program = lower(plan, net, machine)
+    head, graph = program.ops[: program.head_ops], program.ops[program.head_ops :]
+    assert not any(isinstance(op, Run) for op in head)
+    recorded = {op.event: op.stream for op in head if isinstance(op, Record)}
+    waits = [op for op in graph if isinstance(op, Wait)]
+    for op in waits:
+        if op.event in recorded:
+            assert device_of(recorded[op.event]) == device_of(op.stream) == plan.target
+            assert not op.cross_device
+    wanted = {op.event for op in waits}
+    landed = [op for op in program.ops if op.stream.startswith("land:")]
+    assert [op for pair in landings(program) for op in pair] == landed, (
+        "a wait and its record, in the head alone"
+    )
+    for wait, record in landings(program):
+        assert wait.cross_device
+        assert device_of(recorded[wait.event]) != plan.target == device_of(wait.stream)
+        assert record.event in wanted
+    every_wait_is_needed(program)
+
+
+def every_wait_is_needed(program: Program) -> None:
+    """Without any one of them the replay refuses the program."""
+    for at, op in enumerate(program.ops):
+        if isinstance(op, Wait):
+            with pytest.raises(InputError):
+                Program(
+                    program.network, program.host, program.plan, (*program.ops[:at], *program.ops[at + 1 :])
+                )
 
 
 @settings(deadline=None, max_examples=150)

@@ -218,7 +218,10 @@ def timeline_of(plan: Plan, net: Network, machine: Host, made: Profile) -> Timel
 
 
 def test_account_of_a_small_story() -> None:
-    net, machine = network(4000, 2000), host(costs=replace(FREE, launch_ns=figure(100)))
+    net, machine = (
+        network(4000, 2000),
+        host(costs=replace(FREE, launch_ns=figure(100), launch_first_ns=figure(100))),
+    )
     plan = copied(net, Chunk(0, 4096, (0,)), Chunk(4096, 6096, (0,)))
     found = account(plan, machine, timeline_of(plan, net, machine, profile(net, machine)))
     assert found.run_ns == 2000

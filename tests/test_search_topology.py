@@ -221,14 +221,18 @@ def slow_to_launch(**costs: float) -> Host:
     return replace(base, costs=replace(FREE, **{name: figure(value) for name, value in known.items()}))
 
 
-@pytest.mark.parametrize("cross", [0, 100_000])
-def test_copies_over_partners_stay_out_of_a_graph_that_is_slow_to_launch_with_them(cross: float) -> None:
-    machine = slow_to_launch(launch_ns=20_000, launch_cross_ns=cross)
+@pytest.mark.parametrize(
+    "cost", [{}, {"launch_cross_ns": 1_000_000}, {"launch_copy_ns": 100_000}, {"launch_first_ns": 1_000_000}]
+)
+def test_copies_over_partners_stay_out_of_a_graph_that_is_slow_to_launch_with_them(
+    cost: dict[str, float],
+) -> None:
+    machine = slow_to_launch(launch_ns=20_000, **cost)
     found = find(machine, Options(0))
     program = lower(found.best.plan, network(*[4 * 2**20] * 40), machine)
     assert len(found.best.plan.gpus) == 4
     assert found.gap < 0.05
-    if cross:
+    if cost:
         assert not any(
             isinstance(op, Copy) and op.source is not None for op in program.ops[program.head_ops :]
         )

@@ -10,7 +10,9 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.host import Figure
+from sim.account import account
+from sim.host import Figure, Host
+from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan
 from sim.program import Copy, Run, lower
 from sim.simulate import Fabric, simulate
@@ -49,11 +51,13 @@ def test_costs_are_charged_where_they_arise() -> None:
         wait_ns=figure(3),
         launch_ns=figure(100),
         launch_node_ns=figure(1),
+        launch_first_ns=figure(20),
         launch_copy_ns=figure(7),
         launch_cross_ns=figure(9),
         wait_cross_ns=figure(4),
         wait_head_ns=figure(5),
-        wait_head_cross_ns=figure(6),
+        wait_land_ns=figure(6),
+        start_graph_ns=figure(30),
     )
     net, machine = network(1000), host(2, costs=costs, nvlink=1000)
     own, relayed = copied(net, Chunk(0, 1000, (0,))), copied(net, Chunk(0, 1000, (1, 0)))
@@ -61,13 +65,118 @@ def test_costs_are_charged_where_they_arise() -> None:
     def took(plan: Plan) -> float:
         return simulate(lower(plan, net, machine), profile(net, machine)).makespan_ns
 
-    # launch 100, a layer 1, a copy 7; latency 10, bytes 1000; wait 3; run 1000
-    assert took(own) == 108 + 10 + 1000 + 3 + 1000
-    # two copies and an edge between devices; the push waits for its partner's copy on the same device
-    assert took(relayed) == 124 + 10 + 1000 + 3 + 1 + 4 + 1000
-    # a head: the launch hides behind its copies, and the layer's wait is no edge of the graph
-    assert took(replace(own, head=1)) == 10 + 1000 + 5 + 1000
-    assert took(replace(relayed, head=1)) == 10 + 1000 + 3 + 1 + 6 + 1000
+    # start 30 in all, the first copy of the launch 20; latency 10, bytes 1000; wait 3; run 1000
+    assert took(own) == 30 + 20 + 10 + 1000 + 3 + 1000
+    # the push waits for its partner's copy on the same device, the layer for another device's push
+    assert took(relayed) == 30 + 20 + 10 + 1000 + 3 + 1 + 4 + 1000
+    # a head: its copy needs no launch, and the layer's wait is no edge of the graph
+    assert took(replace(own, head=1)) == 30 + 10 + 1000 + 5 + 1000
+    # the push lands at the target, and the layer waits for that as for any other of the head
+    assert took(replace(relayed, head=1)) == 30 + 10 + 1000 + 3 + 1 + 6 + 5 + 1000
+
+
+def launched(
+    plan: Plan, net: Network, machine: Host, launch: float | None = None
+) -> list[tuple[str, float, float]]:
+    """Spans of the host, of copies and of layers, all costs but those of the launch left out."""
+    costs = replace(
+        FREE,
+        launch_ns=figure(100),
+        launch_node_ns=figure(1),
+        launch_first_ns=figure(20),
+        launch_copy_ns=figure(7),
+        launch_wait_ns=figure(8),
+        launch_cross_ns=figure(9),
+    )
+    machine = replace(machine, costs=costs)
+    timings = profile(net, machine)
+    if launch is not None:
+        timings = replace(timings, launch=Figure(launch, "measured", "here"))
+    timeline = simulate(lower(plan, net, machine), timings)
+    kinds = (SpanKind.ISSUE, SpanKind.COPY, SpanKind.RUN)
+    return [(s.stream, s.start_ns, s.stop_ns) for s in timeline.spans if s.kind in kinds]
+
+
+def test_a_launch_submits_copies_one_by_one_and_layers_last() -> None:
+    net, machine = network(1, 1, 1), host(2, nvlink=1)
+    chunks = Chunk(0, 1, (0,)), Chunk(256, 257, (0,)), Chunk(512, 513, (0,))
+    plan = copied(net, *chunks)
+    # the first copy at 20, each next one 7 later; layers after 100, three of 1, and three copies of 7
+    assert launched(plan, net, machine) == [
+        ("host", 0, 124),
+        ("h2d:0", 20, 21),
+        ("h2d:0", 27, 28),
+        ("h2d:0", 34, 35),
+        *(("compute:0", 124 + 1000 * at, 1124 + 1000 * at) for at in range(3)),
+    ]
+    # a copy that the host issued is none of the launch's, but the layer's wait for it is
+    assert launched(replace(plan, head=1), net, machine)[:5] == [
+        ("host", 0, 125),
+        ("h2d:0", 0, 1),
+        ("h2d:0", 20, 21),
+        ("h2d:0", 27, 28),
+        ("compute:0", 125, 1125),
+    ]
+    # a relay is two copies, and what waits for the push is an edge between devices
+    relay = copied(net, chunks[0], Chunk(256, 257, (1, 0)), chunks[2])
+    assert launched(relay, net, machine)[:6] == [
+        ("host", 0, 103 + 4 * 7 + 9),
+        ("h2d:0", 20, 21),
+        ("h2d:0", 41, 42),
+        ("h2d:1", 27, 28),
+        ("p2p:1>0", 34, 35),
+        ("compute:0", 140, 1140),
+    ]
+    # in the head it is neither: the layer waits for the landing
+    assert launched(replace(relay, head=2), net, machine)[0] == ("host", 0, 103 + 7 + 2 * 8)
+
+
+def test_a_launch_that_was_measured_is_the_one_that_counts() -> None:
+    net, machine = network(1, 1, 1), host()
+    plan = copied(net, *(Chunk(256 * at, 256 * at + 1, (0,)) for at in range(3)))
+    copies = [("h2d:0", 20, 21), ("h2d:0", 27, 28), ("h2d:0", 34, 35)]
+    for measured, end in ((None, 103 + 21), (50, 50 + 21), (10, 20 + 21)):
+        found = launched(plan, net, machine, measured)
+        assert found[0] == ("host", 0, end), "no layer before the copies that the launch submits first"
+        assert found[1:4] == copies
+        assert found[4] == ("compute:0", end, end + 1000)
+
+
+def test_a_start_by_graph_pays_half_ahead_and_half_behind() -> None:
+    net, machine = network(1000), host(costs=replace(FREE, start_graph_ns=figure(30), start_ns=figure(7000)))
+    plan = copied(net, Chunk(0, 1000, (0,)))
+    for head in (0, 1):
+        timeline = simulate(lower(replace(plan, head=head), net, machine), profile(net, machine))
+        assert [s.start_ns for s in timeline.of(SpanKind.COPY)] == [15]
+        assert [s.stop_ns for s in timeline.of(SpanKind.RUN)] == [2015]
+        assert timeline.makespan_ns == 2030
+    eager = lower(replace(plan, launch=Launch.EAGER), net, machine)
+    assert simulate(eager, profile(net, machine, issue=0)).makespan_ns == 9000
+    own = replace(profile(net, machine, issue=0), start=Figure(500, "measured", "here"))
+    assert simulate(eager, own).makespan_ns == 2500
+
+
+def test_layers_do_not_pay_for_a_landing_that_is_over() -> None:
+    costs = replace(FREE, wait_land_ns=figure(600), wait_head_ns=figure(5), wait_cross_ns=figure(50))
+    net, machine = network(0, 1000), host(2, nvlink=1000, costs=costs)
+    plan = replace(copied(net, Chunk(0, 1000, (1, 0))), head=1)
+    program = lower(plan, net, machine)
+    # the push ends at 1001, the landing at 1601: meanwhile layer 0 runs
+    runs = simulate(program, profile(net, machine, run=3000)).of(SpanKind.RUN)
+    assert [(s.start_ns, s.stop_ns) for s in runs] == [(0, 3000), (3005, 6005)]
+    # a layer that is there before waits for the landing's end
+    runs = simulate(program, profile(net, machine, run=1000)).of(SpanKind.RUN)
+    assert [(s.start_ns, s.stop_ns) for s in runs] == [(0, 1000), (1606, 2606)]
+
+
+def test_a_stall_for_a_relayed_chunk_of_the_head_names_the_chunk() -> None:
+    net, machine = network(1000), host(2, nvlink=1000)
+    plan = copied(net, Chunk(0, 1000, (1, 0)))
+    for head in (0, 1):
+        timeline = simulate(lower(replace(plan, head=head), net, machine), profile(net, machine))
+        stall = next(s for s in timeline.of(SpanKind.STALL) if s.stream == "compute:0")
+        assert (stall.chunk, stall.cause) == (0, "chunk 0 over nvlink1>0")
+        assert account(plan, machine, timeline).copies_ns == pytest.approx(1001)
 
 
 def test_eager_host_issues_one_operation_after_another() -> None:
@@ -87,7 +196,7 @@ def test_eager_host_issues_one_operation_after_another() -> None:
 
 
 def test_the_launch_of_a_graph_hides_behind_its_head() -> None:
-    costs = replace(FREE, issue_copy_ns=figure(10), launch_ns=figure(600))
+    costs = replace(FREE, issue_copy_ns=figure(10), launch_ns=figure(600), launch_first_ns=figure(600))
     net, machine = network(1000, 1000), host(costs=costs)
     plan = copied(net, Chunk(0, 1000, (0,)), Chunk(1024, 2024, (0,)))
     late = simulate(lower(plan, net, machine), profile(net, machine))
