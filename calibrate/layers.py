@@ -297,23 +297,20 @@ def _issue(
     """
     inputs = tuple(t.to(device.torch_device(0)) for t in built.inputs)
     rows, whole, around = [], [], []
-    with _clocked(built.module, everywhere=False) as seen:
-        for index in range(2 * repeats + 2):
-            device.synchronize()
-            seen.clear()
-            began = time.perf_counter_ns()
-            cold.resident(*inputs)
-            took = time.perf_counter_ns() - began
-            if index >= 2:
+    for index in range(2 * repeats + 2):  # in turn: a host's pace drifts
+        for everywhere in (False, True):
+            with _clocked(built.module, everywhere=everywhere) as seen:
+                device.synchronize()
+                began = time.perf_counter_ns()
+                cold.resident(*inputs)
+                took = time.perf_counter_ns() - began
+            if index < 2:
+                continue
+            if everywhere:
+                rows.append(issue_times(seen, [layer.name for layer in network.layers]))
+            else:
                 whole.append(float(seen[-1][1] - seen[0][1]))
                 around.append(took - whole[-1])
-    with _clocked(built.module, everywhere=True) as seen:
-        for index in range(repeats + 1):
-            device.synchronize()
-            seen.clear()
-            cold.resident(*inputs)
-            if index:
-                rows.append(issue_times(seen, [layer.name for layer in network.layers]))
     device.synchronize()
     run = LayerRun("issue", Launch.EAGER.value, tuple(rows), Point("whole issue", 0, 1, tuple(whole)))
     return run, Point("around the modules", 0, 1, tuple(around))

@@ -20,7 +20,7 @@ from calibrate.beside import h2d_together, p2p
 from calibrate.cli import main
 from calibrate.identity import read_identity
 from calibrate.links import h2d
-from calibrate.overheads import launch, start
+from calibrate.overheads import START_ROUNDS, launch, start
 from calibrate.run import CASES, NO_FIGURE, Ask, Watch, choose_gpus, finish, run, visible
 from calibrate.samples import Point
 from calibrate.store import Store
@@ -273,7 +273,7 @@ def test_starts_are_the_executors_own_with_their_copy_ahead_of_the_graph_and_in_
     ahead, inside = start(Bench(device, PAIR, NO_FIGURES))
     assert [p.label for p in (ahead, inside)] == ["copy ahead", "copy in the graph"]
     assert ahead.size_bytes == inside.size_bytes > 0
-    assert [len(p.samples_ns) for p in (ahead, inside)] == [2 * NO_FIGURES.repeats] * 2
+    assert [len(p.samples_ns) for p in (ahead, inside)] == [START_ROUNDS * NO_FIGURES.repeats] * 2
     assert min(*ahead.samples_ns, *inside.samples_ns) >= 1
     assert device.pinned == {}
 
