@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -178,6 +178,33 @@ def read_identity(nvml: Nvml) -> HostIdentity:
             for second in range(first + 1, len(handles))
         ),
     )
+
+
+def visible(identity: HostIdentity, shown: str | None) -> HostIdentity:
+    """The identity of the GPUs that CUDA_VISIBLE_DEVICES leaves, in its order and numbered from 0."""
+    if not shown:
+        return identity
+    order = []
+    for name in shown.split(","):
+        found = next(
+            (
+                g.index
+                for g in identity.gpus
+                if name.strip() in (str(g.index), g.uuid) or g.uuid.startswith(name.strip())
+            ),
+            None,
+        )
+        if found is None:
+            break  # as CUDA does: what stands behind a wrong name is not seen
+        order.append(found)
+    pairs = []
+    for first in range(len(order)):
+        for second in range(first + 1, len(order)):
+            low, high = sorted((order[first], order[second]))
+            pair = next(p for p in identity.pairs if (p.first, p.second) == (low, high))
+            pairs.append(replace(pair, first=first, second=second))
+    gpus = tuple(replace(identity.gpus[old], index=new) for new, old in enumerate(order))
+    return replace(identity, gpus=gpus, pairs=tuple(pairs))
 
 
 def read_states(nvml: Nvml) -> tuple[GpuState, ...]:

@@ -2,8 +2,7 @@
 
 The executor runs whole plans; here they are chosen so that what differs between two runs is what a layer costs. A layer's
 time is from its first kernel to the next layer's first, so layers add up to the run. What reading in place adds is taken
-twice: with all reads in place, and with each layer's largest read resident. The second is what the small reads add,
-shared among them by bytes; the largest takes the rest of the first, or as much as the others each.
+twice: with all reads in place, and with each layer's largest read resident. `timings.py` makes a profile of all that.
 """
 
 from __future__ import annotations
@@ -17,18 +16,16 @@ import numpy as np
 import torch
 
 from calibrate.bench import BESIDE_BYTES, Lane
-from calibrate.fit import RAMP, WEIGHT, InPlaceRun, fit_in_place_runs
 from calibrate.samples import Point
 from hwexec.arena import HostArena
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
 from hwexec.timing import Samples, steady, time_ns, wall_ns
 from sim.errors import InputError, require
-from sim.host import Costs, Figure, Host
+from sim.host import Host
 from sim.models import Built
 from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan
-from sim.profile import LayerTiming, Timing
 from sim.timeline import SpanKind, Timeline
 
 LARGE_BYTES = 4 * 2**30
@@ -371,124 +368,3 @@ def _explain(run: LayerRun) -> str | None:
     else:
         why = "the unwatched run counts what comes before its first kernel: the replay's start and the inputs' copy"
     return f"{run.way}: layers add up to {run.ratio:.3f} of the unwatched run ({why}); they are scaled to it"
-
-
-def timings(result: LayersResult) -> tuple[LayerTiming, ...]:
-    """A profile's layers: medians over the watched runs, spreads their interquartile ranges."""
-    resident, issue, direct = (_need(result, way) for way in ("resident", "issue", "direct"))
-    peer = result.run("peer")
-    direct_added = _added(result, resident, direct, result.run("direct-small"))
-    peer_added = _added(result, resident, peer, result.run("peer-small")) if peer is not None else None
-    return tuple(
-        LayerTiming(
-            _timing(resident.columns()[:, at]),
-            _timing(issue.columns()[:, at]),
-            direct_added[at],
-            peer_added[at] if peer_added is not None else (),
-        )
-        for at in range(len(result.network.layers))
-    )
-
-
-def slowed(result: LayersResult) -> Figure | None:
-    """Part by which the warm run takes longer beside copies, its spread from the rounds; None where nobody measured it."""
-    alone, beside = result.alone, result.beside_copies
-    if alone is None or beside is None:
-        return None
-    rounds = [b / a - 1 for a, b in zip(alone.samples_ns, beside.samples_ns, strict=True)]
-    low, high = np.percentile(rounds, (10, 90))
-    value = max(0.0, beside.median_ns / alone.median_ns - 1)
-    source = f"calibrate layers, {beside.label} less {alone.label}, {len(rounds)} rounds"
-    return Figure(value, "measured", source, max(0.0, min(float(low), value)), max(float(high), value))
-
-
-def in_place(result: LayersResult, costs: Costs) -> tuple[Figure, Figure] | None:
-    """`direct_ramp` and `direct_weight` of a profile: those with which its layers, read in place beside copies, take what the
-    runs took that did so. None where they were not measured."""
-    resident, beside = result.run("resident"), result.beside_copies
-    found = []
-    for point in result.in_place_beside:
-        run = result.run(point.label)
-        if run is not None and resident is not None and beside is not None:
-            added = np.maximum(np.median(run.columns(), axis=0) - np.median(resident.columns(), axis=0), 0.0)
-            if added.any() and point.median_ns > beside.median_ns:
-                found.append(InPlaceRun(point.label, tuple(added), point.median_ns - beside.median_ns))
-    if not found:
-        return None
-    fit = fit_in_place_runs(
-        f"{result.network.model} in place beside copies", found, costs.direct_busy_ns.value
-    )
-    source = f"calibrate layers, {' and '.join(r.way for r in found)} beside copies"
-    ramp, weight = (
-        Figure(c.value, "measured", source, c.low, c.high) for c in (fit.constant(RAMP), fit.constant(WEIGHT))
-    )
-    return ramp, weight
-
-
-def launch(result: LayersResult, costs: Costs) -> Figure | None:
-    """What the host takes from the request until the first layer may run, less what `costs` has of every start."""
-    if result.idle is None or result.gated is None:
-        return None
-    known = result.gated.median_ns + costs.start_graph_ns.value
-    low, value, high = (
-        max(0.0, float(x) - known) for x in np.percentile(result.idle.samples_ns, (10, 50, 90))
-    )
-    source = f"calibrate layers, {result.idle.label} less {result.gated.label} and the host's start_graph_ns"
-    return Figure(value, "measured", source, low, high)
-
-
-def start(result: LayersResult, costs: Costs) -> Figure | None:
-    """What an eager start takes the host around its modules, and until it knows the answer."""
-    if result.around is None:
-        return None
-    known = costs.start_ns.value
-    low, value, high = (float(x) + known for x in np.percentile(result.around.samples_ns, (10, 50, 90)))
-    return Figure(
-        value, "measured", f"calibrate layers, {result.around.label}, and the host's start_ns", low, high
-    )
-
-
-def _need(result: LayersResult, way: str) -> LayerRun:
-    run = result.run(way)
-    if run is None:
-        raise InputError(
-            f"{result.network.model}: no {way} run was measured; run `calibrate run` again to go on"
-        )
-    return run
-
-
-def _timing(samples: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Timing:
-    low, middle, high = np.percentile(samples, (25, 50, 75))
-    return Timing(max(0.0, float(middle)), float(high - low), len(samples))
-
-
-def _added(
-    result: LayersResult, resident: LayerRun, whole: LayerRun, small: LayerRun | None
-) -> tuple[tuple[Timing, ...], ...]:
-    """Per layer and read, what `whole` adds to `resident`, shared as the module says."""
-    base, full = resident.columns(), whole.columns()
-    part = small.columns() if small is not None else None
-    found = []
-    for at, layer in enumerate(result.network.layers):
-        first = _timing(base[:, at])
-        total = _timing(full[:, at])
-        added = max(0.0, total.median_ns - first.median_ns)
-        spread = float(np.hypot(total.spread_ns, first.spread_ns))
-        most = largest(result.network, at)
-        others = sum(r.touched_bytes for i, r in enumerate(layer.reads) if i != most)
-        touched = others + (layer.reads[most].touched_bytes if layer.reads else 0)
-        if part is not None:
-            little = min(added, max(0.0, float(np.median(part[:, at])) - first.median_ns))
-        else:
-            little = added * others / touched if touched else 0.0
-        if len(layer.reads) == 1:
-            little = 0.0
-        # reads of one kernel overlap: beside the others the largest may add nothing, but it does in a plan that reads it alone
-        rest = max(added - little, little / (len(layer.reads) - 1)) if len(layer.reads) > 1 else added
-        scale = added / (rest + little) if added else 0.0
-        shares = [
-            scale * (rest if i == most else (little * r.touched_bytes / others if others else 0.0))
-            for i, r in enumerate(layer.reads)
-        ]
-        found.append(tuple(Timing(share, spread, total.samples) for share in shares))
-    return tuple(found)

@@ -24,22 +24,14 @@ from calibrate.identity import (
     read_identity,
     read_states,
     session,
+    visible,
 )
-from calibrate.layers import (
-    LayersResult,
-    Unwatched,
-    in_place,
-    launch,
-    measure,
-    slowed,
-    start,
-    timings,
-    unwatched,
-)
+from calibrate.layers import LayersResult, Unwatched, measure, unwatched
 from calibrate.links import LINK_CASES
 from calibrate.overheads import OVERHEAD_CASES
 from calibrate.samples import CaseResult
 from calibrate.store import Calibration, Session, Store
+from calibrate.timings import in_place, launch, slowed, start, timings
 from calibrate.topology import Topology, Wire, from_identity
 from hwexec.device import Device
 from hwexec.timing import steady
@@ -110,33 +102,6 @@ def choose_gpus(wanted: Sequence[int] | None, environ: dict[str, str] | os._Envi
             f"--gpus {max(wanted)}: CUDA_VISIBLE_DEVICES={shown} shows {len(names)}; choose among them"
         )
     environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[g] if names else str(g) for g in wanted)
-
-
-def visible(identity: HostIdentity, shown: str | None) -> HostIdentity:
-    """The identity of the GPUs that CUDA_VISIBLE_DEVICES leaves, in its order and numbered from 0."""
-    if not shown:
-        return identity
-    order = []
-    for name in shown.split(","):
-        found = next(
-            (
-                g.index
-                for g in identity.gpus
-                if name.strip() in (str(g.index), g.uuid) or g.uuid.startswith(name.strip())
-            ),
-            None,
-        )
-        if found is None:
-            break  # as CUDA does: what stands behind a wrong name is not seen
-        order.append(found)
-    pairs = []
-    for first in range(len(order)):
-        for second in range(first + 1, len(order)):
-            low, high = sorted((order[first], order[second]))
-            pair = next(p for p in identity.pairs if (p.first, p.second) == (low, high))
-            pairs.append(replace(pair, first=first, second=second))
-    gpus = tuple(replace(identity.gpus[old], index=new) for new, old in enumerate(order))
-    return replace(identity, gpus=gpus, pairs=tuple(pairs))
 
 
 class Watch:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrate.fit import Constant, Fit
-from calibrate.layers import LayersResult, slowed
+from calibrate.layers import LayersResult
 from calibrate.samples import CaseResult, Point
 from calibrate.store import CALIBRATION, LAYERS, Calibration
+from calibrate.timings import slowed
 from sim.errors import InputError, require
 from sim.files import HOST, PROFILE, FileKind, read_record
 from sim.host import Costs, Figure, Host
@@ -24,6 +25,14 @@ Record = Calibration | Host | Profile | LayersResult
 KINDS: tuple[FileKind[Any], ...] = (CALIBRATION, HOST, PROFILE, LAYERS)
 LEAST_CHANGE = 0.02
 """A layer's change below this part is none: its spread comes from few runs."""
+OF_PROFILE = {
+    "slowed": "slowed beside copies, part",
+    "direct_ramp": "direct_ramp, ns",
+    "direct_weight": "direct_weight",
+    "launch": "launch, ns",
+    "start": "start, ns",
+}
+"""Figures of a profile beside its layers', each of which it may lack, and what a comparison calls them."""
 
 
 def read(path: str) -> Record:
@@ -120,7 +129,7 @@ def compare(before: Record, after: Record) -> tuple[Change, ...]:
             f"{a.model} ({a.dtype}, batch {a.batch}) and {b.model} ({b.dtype}, batch {b.batch}) are not the same network; "
             "give two profiles of one",
         )
-        return tuple(_layer_changes(before, after))
+        return tuple(_profile_changes(before, after))
     if isinstance(before, Calibration) and isinstance(after, Calibration):
         mine = {(f.case, c.name): c for f in before.fits for c in f.constants}
         theirs = {(f.case, c.name): c for f in after.fits for c in f.constants}
@@ -166,9 +175,11 @@ def _figure_change(what: str, a: Figure, b: Figure) -> Change:
     return Change(what, a.value, b.value, _apart(*edges(a), *edges(b)))
 
 
-def _layer_changes(before: Profile, after: Profile) -> Iterator[Change]:
-    if before.slowed is not None and after.slowed is not None:
-        yield _figure_change("slowed beside copies, part", before.slowed, after.slowed)
+def _profile_changes(before: Profile, after: Profile) -> Iterator[Change]:
+    for name, what in OF_PROFILE.items():
+        old, new = getattr(before, name), getattr(after, name)
+        if old is not None and new is not None:
+            yield _figure_change(what, old, new)
     for index, (a, b) in enumerate(zip(before.layers, after.layers, strict=True)):
         name = before.network.layers[index].name
         pairs = [("resident", a.resident, b.resident), ("issue", a.issue, b.issue)]
@@ -227,6 +238,13 @@ def _profile(profile: Profile, console: Console) -> None:
     table = Table("", "layer", "kind", "KiB", "resident us", "issue us", "+ in place us", "+ from a peer us")
     if profile.slowed is not None:
         console.print(f"beside copies of host memory to the same GPU layers take {_longer(profile.slowed)}")
+    others = (
+        (words, figure)
+        for name, words in OF_PROFILE.items()
+        if name != "slowed" and (figure := getattr(profile, name)) is not None
+    )
+    for words, figure in others:
+        console.print(f"{words}: {figure.value:.4g} ({figure.source})", highlight=False)
     for index, (layer, timing) in enumerate(zip(network.layers, profile.layers, strict=True)):
         table.add_row(
             str(index), layer.name, layer.kind, f"{network.layer_bytes(index) / 1024:.0f}", _us(timing.resident),

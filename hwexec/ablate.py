@@ -33,13 +33,18 @@ class Model:
         return simulate(program, self.profile, detail=False, share=self.share).makespan_ns
 
 
-def _costs(value: float, *names: str) -> Callable[[Model], Model]:
-    """Those costs of the host at `value`."""
+def _costs(value: float, *names: str, own: tuple[str, ...] = ()) -> Callable[[Model], Model]:
+    """Those costs of the host at `value`, and where the profile has `own` figures in their place, these too."""
 
     def off(model: Model) -> Model:
-        costs = model.host.costs
+        costs, profile = model.host.costs, model.profile
         changed = {name: replace(getattr(costs, name), value=value) for name in names}
-        return replace(model, host=replace(model.host, costs=replace(costs, **changed)))
+        there = {name: figure for name in own if (figure := getattr(profile, name)) is not None}
+        return replace(
+            model,
+            host=replace(model.host, costs=replace(costs, **changed)),
+            profile=replace(profile, **{name: replace(f, value=value) for name, f in there.items()}),
+        )
 
     return off
 
@@ -52,14 +57,14 @@ def _no_issue(model: Model) -> Model:
 
 MECHANISMS: dict[str, Callable[[Model], Model]] = {
     "sharing": lambda model: replace(model, share=False),
-    "in-place read under load": _costs(0, "direct_busy_ns", "direct_ramp_ns"),
-    "in-place weight": _costs(1, "direct_weight"),
+    "in-place read under load": _costs(0, "direct_busy_ns", "direct_ramp_ns", own=("direct_ramp",)),
+    "in-place weight": _costs(1, "direct_weight", own=("direct_weight",)),
     "kernels slowed by copies": lambda model: replace(model, profile=replace(model.profile, slowed=None)),
     "latency": _costs(0, "copy_latency_ns", "peer_latency_ns"),
     "wait": _costs(0, *(f.name for f in fields(Costs) if f.name.startswith("wait_"))),
     "issue": _no_issue,
-    "launch": _costs(0, *(field.name for field in fields(Costs) if field.name.startswith("launch_"))),
-    "start": _costs(0, "start_ns"),
+    "launch": _costs(0, *(f.name for f in fields(Costs) if f.name.startswith("launch_")), own=("launch",)),
+    "start": _costs(0, "start_ns", "start_graph_ns", own=("start",)),
     "host sync": _costs(0, "host_sync_ns"),
 }
 

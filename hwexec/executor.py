@@ -25,12 +25,11 @@ from hwexec.stage import Inputs, Stage
 from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
 from sim.host import Host
-from sim.models import DTYPES, Built
 from sim.network import Network
 from sim.plan import Launch, Plan
 from sim.program import Copy, Program, lower
 from sim.timeline import Timeline
-from sim.trace import trace
+from sim.trace import trace_module
 
 _WARM_UP = 2
 """Runs before capture, after the one that learns: libraries choose their kernels in the first ones."""
@@ -69,7 +68,11 @@ def prepare(
         f"{type(module).__name__} is in training mode, whose results are not the same twice; call eval() first",
     )
     if network is None:
-        network = _trace(module, args, kwargs)
+        require(
+            not kwargs,
+            f"{type(module).__name__}: inputs by keyword cannot be traced here; trace the network first and give network=",
+        )
+        network = trace_module(module, args).network
     program = lower(plan, network, host)
     own = device is None or isinstance(device, str)
     return ColdStart(module, program, args, kwargs, open_device(device, len(host.gpus)), weights, own)
@@ -79,19 +82,6 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example, Mapping):
         return (), dict(example)
     return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
-
-
-def _trace(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Network:
-    name = type(module).__name__
-    require(
-        not kwargs,
-        f"{name}: inputs by keyword cannot be traced here; trace the network first and give network=",
-    )
-    tensors = [a for a in args if isinstance(a, torch.Tensor)]
-    batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
-    floats = [p.dtype for p in module.parameters() if p.is_floating_point()]
-    dtype = next((n for n, d in DTYPES.items() if floats and d is floats[0]), "fp32")
-    return trace(Built(module, args, batch, dtype, None, name)).network
 
 
 def _first_line(error: BaseException) -> str:

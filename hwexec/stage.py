@@ -122,7 +122,8 @@ class Stage:
         return stream
 
     def _close_streams(self) -> None:
-        for stream in self.streams.values():
+        # the last given back is the next one's first: roles stay, and what libraries keep for each compute stream stays one
+        for stream in reversed(self.streams.values()):
             self.device.close_stream(stream)
         self.streams.clear()
 

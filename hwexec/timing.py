@@ -23,6 +23,8 @@ AWAKE_S, AWAKE_MOST_S = 0.25, 1.0
 took 50 us before, and 20 us after."""
 _LOOPS = 2_000
 """Of a stretch of work by which a core's pace is told."""
+_held = False
+"""Whether a thread is held to its core already; sections of sections change nothing."""
 _fastest_ns = float("inf")
 """The shortest that such a stretch ever took in this process."""
 
@@ -120,23 +122,22 @@ def steady(device: Device) -> Iterator[None]:
     What the host does takes twice as long on a core that has just been idle, and a thread that moves finds such a core. Threads
     made inside would stay on this one core: make none. Where the system cannot hold a thread, it is only kept busy.
     """
-    if not device.figures:
+    global _held
+    if _held or not device.figures:
         yield
         return
+    # PyTorch makes its threads at the first work for several: now, not on this one core
+    torch.zeros(1 << 20).add_(1)
     before: set[int] = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     core = ctypes.CDLL(None).sched_getcpu() if before else -1
-    if before == {core}:  # held already
-        yield
-        return
-    torch.zeros(1 << 20).add_(
-        1
-    )  # PyTorch makes its threads at the first work for several: now, not on this one core
-    if core in before:
-        os.sched_setaffinity(0, {core})
     try:
+        _held = True
+        if core in before:
+            os.sched_setaffinity(0, {core})
         _wake()
         yield
     finally:
+        _held = False
         if core in before:
             os.sched_setaffinity(0, before)
 

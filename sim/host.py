@@ -164,6 +164,10 @@ class Host:
 
     def __post_init__(self) -> None:
         require(bool(self.gpus), f"host {self.name!r} has no GPU: list at least one")
+        require(
+            self.costs.direct_weight.value > 0,
+            f"host {self.name!r}: direct_weight is 0, and a read in place beside copies would never end; give it more than 0",
+        )
         names = {link.name for link in self.links}
         require(
             len(names) == len(self.links), f"host {self.name!r}: two links share a name; names must differ"

@@ -86,6 +86,11 @@ class Profile:
     def __post_init__(self) -> None:
         layers = self.network.layers
         require(
+            self.direct_weight is None or self.direct_weight.value > 0,
+            f"profile of {self.network.model!r}: direct_weight is 0, and a read in place beside copies would never end; "
+            "make the profile again",
+        )
+        require(
             len(self.layers) == len(layers),
             f"profile of {self.network.model!r}: {len(self.layers)} timings for {len(layers)} layers; make the profile again",
         )

@@ -272,16 +272,8 @@ class _Simulation:
             ready = self.ready[index]
             if isinstance(op, Run):
                 if ready > now:
-                    self.span(
-                        name,
-                        SpanKind.STALL,
-                        now,
-                        ready,
-                        "stall",
-                        index,
-                        layer=op.layer,
-                        cause="the host to issue it",
-                    )
+                    cause = "the host to issue it"
+                    self.span(name, SpanKind.STALL, now, ready, "stall", index, layer=op.layer, cause=cause)
                     now = ready
                 timing = self.profile.layers[op.layer]
                 begin = now
@@ -297,14 +289,12 @@ class _Simulation:
             elif isinstance(op, Copy):
                 now = max(now, ready)
                 begin = now
-                latency = (
-                    self.costs.copy_latency_ns if op.source is None else self.costs.peer_latency_ns
-                ).value
+                latency = self.costs.copy_latency_ns if op.source is None else self.costs.peer_latency_ns
                 if now > env.now:
                     yield env.timeout(now - env.now)
                 for link in op.route:
                     self.carried[link] += 1
-                yield env.timeout(latency)
+                yield env.timeout(latency.value)
                 yield self.fabric.transfer(op.route, op.size_bytes)
                 for link in op.route:
                     self.carried[link] -= 1

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from sim.errors import InputError, require
 from sim.hints import error_line
-from sim.models import Built, build
+from sim.models import DTYPES, Built, build
 from sim.network import Layer, Network, Read, Storage
 from sim.tracker import ROOT, Call, LayerTracker, Listener, StorageTable, tensors_in
 
@@ -63,6 +63,15 @@ def trace_model(name: str, *, batch: int = 1, dtype: str = "fp32", seq: int | No
     Raises InputError where `sim.models.build` or `trace` does.
     """
     return trace(build(name, batch=batch, dtype=dtype, seq=seq, device="meta"))
+
+
+def trace_module(module: torch.nn.Module, inputs: tuple[Any, ...]) -> Trace:
+    """Trace a module that has no name here: its class gives the name, its first weight the dtype, its first tensor the batch."""
+    tensors = [a for a in inputs if isinstance(a, Tensor)]
+    batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
+    floats = [p.dtype for p in module.parameters() if p.is_floating_point()]
+    dtype = next((n for n, d in DTYPES.items() if floats and d is floats[0]), "fp32")
+    return trace(Built(module, inputs, batch, dtype, None, type(module).__name__))
 
 
 def trace(built: Built) -> Trace:

@@ -29,12 +29,14 @@ durations = st.floats(0.0, 1e5)
 """Nanoseconds: up to 0.1 ms."""
 rates = figures(1e8, 1e11)
 """Bytes per second, 0.1 to 100 GB/s."""
+weights = figures(0.25, 4.0)
+"""Shares of a link for each share that a copy takes."""
 costs = st.builds(
     Costs,
     **{
         field.name: rates
         if field.name.endswith("bytes_per_s")
-        else figures(0.25, 4.0)
+        else weights
         if field.name == "direct_weight"
         else figures(0.0, 1e5)
         for field in fields(Costs)
@@ -113,8 +115,9 @@ def profiles(draw: st.DrawFn, network: Network, host: Host) -> Profile:
         layers.append(LayerTiming(draw(timings), draw(timings), direct, peer))
     kinds: tuple[ProfileKind, ...] = ("estimated", "measured")
     kind, slowed = draw(st.sampled_from(kinds)), draw(st.none() | figures(0.0, 0.5))
-    known = {name: draw(st.none() | figures(0.0, 1e6)) for name in ("launch", "start")}
-    return Profile(kind, network, host.digest, tuple(layers), draw(provenances), slowed=slowed, **known)
+    known = {name: draw(st.none() | figures(0.0, 1e6)) for name in ("direct_ramp", "launch", "start")}
+    known |= {"slowed": slowed, "direct_weight": draw(st.none() | weights)}
+    return Profile(kind, network, host.digest, tuple(layers), draw(provenances), **known)
 
 
 @st.composite

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from calibrate.fit import (
     InPlace,
+    InPlaceRun,
     bandwidth,
     beside_ns,
     fit_in_place,
+    fit_in_place_runs,
     fit_launch,
     fit_route,
     fit_step,
@@ -194,6 +196,38 @@ def test_reads_seen_by_hand_on_an_h200_are_explained_and_wild_ones_refused() -> 
         fit_in_place("direct", rows)
     with pytest.raises(InputError, match="2 sizes cannot give 3 constants"):
         fit_in_place("direct", seen[:2])
+
+
+LARGE = np.array([2_000_000.0, 900_000.0, 400_000.0, 250_000.0])
+SMALL = np.array([300_000.0, 120_000.0, 60_000.0, 20_000.0, 5_000.0])
+"""What reading layers in place adds to each alone, nanoseconds."""
+
+
+@few
+@given(busy=st.floats(0, 15_000), ramp=st.floats(10_000, 200_000), weight=st.floats(1.5, 30))
+def test_runs_in_place_beside_copies_give_their_networks_ramp_and_weight_back(
+    busy: float, ramp: float, weight: float
+) -> None:
+    """Layers that add nothing alone read nothing: they do not wait either."""
+    layers = {"direct": np.append(LARGE, [*SMALL, 0.0]), "direct-small": np.append(SMALL, 0.0)}
+    runs = [
+        InPlaceRun(way, tuple(map(float, x)), float(beside_ns(x[x > 0], busy, ramp, weight).sum()))
+        for way, x in layers.items()
+    ]
+    fit = fit_in_place_runs("toy", runs, busy)
+    assert fit.constant("ramp_ns").value == pytest.approx(ramp, rel=0.02)
+    assert fit.constant("weight").value == pytest.approx(weight, rel=0.02)
+    assert all(c.low <= c.value <= c.high for c in fit.constants)
+    assert fit.median_residual < 1e-3
+
+
+@few
+@given(busy=st.floats(0, 15_000), weight=st.floats(0.6, 30))
+def test_one_run_in_place_gives_the_weight_alone(busy: float, weight: float) -> None:
+    told = float(beside_ns(LARGE, busy, 0.0, weight).sum())
+    fit = fit_in_place_runs("toy", [InPlaceRun("direct", tuple(map(float, LARGE)), told)], busy)
+    assert fit.constant("ramp_ns").value < 1
+    assert fit.constant("weight").value == pytest.approx(weight, rel=0.01)
 
 
 @few

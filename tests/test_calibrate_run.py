@@ -18,10 +18,10 @@ from calibrate import layers, show
 from calibrate.bench import NO_FIGURES, Bench, Case, has_peers
 from calibrate.beside import h2d_together, p2p
 from calibrate.cli import main
-from calibrate.identity import read_identity
+from calibrate.identity import read_identity, visible
 from calibrate.links import h2d
 from calibrate.overheads import START_ROUNDS, launch, start
-from calibrate.run import CASES, NO_FIGURE, Ask, Watch, choose_gpus, finish, run, visible
+from calibrate.run import CASES, NO_FIGURE, Ask, Watch, choose_gpus, finish, run
 from calibrate.samples import Point
 from calibrate.store import Store
 from calibrate.topology import Topology, Wire

@@ -127,10 +127,12 @@ def test_the_timeline_has_every_copy_and_layer(
     assert timeline.makespan_ns >= max(s.stop_ns for s in timeline.spans)
     assert min(s.start_ns for s in timeline.spans) >= 0.0
     if head:
-        first = max(s.stop_ns for s in spans if s.chunk < head)
-        assert all(s.start_ns >= first - 1000 for s in spans if s.chunk >= head), (
-            "the graph is behind its head"
-        )
+        # stream by stream: a copy of the graph need not be behind the head's copies on another stream
+        for stream in {s.stream for s in spans}:
+            ahead = [s.stop_ns for s in spans if s.stream == stream and s.chunk < head]
+            behind = [s.start_ns for s in spans if s.stream == stream and s.chunk >= head]
+            if ahead and behind:
+                assert min(behind) >= max(ahead) - 1000, f"{stream}: the graph is behind its head"
         assert timeline.of(SpanKind.ISSUE)[0].start_ns > 0.0, "the head's calls come before the launch"
 
 
@@ -194,25 +196,38 @@ def test_a_copy_that_the_driver_refuses_is_one_clear_error(device: CudaDevice) -
 
 def test_alternating_starts_leave_memory_where_it_was(device: CudaDevice) -> None:
     links = min(2, torch.cuda.device_count())
-    outside = [device.allocated_bytes(gpu) for gpu in range(device.gpu_count)]
     built = [build("resnet18"), build("squeezenet1_0")]
-    colds = []
-    for one in built:
-        net = trace(one).network
-        colds.append(prepared(one, net, dealt(net, Launch.GRAPH, links, 4 * MIB), device))
-    for cold, one in zip(colds, built, strict=True):
-        cold(*one.inputs)
-    device.synchronize()
+
+    def started() -> list[hwexec.ColdStart]:
+        colds = []
+        for one in built:
+            net = trace(one).network
+            colds.append(prepared(one, net, dealt(net, Launch.GRAPH, links, 4 * MIB), device))
+        for cold, one in zip(colds, built, strict=True):
+            cold(*one.inputs)
+        device.synchronize()
+        return colds
+
+    def close(colds: list[hwexec.ColdStart]) -> None:
+        while colds:
+            colds.pop(0).close()
+        gc.collect()
+
+    # PyTorch keeps a cuBLAS workspace (33 MiB) for every stream that ran a matrix product, as long as the process lives. The
+    # device hands its streams out again, last given back first, so every other round has the streams of this one in their
+    # roles: after two, none is new to the library.
+    for _ in range(2):
+        close(started())
+    outside = [device.allocated_bytes(gpu) for gpu in range(device.gpu_count)]
+    colds = started()
     free = [device.memory(gpu).free_bytes for gpu in range(device.gpu_count)]
     for _ in range(500):  # a thousand starts
         for cold, one in zip(colds, built, strict=True):
             cold(*one.inputs)
     device.synchronize()
     assert [device.memory(gpu).free_bytes for gpu in range(device.gpu_count)] == free
-    for cold in colds:
-        cold.close()
     del cold
-    gc.collect()
+    close(colds)
     assert [device.allocated_bytes(gpu) for gpu in range(device.gpu_count)] == outside
 
 
