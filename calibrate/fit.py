@@ -299,40 +299,31 @@ class InPlaceRun:
     beside_ns: float
 
 
-def fit_in_place_runs(case: str, runs: Sequence[InPlaceRun], busy: float) -> Fit:
-    """Ramp and weight of `beside_ns` with which each run's layers add up to what it took; `busy` is the host's.
+def fit_in_place_runs(case: str, runs: Sequence[InPlaceRun]) -> Fit:
+    """A network's own busy time and weight: each run's layers, alone and with both, add up to what it took beside copies.
 
-    One run gives the weight alone, without a ramp. The range is what 2 % more or less of the runs' times would give.
+    One run alone gives the weight, without a busy time. The range is what 2 % more or less of the runs' times would give.
     """
-    layers = [np.array([x for x in run.alone_ns if x > 0], dtype=float) for run in runs]
+    rows = np.array(
+        [[sum(x > 0 for x in run.alone_ns) if len(runs) > 1 else 0, sum(run.alone_ns)] for run in runs],
+        dtype=float,
+    )
     times = np.array([run.beside_ns for run in runs], dtype=float)
-    most = max(float(a.max()) for a in layers) if len(runs) > 1 else 1e-3
-
-    def totals(x: Vector) -> Vector:
-        return np.array([beside_ns(a, busy, x[0], 1 / x[1]).sum() for a in layers], dtype=float)
+    most, least = WEIGHTS[1], WEIGHTS[0]
 
     def solved(wanted: Vector) -> Vector:
-        low, high = np.array([0.0, 1 / WEIGHTS[1]]), np.array([most, 1 / WEIGHTS[0]])
-
-        def misses(x: Vector) -> Vector:
-            return np.asarray(totals(x) / wanted - 1, dtype=float)
-
-        tries = [
-            least_squares(misses, np.clip([ramp, 0.3], low, high), bounds=(low, high), x_scale=[most, 1.0])
-            for ramp in (0.0, *np.geomspace(most / 1e3, most, 6))
-        ]
-        best = min(tries, key=lambda t: float(t.cost)).x
-        return np.array([best[0], 1 / best[1]])
+        part, _ = nnls(rows / wanted[:, None], np.maximum(1 - rows[:, 1] / wanted, 0.0))
+        return np.array([part[0], min(most, max(least, 1 / max(part[1], 1e-9)))])
 
     value = solved(times)
     stack = np.stack([value, solved(times * (1 - LEAST_SPREAD)), solved(times * (1 + LEAST_SPREAD))])
-    fitted = totals(np.array([value[0], 1 / value[1]]))
+    fitted = rows @ np.array([value[0], 1 + 1 / value[1]])
     return Fit(
         case,
-        "added to the run = sum over layers of busy + 2 x first (up to ramp) + rest x (1 + 1 / weight)",
+        "added to the run = sum over layers of busy + alone x (1 + 1 / weight)",
         tuple(
             Constant(name, float(v), float(a), float(b))
-            for name, v, a, b in zip((RAMP, WEIGHT), value, stack.min(axis=0), stack.max(axis=0), strict=True)
+            for name, v, a, b in zip((BUSY, WEIGHT), value, stack.min(axis=0), stack.max(axis=0), strict=True)
         ),
         tuple(
             Residual(r.way, 0, 1, 0, float(m), float(f)) for r, m, f in zip(runs, times, fitted, strict=True)

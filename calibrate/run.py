@@ -196,10 +196,10 @@ def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profil
     provenance = replace(opened.provenance, inputs=inputs)
     kind: ProfileKind = "measured" if opened.figures else "estimated"
     costs = made.host.costs
-    ramp, weight = in_place(result, costs) or (None, None)
+    busy, weight = in_place(result) or (None, None)
     return Profile(
         kind, result.network, made.host.digest, timings(result), provenance,
-        slowed(result), ramp, weight,
+        slowed(result), busy, weight,
         launch(result, costs), start(result, costs) if opened.figures else None,
     )  # fmt: skip
 

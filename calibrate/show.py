@@ -27,7 +27,7 @@ LEAST_CHANGE = 0.02
 """A layer's change below this part is none: its spread comes from few runs."""
 OF_PROFILE = {
     "slowed": "slowed beside copies, part",
-    "direct_ramp": "direct_ramp, ns",
+    "direct_busy": "direct_busy, ns",
     "direct_weight": "direct_weight",
     "launch": "launch, ns",
     "start": "start, ns",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibrate.fit import RAMP, WEIGHT, InPlaceRun, fit_in_place_runs
+from calibrate.fit import BUSY, WEIGHT, InPlaceRun, fit_in_place_runs
 from calibrate.layers import LayerRun, LayersResult, largest
 from sim.errors import InputError
 from sim.host import Costs, Figure
@@ -46,8 +46,8 @@ def slowed(result: LayersResult) -> Figure | None:
     return Figure(value, "measured", source, max(0.0, min(float(low), value)), max(float(high), value))
 
 
-def in_place(result: LayersResult, costs: Costs) -> tuple[Figure, Figure] | None:
-    """`direct_ramp` and `direct_weight` of a profile: those with which its layers, read in place beside copies, take what the
+def in_place(result: LayersResult) -> tuple[Figure, Figure] | None:
+    """`direct_busy` and `direct_weight` of a profile: those with which its layers, read in place beside copies, take what the
     runs took that did so. None where they were not measured."""
     resident, beside = result.run("resident"), result.beside_copies
     found = []
@@ -59,14 +59,12 @@ def in_place(result: LayersResult, costs: Costs) -> tuple[Figure, Figure] | None
                 found.append(InPlaceRun(point.label, tuple(added), point.median_ns - beside.median_ns))
     if not found:
         return None
-    fit = fit_in_place_runs(
-        f"{result.network.model} in place beside copies", found, costs.direct_busy_ns.value
-    )
+    fit = fit_in_place_runs(f"{result.network.model} in place beside copies", found)
     source = f"calibrate layers, {' and '.join(r.way for r in found)} beside copies"
-    ramp, weight = (
-        Figure(c.value, "measured", source, c.low, c.high) for c in (fit.constant(RAMP), fit.constant(WEIGHT))
+    busy, weight = (
+        Figure(c.value, "measured", source, c.low, c.high) for c in (fit.constant(BUSY), fit.constant(WEIGHT))
     )
-    return ramp, weight
+    return busy, weight
 
 
 def launch(result: LayersResult, costs: Costs) -> Figure | None:

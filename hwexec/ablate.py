@@ -57,7 +57,7 @@ def _no_issue(model: Model) -> Model:
 
 MECHANISMS: dict[str, Callable[[Model], Model]] = {
     "sharing": lambda model: replace(model, share=False),
-    "in-place read under load": _costs(0, "direct_busy_ns", "direct_ramp_ns", own=("direct_ramp",)),
+    "in-place read under load": _costs(0, "direct_busy_ns", "direct_ramp_ns", own=("direct_busy",)),
     "in-place weight": _costs(1, "direct_weight", own=("direct_weight",)),
     "kernels slowed by copies": lambda model: replace(model, profile=replace(model.profile, slowed=None)),
     "latency": _costs(0, "copy_latency_ns", "peer_latency_ns"),

@@ -73,11 +73,11 @@ class Profile:
     provenance: Provenance
     slowed: Figure | None = None
     """Part by which layers take longer while host memory is copied to their GPU; None where nobody measured it."""
-    direct_ramp: Figure | None = None
-    """Of a read in place beside copies, the part (nanoseconds alone) that gets only a copy's share of the link, before it has its
-    own; None where nobody measured it with this network's kernels, and the host's holds."""
+    direct_busy: Figure | None = None
+    """Nanoseconds that a layer's reads in place wait behind copies under way; None where nobody measured them with this
+    network's kernels, and the host's costs hold."""
     direct_weight: Figure | None = None
-    """From then on, its share of the link for each share a copy takes (1 = equal); None likewise."""
+    """From then on, their share of the link for each share a copy takes (1 = equal). There with `direct_busy`, or neither."""
     launch: Figure | None = None
     """Graph mode, nanoseconds: launch of the layers alone until the first may run; None where nobody measured it."""
     start: Figure | None = None
@@ -85,6 +85,10 @@ class Profile:
 
     def __post_init__(self) -> None:
         layers = self.network.layers
+        require(
+            (self.direct_weight is None) == (self.direct_busy is None),
+            f"profile of {self.network.model!r}: direct_busy and direct_weight go together; make the profile again",
+        )
         require(
             self.direct_weight is None or self.direct_weight.value > 0,
             f"profile of {self.network.model!r}: direct_weight is 0, and a read in place beside copies would never end; "
