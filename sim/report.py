@@ -216,7 +216,12 @@ def _reasons(new: Account, old: Account, best: Candidate, rival: Candidate) -> I
     gain = old.host_ns - new.host_ns
     how = ""
     if best.plan.launch is Launch.GRAPH and rival.plan.launch is Launch.EAGER:
-        how = f" (one graph launch of {ms(new.issue_ns)} ms instead of {old.issued} operations issued in {ms(old.issue_ns)} ms)"
+        ahead = (
+            f"{best.plan.head} chunks issued and one graph launched in"
+            if best.plan.head
+            else "one graph launch of"
+        )
+        how = f" ({ahead} {ms(new.issue_ns)} ms instead of {old.issued} operations issued in {ms(old.issue_ns)} ms)"
     elif new.issued != old.issued:
         how = f" ({new.issued} operations issued instead of {old.issued})"
     yield gain, f"{_change(gain)} waiting for the host and between operations{how}"

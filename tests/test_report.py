@@ -131,6 +131,17 @@ def test_print_with_runs_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     golden.compare("search_runs_memory", text)
 
 
+def test_chunks_that_are_issued_ahead_of_the_launch_are_told_with_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = answer()
+    plan = replace(made.outcome.best.plan, head=2)
+    best = replace(made.outcome.best, plan=plan)
+    behind = replace(made, outcome=replace(made.outcome, best=best))
+    assert "(one graph launch of " in printed(capsys, *report.search_words(made))
+    assert "(2 chunks issued and one graph launched in " in printed(capsys, *report.search_words(behind))
+
+
 def test_nothing_fits_and_nothing_is_copied(capsys: pytest.CaptureFixture[str]) -> None:
     machine = host(1, pcie=12.0, costs=COSTS)
     made = slow_in_place(machine)
