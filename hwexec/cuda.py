@@ -26,6 +26,7 @@ from hwexec.cupti import watched
 from hwexec.device import Activity, CaptureError, Event, Memory, Ready, Stream
 from hwexec.driver import EXTERNAL, NO_CONTEXT, driver_error, labelled, load_driver
 from sim.errors import InputError, require
+from sim.hints import first_line
 
 _cuda: Any = torch.cuda  # much of it has no types
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU, not only the current one
@@ -330,7 +331,7 @@ class CudaDevice:
             except BaseException as error:
                 graph.abandon()
                 if isinstance(error, RuntimeError) and not isinstance(error, self.out_of_memory):
-                    raise CaptureError(_first_line(error)) from error
+                    raise CaptureError(first_line(error)) from error
                 raise
 
     def trace(self, call: Callable[[], None]) -> tuple[Activity, ...]:
@@ -377,7 +378,3 @@ def _copy_by_torch(stream: Stream, destination: torch.Tensor, source: torch.Tens
 
 def _nothing() -> None:
     """A copy of no bytes."""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -24,6 +24,7 @@ from hwexec.script import Head, do
 from hwexec.stage import Inputs, Stage
 from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
+from sim.hints import first_line
 from sim.host import Host
 from sim.network import Network
 from sim.plan import Launch, Plan
@@ -84,10 +85,6 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 @dataclass(frozen=True, slots=True)
 class _Captured:
     """A graph to be replayed, behind the head that its start issues first, if any."""
@@ -141,7 +138,7 @@ class ColdStart:
             self.close()
             target = device.memory(self.plan.target)
             raise InputError(
-                f"out of memory while preparing {self.network.model} ({_first_line(error)}); GPU "
+                f"out of memory while preparing {self.network.model} ({first_line(error)}); GPU "
                 f"{self.plan.target} has {target.free_bytes} bytes free: stop what else runs there, or take a smaller model"
             ) from None
         except BaseException:
@@ -315,7 +312,7 @@ class ColdStart:
         except self.device.out_of_memory as error:
             self._give_up()
             raise InputError(
-                f"out of memory while running {self.network.model} ({_first_line(error)}); "
+                f"out of memory while running {self.network.model} ({first_line(error)}); "
                 "stop what else runs on the GPU, or take a smaller batch"
             ) from None
         except BaseException:

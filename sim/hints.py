@@ -14,6 +14,11 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"{what} {name!r}: not known; nearest: {', '.join(nearest)}")
 
 
+def first_line(error: BaseException) -> str:
+    """Of an exception's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def error_line(error: BaseException) -> str:
     """Type and first line of the message of an exception, at most about 200 characters."""
     lines = str(error).strip().splitlines()
