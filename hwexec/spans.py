@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hwexec.device import Activity
-from sim.program import HOST, Copy, Op, Program, Record, Run, Wait, is_landing
+from sim.program import HOST, Copy, Program, Run, Wait, cause_of
 from sim.timeline import Span, SpanKind, Timeline
 
 Row = tuple[int, float, float]
@@ -14,21 +14,19 @@ Row = tuple[int, float, float]
 
 def of_rows(program: Program, rows: Iterable[Row], extra: Sequence[Span] = ()) -> Timeline:
     """Spans of operations, and between them the stalls of the compute stream with their cause."""
-    spans = list(extra)
+    spans, behind = list(extra), program.copies_behind()
     for index, start, stop in rows:
         op = program.ops[index]
         if isinstance(op, Copy):
-            label = f"chunk {op.chunk} ({op.size_bytes / 2**20:.2f} MiB)"
-            spans.append(Span(op.stream, SpanKind.COPY, start, stop, label, index, chunk=op.chunk))
-        elif isinstance(op, Run):
-            layer = program.network.layers[op.layer]
-            label = f"{op.layer}-{layer.kind} {layer.name}"
-            spans.append(Span(op.stream, SpanKind.RUN, start, stop, label, index, layer=op.layer))
-        else:
             spans.append(
-                Span(op.stream, SpanKind.STALL, start, stop, "wait", index, cause=_cause(program, op))
+                Span(op.stream, SpanKind.COPY, start, stop, program.label(op), index, chunk=op.chunk)
             )
-    spans.extend(_stalls(program, spans))
+        elif isinstance(op, Run):
+            spans.append(Span(op.stream, SpanKind.RUN, start, stop, program.label(op), index, layer=op.layer))
+        else:
+            cause = cause_of(behind[op.event])
+            spans.append(Span(op.stream, SpanKind.STALL, start, stop, "wait", index, cause=cause))
+    spans.extend(_stalls(program, spans, behind))
     end = max((span.stop_ns for span in spans), default=0.0)
     order = {name: at for at, name in enumerate((HOST, *program.streams))}
     return Timeline(
@@ -88,7 +86,7 @@ def of_graph(program: Program, seen: Sequence[Activity], layer_nodes: tuple[int,
     return of_rows(program, rows, extra)
 
 
-def _stalls(program: Program, spans: Sequence[Span]) -> list[Span]:
+def _stalls(program: Program, spans: Sequence[Span], behind: Sequence[Copy | None]) -> list[Span]:
     """Gaps on the compute stream right before a layer that waits for something."""
     runs = sorted((s for s in spans if s.kind is SpanKind.RUN and s.op >= 0), key=lambda s: s.start_ns)
     found, before = [], 0.0
@@ -100,33 +98,10 @@ def _stalls(program: Program, spans: Sequence[Span]) -> list[Span]:
             and isinstance(op := program.ops[at], Wait)
             and op.stream == run.stream
         ):
-            cause, chunk = _cause(program, op), _chunk(program, op)
+            copy = behind[op.event]
+            chunk, cause = -1 if copy is None else copy.chunk, cause_of(copy)
             found.append(
                 Span(run.stream, SpanKind.STALL, before, run.start_ns, "stall", at, chunk=chunk, cause=cause)
             )
         before = max(before, run.stop_ns)
     return found
-
-
-def _copy_behind(program: Program, wait: Op) -> Copy | None:
-    """The copy that an event stands behind."""
-    last: dict[str, Copy | None] = {}
-    behind: dict[int, Copy | None] = {}
-    for op in program.ops:
-        if isinstance(op, Copy):
-            last[op.stream] = op
-        elif isinstance(op, Record):
-            behind[op.event] = last.get(op.stream)
-        elif isinstance(op, Wait) and is_landing(op.stream):
-            last[op.stream] = behind[op.event]
-    return behind.get(wait.event) if isinstance(wait, Wait) else None
-
-
-def _chunk(program: Program, wait: Op) -> int:
-    copy = _copy_behind(program, wait)
-    return -1 if copy is None else copy.chunk
-
-
-def _cause(program: Program, wait: Op) -> str:
-    copy = _copy_behind(program, wait)
-    return "an event" if copy is None else f"chunk {copy.chunk} over {' and '.join(copy.route)}"

@@ -122,6 +122,31 @@ class Program:
         """Names in order of first use."""
         return tuple(dict.fromkeys(op.stream for op in self.ops))
 
+    def copies_behind(self) -> list[Copy | None]:
+        """By event, the copy that it stands behind: the last on its stream, or for a landing what that waits for."""
+        last: dict[str, Copy | None] = {}
+        behind: list[Copy | None] = [None] * self.events
+        for op in self.ops:
+            if isinstance(op, Copy):
+                last[op.stream] = op
+            elif isinstance(op, Record):
+                behind[op.event] = last.get(op.stream)
+            elif isinstance(op, Wait) and is_landing(op.stream):
+                last[op.stream] = behind[op.event]
+        return behind
+
+    def label(self, op: Copy | Run) -> str:
+        """What a timeline calls it."""
+        if isinstance(op, Copy):
+            return f"chunk {op.chunk} ({op.size_bytes / 2**20:.2f} MiB)"
+        layer = self.network.layers[op.layer]
+        return f"{op.layer}-{layer.kind} {layer.name}"
+
+
+def cause_of(copy: Copy | None) -> str:
+    """Words for a stall on an event that stands behind `copy`."""
+    return "an event" if copy is None else f"chunk {copy.chunk} over {' and '.join(copy.route)}"
+
 
 def lower(plan: Plan, network: Network, host: Host) -> Program:
     """Turn a plan into operations. Raises InputError where the plan does not fit the network or the host.

@@ -24,7 +24,7 @@ from sim.errors import require
 from sim.host import Costs, Host
 from sim.plan import Access, Launch
 from sim.profile import LayerTiming, Profile
-from sim.program import HOST, Copy, Op, Program, Record, Run, Wait, compute_stream, is_landing
+from sim.program import HOST, Copy, Op, Program, Record, Run, Wait, cause_of, compute_stream, is_landing
 from sim.timeline import LinkUse, Span, SpanKind, Timeline
 
 Process = Generator[simpy.Event, None, None]
@@ -156,7 +156,8 @@ class _Simulation:
         self.events = [self.env.event() for _ in range(program.events)]
         self.happened = [0.0] * program.events
         """When each event happened, on its stream's clock."""
-        self.event_cause: list[Copy | None] = [None] * program.events
+        self.behind = program.copies_behind() if detail else []
+        """By event, a copy, for the words of a stall."""
         self.ready: list[float] = [float("inf")] * len(program.ops)
         """When each operation has been issued; infinity until the host thread came to it."""
         self.frontier = self.env.event()
@@ -181,7 +182,6 @@ class _Simulation:
 
     def timeline(self) -> Timeline:
         self.env.process(self.issue())
-        self.event_copies()
         for stream in self.program.streams:
             if stream != HOST:
                 self.env.process(self.stream(stream))
@@ -190,17 +190,6 @@ class _Simulation:
         order = {name: at for at, name in enumerate((HOST, *self.program.streams))}
         spans = sorted(self.spans, key=lambda s: (order[s.stream], s.start_ns, s.stop_ns))
         return Timeline("predicted", self.end, tuple(spans), tuple(self.fabric.use))
-
-    def event_copies(self) -> None:
-        """Which copy each event stands behind, for the words of a stall."""
-        last: dict[str, Copy] = {}
-        for op in self.program.ops:
-            if isinstance(op, Copy):
-                last[op.stream] = op
-            elif isinstance(op, Record):
-                self.event_cause[op.event] = last.get(op.stream)
-            elif isinstance(op, Wait) and is_landing(op.stream) and (copy := self.event_cause[op.event]):
-                last[op.stream] = copy
 
     def issue(self) -> Process:
         """The host thread: pays for each operation in turn, and stands still at its own waits."""
@@ -220,8 +209,9 @@ class _Simulation:
                 if not event.processed:
                     yield event
                 happened = self.happened[op.event]
-                if happened > now:
-                    self.span(HOST, SpanKind.STALL, now, happened, "wait", index, cause=self.cause(op.event))
+                if self.detail and happened > now:
+                    cause = cause_of(self.behind[op.event])
+                    self.span(HOST, SpanKind.STALL, now, happened, "wait", index, cause=cause)
                 now = max(now, happened) + costs.host_sync_ns.value
                 continue
             begin = now
@@ -312,11 +302,10 @@ class _Simulation:
                 event = self.events[op.event]
                 if not event.triggered:
                     yield event
-                if self.happened[op.event] > now:
-                    copy = self.event_cause[op.event]
-                    chunk = -1 if copy is None else copy.chunk
-                    happened, cause = self.happened[op.event], self.cause(op.event)
-                    if not is_landing(name):  # nothing else runs there
+                if (happened := self.happened[op.event]) > now:
+                    if self.detail and not is_landing(name):  # nothing else runs there
+                        copy = self.behind[op.event]
+                        chunk, cause = -1 if copy is None else copy.chunk, cause_of(copy)
                         self.span(
                             name, SpanKind.STALL, now, happened, "stall", index, chunk=chunk, cause=cause
                         )
@@ -378,17 +367,5 @@ class _Simulation:
         if self.detail and stop > start:
             self.spans.append(Span(stream, kind, start, stop, label, op, chunk, layer, cause))
 
-    def cause(self, event: int) -> str:
-        copy = self.event_cause[event]
-        if copy is None:
-            return "an event"
-        return f"chunk {copy.chunk} over {' and '.join(copy.route)}"
-
-    def label(self, op: Op) -> str:
-        if not self.detail:
-            return ""
-        if isinstance(op, Copy):
-            return f"chunk {op.chunk} ({op.size_bytes / 2**20:.2f} MiB)"
-        assert isinstance(op, Run)
-        layer = self.program.network.layers[op.layer]
-        return f"{op.layer}-{layer.kind} {layer.name}"
+    def label(self, op: Copy | Run) -> str:
+        return self.program.label(op) if self.detail else ""
