@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from hwexec.device import Device, Event, Ready, Stream
-from sim.program import HOST, Copy, Op, Record, Wait
+from sim.program import HOST, Copy, Op, Record, Run, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,9 @@ class Head:
         self.fork += [device.ready_wait(streams[name], self._start) for name in last]
         self.copies: list[Ready] = []
         for index, op in enumerate(ops):
-            if isinstance(op, Copy):
-                self.copies.append(moves[index].issue)
-            elif isinstance(op, Record):
-                self.copies.append(device.ready_record(streams[op.stream], self.events[op.event]))
+            self.copies.append(_ready(device, op, streams, moves.get(index), self.events))
+            if isinstance(op, Record):
                 device.record(streams[op.stream], self.events[op.event])
-            elif isinstance(op, Wait):
-                self.copies.append(device.ready_wait(streams[op.stream], self.events[op.event]))
         for name, event in self.ends.items():
             self.copies.append(device.ready_record(streams[name], event))
             device.record(streams[name], event)
@@ -79,14 +75,11 @@ class Script:
         compute: Stream,
     ) -> None:
         self.events: dict[int, Event] = {op.event: device.event() for op in ops if isinstance(op, Record)}
-        self.calls: dict[int, Ready] = {}
-        for index, op in enumerate(ops):
-            if isinstance(op, Copy):
-                self.calls[index] = moves[index].issue
-            elif isinstance(op, Record):
-                self.calls[index] = device.ready_record(streams[op.stream], self.events[op.event])
-            elif isinstance(op, Wait) and op.stream != HOST:
-                self.calls[index] = device.ready_wait(streams[op.stream], self.events[op.event])
+        self.calls = {
+            index: _ready(device, op, streams, moves.get(index), self.events)
+            for index, op in enumerate(ops)
+            if not isinstance(op, Run) and op.stream != HOST
+        }
         others = [streams[name] for name in dict.fromkeys(op.stream for op in ops if op.stream != HOST)]
         others = [stream for stream in others if stream is not compute]
         start = device.event()
@@ -96,6 +89,21 @@ class Script:
         for stream in others:
             done = device.event()
             self.join += [device.ready_record(stream, done), device.ready_wait(compute, done)]
+
+
+def _ready(
+    device: Device,
+    op: Op,
+    streams: Mapping[str, Stream],
+    move: Move | None,
+    events: Mapping[int, Event],
+) -> Ready:
+    """The call of an operation that is no layer's and not the host's; `move` where it is a copy."""
+    if move is not None:
+        return move.issue
+    assert isinstance(op, Record | Wait)
+    ready = device.ready_record if isinstance(op, Record) else device.ready_wait
+    return ready(streams[op.stream], events[op.event])
 
 
 def do(calls: Sequence[Ready]) -> None:
