@@ -124,7 +124,7 @@ def unwatched(
             steady(device),
         ):
             if cold.launch is Launch.GRAPH:
-                given = tuple(t.to(device.torch_device(0)) for t in built.inputs)
+                given = built.inputs_on(device.torch_device(0))
                 idle, gated = idle_and_gated(cold, given, device, 2 * repeats)
             try:
                 alone, beside = _beside_copies(cold, built, device, 2 * repeats)
@@ -226,7 +226,7 @@ def _watch(
     way: str, cold: ColdStart, built: Built, network: Network, device: Device, repeats: int
 ) -> LayerRun:
     """Unwatched runs first, then the executor's own timelines of as many."""
-    inputs = tuple(t.to(device.torch_device(0)) for t in built.inputs)
+    inputs = built.inputs_on(device.torch_device(0))
     cold(*inputs)
     device.synchronize()
     stream = device.stream("calibrate", 0)
@@ -262,13 +262,12 @@ def layer_times(timeline: Timeline, layers: int) -> tuple[float, ...]:
 
 def _beside_copies(cold: ColdStart, built: Built, device: Device, rounds: int) -> tuple[Point, Point]:
     """The warm run alone, and while host memory is copied to the same GPU all along, in turn: what copies cost kernels."""
-    inputs = tuple(t.to(device.torch_device(0)) for t in built.inputs)
+    inputs = built.inputs_on(device.torch_device(0))
     cold(*inputs)
     engine, stream = device.stream("h2d:0", 0), device.stream("calibrate", 0)
     once = time_ns(lambda: cold.warm(*inputs), device, [stream], repeats=1, warmup=0)
-    size = BESIDE_BYTES * min(
-        8, 1 + int(once.median_ns / LONG_NS)
-    )  # so many copies can be under way, and no more
+    # only so many copies can be under way at once: a longer run has larger ones beside it
+    size = BESIDE_BYTES * min(8, 1 + int(once.median_ns / LONG_NS))
     arena, to = HostArena(device, size, 0), device.allocate(size, 0)
     lane = Lane(device, engine, device.ready_copy(engine, to, arena.tensor))
     try:
@@ -292,7 +291,7 @@ def _issue(
 
     Beside it, what the host takes around the modules.
     """
-    inputs = tuple(t.to(device.torch_device(0)) for t in built.inputs)
+    inputs = built.inputs_on(device.torch_device(0))
     rows, whole, around = [], [], []
     for index in range(2 * repeats + 2):  # in turn: a host's pace drifts
         for everywhere in (False, True):

@@ -18,6 +18,7 @@ from hwexec.executor import prepare
 from hwexec.timing import time_ns, wall_ns
 from sim.host import Costs, Figure, Gpu, Host, Link
 from sim.models import Built
+from sim.network import Network
 from sim.plan import Access, Chunk, Launch
 from sim.trace import trace
 
@@ -87,13 +88,9 @@ HOOKED_LAYERS, HOOKED_WIDTH = 64, 32
 
 def hook(bench: Bench) -> tuple[Point, ...]:
     """The executor's own eager calls on small layers: with a chunk issued ahead of each, and with nothing to issue."""
-    device = bench.device
-    layers = [torch.nn.Linear(HOOKED_WIDTH, HOOKED_WIDTH) for _ in range(HOOKED_LAYERS)]
-    module = torch.nn.Sequential(*layers).eval().requires_grad_(False)
-    inputs = (torch.ones(1, HOOKED_WIDTH),)
-    network = trace(Built(module, inputs, 1, "fp32", None, "hook")).network
-    host = _bare_host()
-    given = tuple(i.to(device.torch_device(0)) for i in inputs)
+    device, host = bench.device, _bare_host()
+    built, network = _linears(HOOKED_LAYERS, HOOKED_WIDTH)
+    given = built.inputs_on(device.torch_device(0))
     chunks = []
     for layer in network.layers:
         spans = [(network.offsets[r.storage], network.storages[r.storage].size_bytes) for r in layer.reads]
@@ -104,11 +101,9 @@ def hook(bench: Bench) -> tuple[Point, ...]:
     }
     samples: dict[str, list[float]] = {label: [] for label in plans}
     for index in range(2 * bench.effort.repeats + 2):
-        for (
-            label,
-            plan,
-        ) in plans.items():  # in turn: a host's pace drifts. A module can be prepared for one plan at a time
-            with prepare(module, plan, given, network=network, host=host, device=device) as cold:
+        # in turn: a host's pace drifts. A module can be prepared for one plan at a time
+        for label, plan in plans.items():
+            with prepare(built.module, plan, given, network=network, host=host, device=device) as cold:
                 for _ in range(2):
                     device.synchronize()
                     began = time.perf_counter_ns()
@@ -118,6 +113,13 @@ def hook(bench: Bench) -> tuple[Point, ...]:
             if index >= 2:
                 samples[label].append(float(took))
     return tuple(Point(label, 0, len(network.layers), tuple(taken)) for label, taken in samples.items())
+
+
+def _linears(layers: int, width: int) -> tuple[Built, Network]:
+    """A small network of our own."""
+    module = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(layers)))
+    built = Built(module.eval().requires_grad_(False), (torch.ones(1, width),), 1, "fp32", None, "linears")
+    return built, trace(built).network
 
 
 def _bare_host() -> Host:
@@ -259,19 +261,17 @@ def start(bench: Bench) -> tuple[Point, ...]:
     the launch as far as its first copy.
     """
     device = bench.device
-    width = STARTED_WIDTH if device.figures else HOOKED_WIDTH
-    layers = [torch.nn.Linear(width, width) for _ in range(STARTED_LAYERS)]
-    module = torch.nn.Sequential(*layers).eval().requires_grad_(False)
-    inputs = (torch.ones(1, width),)
-    network = trace(Built(module, inputs, 1, "fp32", None, "start")).network
-    given = tuple(i.to(device.torch_device(0)) for i in inputs)
+    built, network = _linears(STARTED_LAYERS, STARTED_WIDTH if device.figures else HOOKED_WIDTH)
+    given = built.inputs_on(device.torch_device(0))
     plan = everything(network, Access.COPIED)
     plan = replace(plan, chunks=(Chunk(0, network.arena_bytes, (0,)),))
     taken: dict[str, list[float]] = {"copy ahead": [], "copy in the graph": []}
     for _ in range(START_ROUNDS):  # in turn, as for hooks
         for label, head in zip(taken, (1, 0), strict=True):
             started = replace(plan, head=head)
-            with prepare(module, started, given, network=network, host=_bare_host(), device=device) as cold:
+            with prepare(
+                built.module, started, given, network=network, host=_bare_host(), device=device
+            ) as cold:
                 idle, behind = idle_and_gated(cold, given, device, bench.effort.repeats)
             taken[label] += [max(1.0, sample - behind.median_ns) for sample in idle.samples_ns]
     return tuple(Point(label, network.arena_bytes, 1, tuple(samples)) for label, samples in taken.items())

@@ -12,6 +12,7 @@ import numpy as np
 
 from calibrate.fit import BUSY, WEIGHT, InPlaceRun, fit_in_place_runs
 from calibrate.layers import LayerRun, LayersResult, largest
+from calibrate.samples import Point
 from sim.errors import InputError
 from sim.host import Costs, Figure
 from sim.profile import LayerTiming, Timing
@@ -71,23 +72,22 @@ def launch(result: LayersResult, costs: Costs) -> Figure | None:
     """What the host takes from the request until the first layer may run, less what `costs` has of every start."""
     if result.idle is None or result.gated is None:
         return None
-    known = result.gated.median_ns + costs.start_graph_ns.value
-    low, value, high = (
-        max(0.0, float(x) - known) for x in np.percentile(result.idle.samples_ns, (10, 50, 90))
-    )
     source = f"calibrate layers, {result.idle.label} less {result.gated.label} and the host's start_graph_ns"
-    return Figure(value, "measured", source, low, high)
+    return _shifted(result.idle, -result.gated.median_ns - costs.start_graph_ns.value, source)
 
 
 def start(result: LayersResult, costs: Costs) -> Figure | None:
     """What an eager start takes the host around its modules, and until it knows the answer."""
     if result.around is None:
         return None
-    known = costs.start_ns.value
-    low, value, high = (float(x) + known for x in np.percentile(result.around.samples_ns, (10, 50, 90)))
-    return Figure(
-        value, "measured", f"calibrate layers, {result.around.label}, and the host's start_ns", low, high
-    )
+    source = f"calibrate layers, {result.around.label}, and the host's start_ns"
+    return _shifted(result.around, costs.start_ns.value, source)
+
+
+def _shifted(point: Point, by: float, source: str) -> Figure:
+    """A point's median and its range from the 10th to the 90th percentile, moved, and never below nothing."""
+    low, value, high = (max(0.0, float(x) + by) for x in np.percentile(point.samples_ns, (10, 50, 90)))
+    return Figure(value, "measured", source, low, high)
 
 
 def _need(result: LayersResult, way: str) -> LayerRun:

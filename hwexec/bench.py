@@ -193,7 +193,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         )
     planned, waived = entries(task)
     where = device.torch_device(task.gpus[0])
-    inputs = tuple(i.to(where) for i in task.built.inputs)
+    inputs = task.built.inputs_on(where)
     scene = Scene(task.built.module, inputs, where, Snapshot(task.built.module))
     plain = plain_answer(scene, device)
     rates = pinned_rates(device, task.gpus)

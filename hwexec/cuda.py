@@ -266,9 +266,8 @@ class CudaDevice:
     def ready_record(self, stream: Stream, event: Event) -> Ready:
         by_torch = partial(event.raw.record, stream.raw)
         by_torch()  # PyTorch makes the driver's event at its first recording
-        if (
-            self._driver is None or not stream.raw.cuda_stream
-        ):  # the driver's own default stream is of no one GPU
+        # the driver's own default stream is of no one GPU
+        if self._driver is None or not stream.raw.cuda_stream:
             return by_torch
         given = (ctypes.c_void_p(event.raw.cuda_event), ctypes.c_void_p(stream.raw.cuda_stream))
         return self._driver_call(stream.gpu, "cuEventRecord", given, f"an event on {stream.name}", event)

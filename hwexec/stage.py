@@ -103,9 +103,8 @@ class Stage:
             if op.stream != HOST and op.stream not in self.streams:
                 self._stream(op.stream, device_of(op.stream))
         for gpu in self._extents.keys() - {stream.gpu for stream in self.streams.values()}:
-            self._stream(
-                f"fill:{gpu}", gpu
-            )  # what is only pushed to has no stream of its own, but is poisoned as well
+            # what is only pushed to has no stream of its own, but is poisoned as well
+            self._stream(f"fill:{gpu}", gpu)
         self._moves: dict[int, Move] = {}
         stack.callback(self._moves.clear)
         for index, op in enumerate(self.program.ops):

@@ -140,7 +140,7 @@ def run_case(
     if not todo:
         return
     where = device.torch_device(task.gpus[0])
-    inputs = tuple(i.to(where) for i in built.inputs)
+    inputs = built.inputs_on(where)
     plain = plain_answer(Scene(built.module, inputs, where, Snapshot(built.module)), device)
     for at, (entry, number) in enumerate(todo, 1):
         left = len(todo) - at

@@ -273,7 +273,7 @@ def verify(task: Task, device: Device) -> Verified:
     require(task.runs >= 1, f"--runs {task.runs}: at least one cold start must be made")
     plan, dtype = task.plan, task.built.dtype
     where = device.torch_device(plan.target)
-    inputs = tuple(i.to(where) for i in task.built.inputs)
+    inputs = task.built.inputs_on(where)
     plain = plain_answer(Scene(task.built.module, inputs, where, Snapshot(task.built.module)), device)
     began = time.perf_counter()
     with prepare(

@@ -54,6 +54,9 @@ class Built:
     seq: int | None
     name: str
 
+    def inputs_on(self, where: torch.device) -> tuple[Tensor, ...]:
+        return tuple(tensor.to(where) for tensor in self.inputs)
+
 
 def build(
     name: str,

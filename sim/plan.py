@@ -73,8 +73,8 @@ class Plan:
     chunks: tuple[Chunk, ...]
     sync: Sync = Sync.STREAM
     head: int = 0
-    """Of a graph plan, how many first chunks the host issues one by one before it launches the graph: the launch takes a
-    while, and hides behind them. Layers wait for them inside the graph, so a longer head delays the launch only."""
+    """Of a graph plan, how many first chunks the host issues one by one before it launches the graph: they are
+    under way sooner. Layers wait for them inside the graph, so a longer head delays the launch only."""
 
     @property
     def copied_bytes(self) -> int:
