@@ -148,11 +148,11 @@ def run(
     before = watch.states()
     for text in flags(before):
         progress.note(text)
+    networks = [(request, _network(request)) for request in ask.models]
     opened = _session(ask, device, watch)
-    store.open(opened, fresh=ask.fresh)
+    store.open(opened, fresh=ask.fresh)  # what it had may go now: nothing asked for is unknown
     effort = _effort(ask, device)
     topology = _topology(watch, device)
-    networks = [(request, _network(request)) for request in ask.models]
     left = [case for case in cases if store.case(case.name) is None]
     missing = [pair for pair in networks if store.layers(ask.name, pair[1]) is None]
     pace = 0.3 if ask.quick else 1.0

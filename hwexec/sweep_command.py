@@ -73,22 +73,20 @@ class AgainCall:
 def run_sweep(call: SweepCall) -> int:
     """Cases one after another; the file is written after each, and a plan that it has is not run again."""
     file = Path(call.folder) / "sweep.yaml"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{call.folder}: cannot be made ({error.strerror}); choose another --out") from None
-    check_output(file, force=True)
-    cases = list(itertools.product(call.models, call.dtypes, call.batches))
     points: list[Point] = []
     with commands.opened(call.device, max(call.gpus) + 1) as device:
         host = commands.host_of(call.host, device, call.gpus)
         made = commands.made(device, host, call.gpus[0], (f"host:{host.digest}",))
+        cases = []
+        for model, dtype, batch in itertools.product(call.models, call.dtypes, call.batches):
+            seq = call.seq if model.startswith("hf:") else None
+            traced = trace_model(model, batch=batch, dtype=dtype, seq=seq)
+            cases.append((Request(model, batch, dtype, seq), traced))
+        _make_folder(file)
         if file.exists() and not call.force:
             points += _before(file, host, device, call.seed)
-        for at, (model, dtype, batch) in enumerate(cases, 1):
-            seq = call.seq if model.startswith("hf:") else None
-            request = Request(model, batch, dtype, seq)
-            trace = trace_model(model, batch=batch, dtype=dtype, seq=seq)
+        for at, (request, trace) in enumerate(cases, 1):
+            model, dtype, batch, seq = request.model, request.precision, request.samples, request.seq
             profile = commands.profile_for(
                 host, request, _profile(call.profiles, request, trace.network.seq), trace
             )
@@ -106,6 +104,14 @@ def run_sweep(call: SweepCall) -> int:
                 )
                 write_record(file, SWEEP, record, force=True)
     return _finish(file, record)
+
+
+def _make_folder(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{file.parent}: cannot be made ({error.strerror}); choose another --out") from None
+    check_output(file, force=True)
 
 
 def predict_again(call: AgainCall) -> int:

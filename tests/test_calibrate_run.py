@@ -200,6 +200,18 @@ def test_the_state_of_another_host_is_not_mixed_in(device: CpuDevice, tmp_path: 
         go(ask(name="other", fresh=True), device)
 
 
+def test_a_name_that_is_wrong_costs_nothing_that_was_measured(device: CpuDevice, tmp_path: Path) -> None:
+    """Not even with --fresh; and where there was nothing, nothing is made."""
+    with pytest.raises(InputError, match="'resnet5': not known"):
+        run(ask("resnet5"), device, Watch(None), Store(tmp_path / "new"), Told(), cases=[])
+    assert not (tmp_path / "new").exists()
+    run(ask(), device, Watch(None), Store(tmp_path), Told())
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.yaml")}
+    with pytest.raises(InputError, match="'resnet5': not known"):
+        run(ask("resnet5", fresh=True), device, Watch(None), Store(tmp_path), Told())
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.yaml")} == before
+
+
 def test_a_case_that_this_host_cannot_show_is_waived_with_its_reason(tmp_path: Path) -> None:
     strangers = CpuDevice(2, delay_us=0.0, strangers=frozenset({(0, 1), (1, 0)}))
     assert (

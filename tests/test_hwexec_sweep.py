@@ -83,6 +83,16 @@ def test_points_of_another_seed_are_not_mixed_in(folder: Path, capsys: pytest.Ca
     assert run_command(cli, "hwexec", [*ASK, "--random", "0", "--seed", "1", "--force"]) == 0
 
 
+def test_a_wrong_name_among_many_is_told_before_anything_is_run_or_made(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(cli, "hwexec", [*ASK, "--model", "resnet5"]) == 2
+    told = capsys.readouterr()
+    assert "'resnet5': not known" in told.err
+    assert "demand" not in told.err
+    assert not folder.exists()
+
+
 def test_what_was_run_before_an_interruption_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_entry, seen = sweep.run_entry, []
 
