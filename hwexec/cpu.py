@@ -74,6 +74,7 @@ class CpuDevice:
 
     kind = "cpu"
     figures = False
+    one_clock = True
     out_of_memory: type[Exception] = OutOfMemory
 
     def __init__(

@@ -38,6 +38,7 @@ class CudaDevice:
 
     kind = "cuda"
     figures = True
+    one_clock = False
     out_of_memory: type[Exception] = torch.cuda.OutOfMemoryError
 
     def __init__(self) -> None:

@@ -89,6 +89,8 @@ class Device(Protocol):
     """`cuda` or `cpu`."""
     figures: bool
     """Whether its times mean anything. On the CPU they do not, and whoever prints one says so."""
+    one_clock: bool
+    """Whether `elapsed_ns` can tell events of different GPUs apart."""
     out_of_memory: type[Exception]
 
     @property

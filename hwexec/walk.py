@@ -36,9 +36,11 @@ class Marks:
         self.device, self.compute = device, compute
         self.gpu = {stream.name: stream.gpu for stream in streams}
         self.found: list[Mark] = []
-        # one origin per GPU, on idle streams one right after the other: events of two GPUs have no common clock
         device.synchronize()
-        self._origins = {stream.gpu: self.at(stream) for stream in streams}
+        if device.one_clock:
+            self._origins = dict.fromkeys(self.gpu.values(), self.at(compute))
+        else:  # one origin per GPU, on idle streams one right after the other
+            self._origins = {stream.gpu: self.at(stream) for stream in streams}
         self.began_ns = time.perf_counter_ns()
         self._layer: tuple[int, str, Event] | None = None
 

@@ -20,6 +20,7 @@ from hwexec.cpu import CpuDevice, CpuGraph, _Recorder
 from hwexec.device import Activity, Stream
 from hwexec.spans import of_graph
 from hwexec.timing import Samples, time_ns, wall_ns
+from hwexec.walk import Mark, Marks
 from sim.errors import InputError
 from sim.host import Host
 from sim.plan import Access, Chunk, Launch, Plan, Sync
@@ -383,6 +384,23 @@ def test_reading_at_the_partner_and_what_is_resident_beforehand() -> None:
         cold.evict()
         assert torch.equal(cold(*made.inputs), made.answer)
         assert cold.moved_bytes == net.arena_bytes - cut
+
+
+def test_on_one_clock_no_gpu_is_late_by_when_its_origin_came() -> None:
+    """A push was seen to land after the layer that had waited for it: each GPU's times began at an event of its own."""
+    device = CpuDevice(2, delay_us=2000)
+    compute, push = device.stream("compute:0", 0), device.stream("p2p:1>0", 1)
+    marks = Marks(device, compute, [compute, push])
+    begun = device.event(timing=True)
+    device.record(push, begun)
+    device.wait(compute, begun)
+    ended = marks.at(compute)
+    device.synchronize()
+    marks.found = [Mark(0, "p2p:1>0", begun, begun), Mark(1, "compute:0", ended, ended)]
+    (_, pushed, _), (_, waited, _) = marks.rows()
+    assert 0 <= pushed <= waited
+    assert waited - pushed == pytest.approx(device.elapsed_ns(begun, ended))
+    device.close()
 
 
 @pytest.mark.parametrize(
