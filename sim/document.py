@@ -16,7 +16,7 @@ import yaml
 from sim.errors import InputError
 
 MAX_DEPTH = 32
-
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels; no file of this project is"
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -58,6 +58,8 @@ class _Document:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be parsed"
         where = f"line {mark.line + 1}: " if mark is not None else ""
+        if "nesting depth" in problem:  # libyaml 0.2.6 has a limit of its own, and looks ahead past ours
+            return InputError(where + _TOO_DEEP)
         return InputError(f"{where}not valid YAML, or cut off ({problem}); mend it or write the file again")
 
     def refuse(self, event: Any, what: str) -> InputError:
@@ -86,9 +88,7 @@ class _Document:
                 if type(here) is dict and key is None:
                     raise self.refuse(event, "a key must be a word, not a collection")
                 if len(stack) >= MAX_DEPTH:
-                    raise self.refuse(
-                        event, f"nested deeper than {MAX_DEPTH} levels; no file of this project is"
-                    )
+                    raise self.refuse(event, _TOO_DEEP)
                 stack.append((here, key))
                 here, key = ({} if kind is yaml.MappingStartEvent else []), None
                 continue
