@@ -13,7 +13,7 @@ from hwexec.sweep_plan import KeptPlan, keep
 from hwexec.timing import Samples
 from hwexec.verify import plain_answer
 from sim.baselines import BASELINES
-from sim.draft import Draft, plan_of
+from sim.draft import Draft, Range, aligned, plan_of, runs_of
 from sim.errors import InputError
 from sim.files import FileKind
 from sim.host import Host
@@ -99,7 +99,7 @@ SWEEP = FileKind("sweep", 2, SweepRecord, last="figures")
 
 
 def random_plan(network: Network, host: Host, gpus: tuple[int, ...], seed: str) -> Plan:
-    """A valid plan that no search made: reads in place, sizes of chunks, dealing and launch are drawn. Same seed, same plan."""
+    """A valid plan that no search made: reads in place, where chunks end and the launch are drawn. Same seed, same plan."""
     draw = random.Random(seed)
     target, *partners = gpus
     paths = ((target,), *((partner, target) for partner in partners))
@@ -111,8 +111,15 @@ def random_plan(network: Network, host: Host, gpus: tuple[int, ...], seed: str) 
     size = round(smallest * (largest / smallest) ** draw.random())
     launches = [launch for launch in Launch if launch is not Launch.EAGER]
     launch = Launch.EAGER if draw.random() < 0.15 else draw.choice(launches)
-    ramp, taper = draw.random() < 0.5, draw.random() < 0.5
-    return plan_of(Draft(launch, direct, frozenset(), paths, size, ramp, taper), network, host, "random")
+    draft = Draft(launch, direct, frozenset(), paths)
+    cuts: list[Range] = []
+    for run in runs_of(draft, network):
+        start, stop = run[0][1], run[-1][2]
+        while start < stop:
+            end = min(stop, aligned(start + round(size * draw.uniform(0.25, 1.75))))
+            cuts.append((start, end))
+            start = end
+    return plan_of(replace(draft, cuts=tuple(cuts)), network, host, "random")
 
 
 def run_case(

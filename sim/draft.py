@@ -30,23 +30,21 @@ EVERY = sys.maxsize
 class Draft:
     """`direct` reads happen in place from host memory; storages in `peer` stay on a partner and are read there.
 
-    `paths` are those chunks may take; `chunk_bytes` is the size aimed at. With `ramp` the first chunks are small
-    and grow, so that the first layers start early; with `taper` the last are small, so that little is left to do
-    when the last one lands. `cuts`, where given, are the ranges themselves.
+    `paths` are those chunks may take. Layers wait for `groups` groups of neighbours that are copied, and for one more at each
+    gap between them; each group is split among the paths, into parts of at most `part_bytes`. `cuts` are the ranges that come
+    of it (sim/cutting.py), in the order in which they are needed.
     """
 
     launch: Launch
     direct: frozenset[ReadKey]
     peer: frozenset[int]
     paths: tuple[Path, ...]
-    chunk_bytes: int
-    ramp: bool = True
-    taper: bool = True
-    cuts: tuple[Range, ...] | None = None
+    groups: int = 1
+    part_bytes: int | None = None
     head: int = 0
     """Chunks issued before the graph is launched; all, where there are no more."""
-    first: int = 16
-    """A ramp starts with chunks of `chunk_bytes` over this."""
+    cuts: tuple[Range, ...] | None = None
+    """None: not cut yet."""
 
 
 SMALLEST_CHUNK_BYTES = 64 * 1024
@@ -54,7 +52,8 @@ SMALLEST_CHUNK_BYTES = 64 * 1024
 
 
 def plan_of(draft: Draft, network: Network, host: Host, name: str = "best") -> Plan:
-    """A plan; it may still be refused where a path has no route or a peer read no holder."""
+    """The plan of a draft that has its cuts; it may still be refused where a path has no route or a peer read no holder."""
+    assert draft.cuts is not None
     target = draft.paths[0][-1]
     access = tuple(
         tuple(
@@ -67,7 +66,7 @@ def plan_of(draft: Draft, network: Network, host: Host, name: str = "best") -> P
         )
         for i, layer in enumerate(network.layers)
     )
-    pieces = _by_need(ranges_of(draft, network), draft, network)
+    pieces = _by_need(draft.cuts, draft, network)
     eager = draft.launch is Launch.EAGER
     chunks = tuple(deal(pieces, draft.paths, host, EVERY if eager else draft.head))
     return Plan(name, target, draft.launch, access, chunks, head=0 if eager else min(draft.head, len(chunks)))
@@ -104,49 +103,13 @@ def needed(draft: Draft, network: Network, *, peer: bool = False) -> Iterator[tu
             yield layer_index, start, start + size
 
 
-def ranges_of(draft: Draft, network: Network) -> tuple[Range, ...]:
-    """Byte ranges to copy to the target, in the order in which layers need them."""
-    if draft.cuts is not None:
-        return draft.cuts
-    runs = _contiguous(sorted(needed(draft, network)), _taken(draft, network))
-    total = sum(stop - start for run in runs for start, stop in run)
-    cut: list[Range] = []
-    done = 0
-    lanes = len(draft.paths)
-    for run in runs:
-        begin: int | None = None
-        for start, stop in run:
-            begin = start if begin is None else begin
-            while True:
-                aim = _aim(draft, done, total, lanes)
-                if stop - begin < aim:
-                    break
-                end = stop if stop - begin < 1.5 * aim else _aligned(begin + aim)
-                end = min(end, stop)
-                cut.append((begin, end))
-                done += end - begin
-                begin = end
-                if begin >= stop:
-                    break
-            if begin >= stop:
-                begin = None
-        if begin is not None:
-            cut.append((begin, run[-1][1]))
-            done += run[-1][1] - begin
-    return tuple(cut)
+def runs_of(draft: Draft, network: Network) -> list[list[tuple[int, int, int]]]:
+    """What is copied to the target, as `needed` has it, in need order; a chunk may join neighbours of one run, not of two."""
+    return _contiguous(sorted(needed(draft, network)), _taken(draft, network))
 
 
-def _aim(draft: Draft, done: int, total: int, lanes: int) -> int:
-    aim = draft.chunk_bytes
-    if draft.ramp:
-        aim = min(aim, max(SMALLEST_CHUNK_BYTES, draft.chunk_bytes // draft.first, done // lanes))
-    if draft.taper:
-        least = max(SMALLEST_CHUNK_BYTES, draft.chunk_bytes // 16)
-        aim = min(aim, max(least, (total - done) // (2 * lanes)))
-    return aim
-
-
-def _aligned(at: int) -> int:
+def aligned(at: int) -> int:
+    """The next place where a storage could start."""
     return -(-at // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
@@ -155,22 +118,22 @@ def _taken(draft: Draft, network: Network) -> list[Range]:
     return sorted((a, b) for _, a, b in needed(draft, network, peer=True)) if draft.peer else []
 
 
-def _contiguous(wanted: list[tuple[int, int, int]], taken: list[Range]) -> list[list[Range]]:
+def _contiguous(wanted: list[tuple[int, int, int]], taken: list[Range]) -> list[list[tuple[int, int, int]]]:
     """Storages grouped into runs that one copy may cross: in need order, with no more than small holes between."""
-    runs: list[list[Range]] = []
+    runs: list[list[tuple[int, int, int]]] = []
     owned = sorted([(a, b) for _, a, b in wanted] + taken)
     following = {a: n for (a, _), (n, _) in itertools.pairwise(owned)}
     previous: Range | None = None
-    for _, start, stop in wanted:
+    for layer, start, stop in wanted:
         joins = (
             previous is not None
             and 0 <= start - previous[1] <= HOLE_BYTES
             and following.get(previous[0]) == start
         )
         if joins:
-            runs[-1].append((start, stop))
+            runs[-1].append((layer, start, stop))
         else:
-            runs.append([(start, stop)])
+            runs.append([(layer, start, stop)])
         previous = (start, stop)
     return runs
 

@@ -34,7 +34,7 @@ def every_plan(
     plans: list[Plan] = []
     for chosen in product((False, True), repeat=len(keys)):
         direct = frozenset(k for k, yes in zip(keys, chosen, strict=True) if yes)
-        draft = Draft(Launch.GRAPH, direct, frozenset(), (paths[0],), 1, cuts=())
+        draft = Draft(Launch.GRAPH, direct, frozenset(), (paths[0],), cuts=())
         access = plan_of(draft, network, host).access
         pieces = [(a, b) for _, a, b in sorted(needed(draft, network))]
         for ranges in _arrangements(pieces):

@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from sim.draft import EVERY, Draft, Path, Range, ReadKey, ranges_of
+from sim.draft import EVERY, Draft, Path, Range, ReadKey, aligned
 from sim.network import Network
 from sim.plan import Chunk, Launch, Plan
 from sim.timeline import SpanKind, Timeline
+
+PART_BYTES = (32 * 2**20, 16 * 2**20, 8 * 2**20, 4 * 2**20)
+"""Sizes that groups are split to where a relay is to be under way while the next part leaves host memory."""
 
 
 def _heads(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
@@ -18,18 +21,18 @@ def _heads(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
         yield replace(draft, launch=Launch.GRAPH, head=min(each * len(draft.paths), EVERY))
 
 
-def _sizes(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
-    for quarters in (2, 3, 6, 8):
-        yield replace(draft, chunk_bytes=draft.chunk_bytes * quarters // 4)
+def _groups(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
+    """More waits or fewer."""
+    now = draft.groups
+    for groups in sorted({now - 2, now - 1, now + 1, now + 2, now * 3 // 4, now * 3 // 2} - {now}):
+        if groups > 0:
+            yield replace(draft, groups=groups)
 
 
-def _shapes(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
-    """How small the first and the last chunks are."""
-    for first in (4, 16, 64):
-        for taper in (True, False):
-            yield replace(draft, ramp=True, first=first, taper=taper)
-    yield replace(draft, ramp=False, taper=True)
-    yield replace(draft, ramp=False, taper=False)
+def _parts(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
+    """How much of a group goes at once; over one link it is all the same."""
+    for part_bytes in (None, *PART_BYTES) if len(draft.paths) > 1 else ():
+        yield replace(draft, part_bytes=part_bytes)
 
 
 def _links(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
@@ -46,8 +49,8 @@ def _launches(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
 
 VARIATIONS: tuple[Callable[[Draft, Sequence[Path]], Iterator[Draft]], ...] = (
     _heads,
-    _sizes,
-    _shapes,
+    _groups,
+    _parts,
     _links,
     _launches,
 )
@@ -57,15 +60,17 @@ VARIATIONS: tuple[Callable[[Draft, Sequence[Path]], Iterator[Draft]], ...] = (
 def neighbours(
     draft: Draft, plan: Plan, timeline: Timeline, network: Network, reads: Sequence[ReadKey]
 ) -> Iterator[Draft]:
-    """Drafts one move from `draft`, those that treat its longest stalls first. `reads` are in order of cost in place."""
+    """Drafts one move from `draft`, which has its cuts, those that treat its longest stalls first. `reads` are in order of cost
+    in place."""
     stalls = [s for s in timeline.of(SpanKind.STALL) if s.chunk >= 0 and s.stream.startswith("comp")]
     stalls.sort(key=lambda s: (-s.duration_ns, s.start_ns))
-    ranges = ranges_of(draft, network)
+    ranges = draft.cuts or ()
     for stall in stalls[:6]:
         chunk = plan.chunks[stall.chunk]
         yield from _in_place_instead(draft, chunk, network, reads)
         if (chunk.start_bytes, chunk.stop_bytes) in ranges:
             yield from _split(draft, ranges, (chunk.start_bytes, chunk.stop_bytes), network)
+            yield from _shrink(draft, ranges, (chunk.start_bytes, chunk.stop_bytes))
     for key in reversed([k for k in reads if k in draft.direct][-8:]):
         yield replace(draft, direct=draft.direct - {key}, cuts=None)
     yield from _merge(draft, ranges)
@@ -97,6 +102,19 @@ def _split(draft: Draft, ranges: tuple[Range, ...], piece: Range, network: Netwo
     middle = min(inside, key=lambda o: (abs(2 * o - start - stop), o), default=0)
     if middle:
         yield replace(draft, cuts=(*ranges[:at], (start, middle), (middle, stop), *ranges[at + 1 :]))
+
+
+def _shrink(draft: Draft, ranges: tuple[Range, ...], piece: Range) -> Iterator[Draft]:
+    """Let the piece before it, or the one behind it, have an eighth of its bytes."""
+    at = ranges.index(piece)
+    start, stop = piece
+    eighth = aligned((stop - start) // 8)
+    if at > 0 and ranges[at - 1][1] == start:
+        moved = ((ranges[at - 1][0], start + eighth), (start + eighth, stop))
+        yield replace(draft, cuts=(*ranges[: at - 1], *moved, *ranges[at + 1 :]))
+    if at + 1 < len(ranges) and ranges[at + 1][0] == stop and start < stop - eighth:
+        moved = ((start, stop - eighth), (stop - eighth, ranges[at + 1][1]))
+        yield replace(draft, cuts=(*ranges[:at], *moved, *ranges[at + 2 :]))
 
 
 def _merge(draft: Draft, ranges: tuple[Range, ...]) -> Iterator[Draft]:

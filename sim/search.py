@@ -1,10 +1,11 @@
 """Search for the plan with the lowest predicted cost. Knows baselines and bounds; decides nothing by the clock.
 
-Small networks are enumerated, so the answer there is exact among plans cut at storage boundaries. Larger ones start from
-the published plans and from a ladder of chunk sizes over each set of links, with and without the copies inside the graph.
-The best of these is varied: reads move between copied and in place in the order of what a byte in place costs, then the
-graph's head, the sizes of chunks and the links. At last it is improved by local moves where its timeline stalls. The number
-of plans tried depends on the input alone, so the same input gives the same plan on any machine.
+Small networks are enumerated, so the answer there is exact among plans cut at storage boundaries. Larger ones start from the
+published plans and, over each set of links, from as many waits for bytes as seem best, each cut where that costs least
+(sim/cutting.py), with and without the copies inside the graph. The best of these is varied: reads move between copied and in
+place in the order of what a byte in place costs, then the graph's head, the number of waits, the sizes of parts and the links.
+At last it is improved by local moves where its timeline stalls. The number of plans tried depends on the input alone, so the
+same input gives the same plan on any machine.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import dataclass, replace
 
 from sim.baselines import BASELINES, Setting, published_partner
 from sim.bound import bound_ns, intake, warm_ns
+from sim.cutting import Cutter
 from sim.draft import EVERY, Draft, Path, ReadKey, needed, onward, paths_of, plan_of
 from sim.errors import require
 from sim.exhaustive import every_plan
 from sim.host import Host
-from sim.moves import VARIATIONS, neighbours
+from sim.moves import PART_BYTES, VARIATIONS, neighbours
 from sim.network import Network
 from sim.plan import Access, Launch, Plan
 from sim.profile import Profile
@@ -27,15 +29,13 @@ from sim.program import lower
 from sim.simulate import simulate
 from sim.timeline import Timeline
 
-LADDER_BYTES = tuple(2**exponent for exponent in range(18, 28))
-"""Chunk sizes tried: 256 KiB to 128 MiB."""
-MOST_CHUNKS = 128
-"""Chunk sizes that would make more chunks than this are not tried: each chunk costs a copy's latency and its waits."""
-MOST_IN_HEAD = 64
-"""Plans of more chunks than this are not tried with all of them ahead of the graph: the host thread issues each one."""
+LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+"""Groups of chunks tried."""
+RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
+"""Of what a read adds in place to what its copy takes, up to which reads are made in place."""
 ROUNDS = 2
 """How often the best of the ladder is varied, one decision after the other."""
-LOCAL_MOVES = 52
+LOCAL_MOVES = 28
 """Plans tried by local search on a network of up to 200 layers; fewer in proportion on longer ones."""
 
 
@@ -146,6 +146,7 @@ class _Finder:
         self.evaluated = 0
         self.scores: dict[tuple[object, ...], _Score] = {}
         self.costs: dict[Draft, float] = {}
+        self.cutters: dict[tuple[object, ...], Cutter] = {}
         self.timelines: dict[Plan, Timeline] = {}
         self.left_out: list[tuple[str, str]] = []
         self.published = tuple(self._published())
@@ -264,7 +265,7 @@ class _Finder:
         best = min([*self._all_in_place(), *self._ladder()], key=self._cost)
         for _ in range(ROUNDS):
             before = best
-            best = self._least_draft(best, (replace(best, direct=d) for d in self._thresholds(best.paths)))
+            best = self._least_draft(best, self._in_place(best))
             for vary in VARIATIONS:
                 best = self._least_draft(best, vary(best, self.paths))
             if best == before:
@@ -273,13 +274,25 @@ class _Finder:
 
     def _all_in_place(self) -> Iterator[Draft]:
         """Nothing held on the target: every read from host memory, or from partners' where that is faster."""
-        every = Draft(Launch.GRAPH, frozenset(self.reads), frozenset(), self.paths[:1], LADDER_BYTES[-1])
+        every = Draft(Launch.GRAPH, frozenset(self.reads), frozenset(), self.paths[:1])
         yield every
         for count in sorted({2, len(self.paths)} - {1}):
             yield self._fit(replace(every, direct=frozenset(), paths=self.paths[:count]), 0)
 
+    def _cut(self, draft: Draft) -> Draft:
+        """With its cuts."""
+        if draft.cuts is not None:
+            return draft
+        return replace(draft, cuts=self._cutter(draft).cuts(draft))
+
+    def _cutter(self, draft: Draft) -> Cutter:
+        key = (draft.direct, draft.peer, draft.paths)
+        if key not in self.cutters:
+            self.cutters[key] = Cutter(draft, self.profile, self.host)
+        return self.cutters[key]
+
     def _plan(self, draft: Draft) -> Plan:
-        return plan_of(draft, self.network, self.host)
+        return plan_of(self._cut(draft), self.network, self.host)
 
     def _cost(self, draft: Draft) -> float:
         if draft not in self.costs:
@@ -298,24 +311,27 @@ class _Finder:
         return best
 
     def _ladder(self) -> Iterator[Draft]:
-        """The best of each set of links: chunk sizes about the best with a link less, copies in the graph or ahead of it.
-
-        More links want smaller chunks. What is cheaper in place than half its copy is read there.
+        """The best of each set of links, with the copies in the graph or ahead of it. What is cheaper in place than half its
+        copy is read there.
         """
-        arena = self.network.arena_bytes
-        sizes = [s for s in LADDER_BYTES if arena / s <= MOST_CHUNKS]
-        near = sizes = [s for s in sizes if s <= 2 * arena] or sizes[:1]
         for count in range(1, len(self.paths) + 1):
             paths = self.paths[:count]
             obvious = self._cheaper_in_place(0.5, paths)
             drafts = [
-                Draft(Launch.GRAPH, obvious, frozenset(), paths, size, head=head)
-                for size in near
-                for head in ((0, EVERY) if arena / size <= MOST_IN_HEAD else (0,))
+                draft
+                for head in (0, EVERY)
+                for draft in self._likely(Draft(Launch.GRAPH, obvious, frozenset(), paths, head=head))
             ]
             best = self._least_draft(drafts[0], drafts)
+            if count > 1:
+                best = self._least_draft(best, (replace(best, part_bytes=part) for part in PART_BYTES))
             yield best
-            near = [s for s in sizes if best.chunk_bytes // 16 <= s <= best.chunk_bytes * 2]
+
+    def _likely(self, draft: Draft, ladder: Sequence[int] = LADDER, most: int = 5) -> list[Draft]:
+        """The draft with as many groups as seem best, likeliest first."""
+        cutter = self._cutter(draft)
+        drafts = [replace(draft, groups=groups, cuts=None) for groups in ladder]
+        return sorted(drafts, key=cutter.finish_ns)[:most]
 
     def _cheaper_in_place(self, ratio: float, paths: Sequence[Path]) -> frozenset[ReadKey]:
         """Reads whose added time is under `ratio` of what their copy takes over these paths, all busy."""
@@ -330,10 +346,13 @@ class _Finder:
             < per_byte * storages[layers[i].reads[j].storage].size_bytes
         )
 
-    def _thresholds(self, paths: Sequence[Path]) -> Iterator[frozenset[ReadKey]]:
-        yield frozenset()
-        for ratio in (0.25, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0):
-            yield self._cheaper_in_place(ratio, paths)
+    def _in_place(self, draft: Draft) -> Iterator[Draft]:
+        """More read in place, or less; with as many waits as now, and with as many as seem best then."""
+        sets = (self._cheaper_in_place(ratio, draft.paths) for ratio in RATIOS)
+        for direct in dict.fromkeys([frozenset(), *sets]):
+            other = replace(draft, direct=direct, cuts=None)
+            yield other
+            yield from self._likely(other, LADDER[1::2], 1)
 
     def _fit(self, draft: Draft, budget: int | None = None) -> Draft:
         """Move whole storages in place, least added time per byte first, until the plan keeps to the memory budget."""
@@ -394,6 +413,7 @@ class _Finder:
         return best
 
     def _neighbours(self, draft: Draft) -> Iterator[Draft]:
-        plan = self._plan(draft)
+        cut = self._cut(draft)
+        plan = self._plan(cut)
         timeline = simulate(lower(plan, self.network, self.host), self.profile)
-        return neighbours(draft, plan, timeline, self.network, self.reads)
+        return neighbours(cut, plan, timeline, self.network, self.reads)

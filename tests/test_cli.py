@@ -18,6 +18,7 @@ from sim.cli import cli, parse_gpus, parse_size
 from sim.console import run_command
 from sim.errors import InputError
 from sim.files import read_plan, write_host, write_plan, write_profile
+from sim.plan import Access
 from tests import golden
 from tests.builders import host, network, profile
 
@@ -294,7 +295,10 @@ def test_a_plan_must_fit_its_host_and_network(sim: Sim, tmp_path: Path) -> None:
     says("plan.yaml: made for another network than test is here")
     write_plan("plan.yaml", replace(plan, host_digest="0" * 64), force=True)
     says("plan.yaml: made for test with other constants than test has now")
-    write_plan("plan.yaml", replace(plan, plan=replace(plan.plan, chunks=())), force=True)
+    copied = tuple(tuple(Access.COPIED for _ in row) for row in plan.plan.access)
+    write_plan(
+        "plan.yaml", replace(plan, plan=replace(plan.plan, access=copied, chunks=(), head=0)), force=True
+    )
     says("but no chunks bring all of it to GPU 0")
     write_plan("plan.yaml", replace(plan, plan=replace(plan.plan, target=7)), force=True)
     says("GPU 7: test has GPUs 0 to 2")

@@ -186,7 +186,10 @@ def test_a_head_ahead_of_the_graph_is_bit_equal(name: str, links: int, device: C
 
 def test_a_copy_that_the_driver_refuses_is_one_clear_error(device: CudaDevice) -> None:
     stream = device.stream("h2d:0", 0)
-    wrong = device._driver_copy(stream, 64, 128, 4096)
+    origin = device.allocate(4096, 0)
+    wrong = device._driver_copy(
+        stream, 0, origin.data_ptr(), 4096
+    )  # nowhere; other wrong addresses may be read on the host
     with pytest.raises(
         RuntimeError, match=r"a copy of 4096 bytes on h2d:0: .*\(CUDA_ERROR_INVALID_VALUE, 1\)"
     ):

@@ -91,7 +91,7 @@ def test_on_a_p3_the_partner_is_behind_the_other_switch_with_two_nvlink_lanes(
         find(P3, Options(target, allowed)) for allowed in ((), (mate,), (mate, other), (mate, other, best))
     ]
     times = [found.best.makespan_ns for found in results]
-    assert times[0] > times[1] > times[2]
+    assert times[1] == pytest.approx(times[0], rel=0.002), "behind the same uplink, it brings nothing"
     assert times[2] < 0.55 * times[0]
     assert times[3] < 1.01 * times[2], "with twelve of its 24 or 48 GB/s used, NVLink decides little"
     assert used(results[3]) == {alone, beside}
@@ -216,6 +216,7 @@ def slow_to_launch(**costs: float) -> Host:
         "issue_event_ns": 1000,
         "launch_node_ns": 200,
         "copy_latency_ns": 2000,
+        "start_ns": 10_000_000,  # or an eager plan would do as well
         **costs,
     }
     return replace(base, costs=replace(FREE, **{name: figure(value) for name, value in known.items()}))
@@ -241,7 +242,8 @@ def test_copies_over_partners_stay_out_of_a_graph_that_is_slow_to_launch_with_th
 def test_every_chunk_may_be_in_the_head() -> None:
     machine = slow_to_launch()
     net = network(*[2**20] * 8)
-    draft = Draft(Launch.GRAPH, frozenset(), frozenset(), ((0,), (1, 0)), 2**20, head=EVERY)
+    cuts = tuple((at * 2**20, (at + 1) * 2**20) for at in range(8))
+    draft = Draft(Launch.GRAPH, frozenset(), frozenset(), ((0,), (1, 0)), head=EVERY, cuts=cuts)
     plan = plan_of(draft, net, machine)
     assert plan.head == len(plan.chunks)
     assert plan_of(replace(draft, launch=Launch.EAGER), net, machine).head == 0
@@ -252,8 +254,7 @@ def test_a_chunk_goes_where_it_lands_first_once_the_host_thread_has_come_to_it()
     """A relay costs the thread as much as three own copies: with tiny chunks the thread is what is short."""
     machine = slow_to_launch(issue_copy_ns=1_000_000)
     net = network(*[2**20] * 8)
-    own = Draft(
-        Launch.GRAPH, frozenset(), frozenset(), ((0,), (1, 0)), 2**20, ramp=False, taper=False, head=EVERY
-    )
+    cuts = tuple((at * 2**20, (at + 1) * 2**20) for at in range(8))
+    own = Draft(Launch.GRAPH, frozenset(), frozenset(), ((0,), (1, 0)), head=EVERY, cuts=cuts)
     assert {chunk.path for chunk in plan_of(own, net, machine).chunks} == {(0,)}
     assert {chunk.path for chunk in plan_of(replace(own, head=0), net, machine).chunks} == {(0,), (1, 0)}

@@ -1,0 +1,177 @@
+"""Where to cut what is copied, so that layers wait least: for one lane to within one copy's latency of the best there is.
+
+Let storages be copied in the order in which layers need them, in groups of neighbours that arrive at once. Only the ends of
+what one layer needs are worth a cut: a layer that has half of its bytes still waits. Call them boundaries 1..n; B_i are the
+bytes up to boundary i, c_i the time of the layers that can run from there to the next, L the copy latency, r the rate of all
+lanes, w a wait, s when the first copy can begin. The k-th group, where it ends at boundary i, has landed at
+
+    D(k, i) = s + k L + B_i / r
+
+and the layers up to there have run at
+
+    F(0, 0) = when the first layer may run        F(k, i) = w + min over j < i of max(F(k-1, j), D(k, i)) + c_{j+1} + .. + c_i
+
+Of all j with F(k-1, j) <= D(k, i) the last is the best; of all others the one with the least F(k-1, j) - C_j, the time that
+layers have stood still (C_j the sum of c up to j). Both are kept while i goes up, so n boundaries and K groups take n K steps.
+F(k-1, j) goes up with j but for a copy's latency at most, by which the result may miss the best.
+
+Over several lanes a group is split among them, and all lanes count as one. Reads in place take their time alone and the lane's.
+A simulation says what a cut is really worth; here is only where to look.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+
+from sim.draft import SMALLEST_CHUNK_BYTES, Draft, Path, Range, ReadKey, aligned, runs_of, shares
+from sim.host import Host
+from sim.plan import Launch
+from sim.profile import Profile
+
+MOST_BOUNDARIES = 256
+"""On longer networks boundaries with little between them are one."""
+
+
+class Cutter:
+    """What all cuts for the same reads and paths have in common. A draft's groups, parts, head and launch may differ."""
+
+    def __init__(self, draft: Draft, profile: Profile, host: Host) -> None:
+        self.profile, self.host = profile, host
+        self.paths: tuple[Path, ...] = draft.paths
+        self.rates = shares([host.h2d_route(path[0]) for path in self.paths], host)
+        self.bytes_per_ns = sum(self.rates) * 1e-9
+        self.starts: list[int] = []
+        """By boundary, the byte of the arena at which a group that follows the one before it begins."""
+        self.stops: list[int] = []
+        self.first: list[int] = []
+        """By boundary, the first of its run: no chunk crosses from one run of neighbours to the next."""
+        layers: list[int] = []
+        """By boundary, the first layer that waits for its bytes."""
+        runs = runs_of(draft, profile.network)
+        total = sum(run[-1][2] - run[0][1] for run in runs)
+        least = total / MOST_BOUNDARIES if len(profile.layers) > MOST_BOUNDARIES else 0
+        for run in runs:
+            first, begin = len(self.stops), run[0][1]
+            waits = run[0][0]
+            for (layer, _, stop), after in zip(run, [*run[1:], None], strict=True):
+                if after is not None and (after[0] == layer or stop - begin < least):
+                    continue
+                self.starts.append(begin)
+                self.stops.append(stop)
+                self.first.append(first)
+                layers.append(waits)
+                if after is not None:
+                    begin, waits = stop, after[0]
+        sizes = [stop - start for start, stop in zip(self.starts, self.stops, strict=True)]
+        self.bytes = [0, *accumulate(sizes)]
+        slower = 1 + (profile.slowed.value if profile.slowed is not None else 0.0)
+        ran = [0.0, *accumulate(_run_ns(profile, draft.direct, slower))]
+        self.before_ns = ran[layers[0]] if layers else ran[-1]
+        """Layers that need no copy."""
+        ends = [ran[at] for at in [*layers[1:], len(ran) - 1]] if layers else []
+        self.run_ns = [0.0, *(end - self.before_ns for end in ends)]
+        """Up to each boundary, the layers that can run once it has landed and those before them."""
+        taken = [0.0, *accumulate(_in_place_ns(profile, draft.direct))]
+        share = self.rates[0] * 1e-9 / self.bytes_per_ns if self.rates else 0.0
+        self.taken_ns = [0.0, *(taken[at] * share for at in layers)]
+        """Up to each boundary, what layers before it take of the lanes by reading in place."""
+
+    def cuts(self, draft: Draft) -> tuple[Range, ...]:
+        """Ranges in the order in which they are needed: `draft.groups` of them, or as many as there can be, each split in parts."""
+        if not self.stops:
+            return ()
+        groups, _ = self._groups(draft)
+        return tuple(part for group in groups for part in self._parts(group, draft.part_bytes))
+
+    def finish_ns(self, draft: Draft) -> float:
+        """When the layers have run, as the recurrence has it."""
+        return self._groups(draft)[1] if self.stops else self.before_ns
+
+    def _groups(self, draft: Draft) -> tuple[list[Range], float]:
+        """The recurrence of the module's docstring, and the way back through it."""
+        costs, end = self.host.costs, len(self.stops)
+        count = min(len(set(self.first)) - 1 + draft.groups, end)
+        latency, wait = costs.copy_latency_ns.value, costs.wait_ns.value
+        start, ready = self._begins(draft, count * len(self.paths))
+        landed = [
+            start + size / self.bytes_per_ns + taken
+            for size, taken in zip(self.bytes, self.taken_ns, strict=True)
+        ]
+        ran = self.run_ns
+        finish = [float("inf")] * (end + 1)
+        finish[0] = ready + self.before_ns
+        back: list[list[int]] = []
+        for k in range(1, count + 1):
+            now, came = [float("inf")] * (end + 1), [0] * (end + 1)
+            idle: deque[tuple[float, int]] = deque()
+            done, low, seen = -1, -1, 0
+            for i in range(k, end + 1):
+                lowest = max(k - 1, self.first[i - 1])
+                if lowest > low:  # nothing before it may share a group with i
+                    low = seen = lowest
+                    done = -1
+                    idle.clear()
+                at = landed[i] + k * latency
+                while seen < i:
+                    stood = finish[seen] - ran[seen]
+                    while idle and idle[-1][0] >= stood:
+                        idle.pop()
+                    idle.append((stood, seen))
+                    seen += 1
+                after = low if done < 0 else done + 1
+                while after < i and finish[after] <= at:
+                    done, after = after, after + 1
+                while idle and idle[0][1] <= done:
+                    idle.popleft()
+                value, best = (at - ran[done], done) if done >= 0 else (float("inf"), low)
+                if idle:
+                    j = idle[0][1]
+                    stood = max(finish[j], at) - ran[j]
+                    if stood < value:
+                        value, best = stood, j
+                now[i], came[i] = value + ran[i] + wait, best
+            finish = now
+            back.append(came)
+        bounds = [end]
+        for came in reversed(back):
+            bounds.append(came[bounds[-1]])
+        return [(self.starts[a], self.stops[b - 1]) for a, b in pairwise(reversed(bounds))], finish[end]
+
+    def _begins(self, draft: Draft, copies: int) -> tuple[float, float]:
+        """When the first copy can start, and when the first layer may run, of a plan of so many copies."""
+        costs, profile = self.host.costs, self.profile
+        each = costs.issue_copy_ns.value + costs.issue_event_ns.value
+        if draft.launch is Launch.EAGER:
+            begin = profile.start_ns(costs) / 2
+            return begin + costs.issue_copy_ns.value, begin + copies * each
+        begin, head = costs.start_graph_ns.value / 2, min(draft.head, copies)
+        first = costs.issue_copy_ns.value if head else costs.launch_first_ns.value
+        launch = max(costs.launch_first_ns.value, profile.launch_ns(costs))
+        launch += head * (each + costs.launch_wait_ns.value) + (copies - head) * costs.launch_copy_ns.value
+        return begin + first, begin + launch
+
+    def _parts(self, group: Range, most_bytes: int | None) -> Iterator[Range]:
+        """A group split evenly among the lanes, or into more where those parts are larger than allowed."""
+        start, stop = group
+        size, lanes = stop - start, len(self.paths)
+        count = max(1, min(lanes, size // SMALLEST_CHUNK_BYTES))
+        if most_bytes is not None and size > count * most_bytes:
+            count = -(-size // most_bytes)
+        marks = [start, *(aligned(start + size * at // count) for at in range(1, count)), stop]
+        yield from ((a, b) for a, b in pairwise(marks) if a < b)
+
+
+def _run_ns(profile: Profile, direct: frozenset[ReadKey], slower: float) -> list[float]:
+    """Each layer's time beside copies, with what it reads in place."""
+    in_place = _in_place_ns(profile, direct)
+    return [t.resident.median_ns * slower + x for t, x in zip(profile.layers, in_place, strict=True)]
+
+
+def _in_place_ns(profile: Profile, direct: frozenset[ReadKey]) -> list[float]:
+    """What each layer's reads in place add to it, the target's lane to themselves."""
+    return [
+        sum(extra.median_ns for at, extra in enumerate(timing.direct) if (layer, at) in direct)
+        for layer, timing in enumerate(profile.layers)
+    ]

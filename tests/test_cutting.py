@@ -1,0 +1,123 @@
+"""Where copies are cut: against every way to cut them, and what a search makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import accumulate, combinations, pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.cutting import MOST_BOUNDARIES, Cutter
+from sim.draft import EVERY, Draft, needed, plan_of, runs_of
+from sim.plan import Launch
+from sim.profile import Timing
+from sim.program import lower
+from sim.search import Options, search
+from sim.simulate import simulate
+from tests import strategies as some
+from tests.builders import FREE, figure, host, network, profile
+
+LATENCY, WAIT = 3_000.0, 700.0
+COSTS = replace(
+    FREE,
+    copy_latency_ns=figure(LATENCY),
+    wait_ns=figure(WAIT),
+    wait_head_ns=figure(WAIT),
+    start_ns=figure(10**9),  # or an eager plan would do as well
+)
+
+
+def timed(sizes: list[int], runs: list[int]):  # type: ignore[no-untyped-def]
+    """One layer per size, each with a time of its own, on a host of one lane at 1 byte per ns."""
+    machine, net = host(1, costs=COSTS), network(*sizes)
+    base = profile(net, machine, direct=10**9)
+    layers = tuple(replace(t, resident=Timing(run)) for t, run in zip(base.layers, runs, strict=True))
+    return machine, net, replace(base, layers=layers)
+
+
+def ends_after(sizes: list[int], runs: list[int], ends: tuple[int, ...]) -> float:
+    """The pipeline by hand: groups that end behind these layers land one after another, and layers run as they land."""
+    landed = ran = 0.0
+    for start, stop in pairwise((0, *ends)):
+        landed += LATENCY + sum(sizes[start:stop])
+        ran = max(ran, landed) + WAIT + sum(runs[start:stop])
+    return ran
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    layers=st.lists(
+        st.tuples(st.integers(1, 400).map(lambda n: n * 256), st.integers(0, 100_000)), min_size=2, max_size=8
+    ),
+    groups=st.integers(1, 8),
+)
+def test_no_other_cuts_are_better_by_more_than_a_copy_takes_to_begin(
+    layers: list[tuple[int, int]], groups: int
+) -> None:
+    sizes, runs = [size for size, _ in layers], [run for _, run in layers]
+    machine, net, timings = timed(sizes, runs)
+    draft = Draft(Launch.GRAPH, frozenset(), frozenset(), ((0,),), groups, head=EVERY)
+    cuts = Cutter(draft, timings, machine).cuts(draft)
+    count = min(groups, len(sizes))
+    assert len(cuts) == count
+    totals = {total: at for at, total in enumerate(accumulate(sizes), 1)}
+    found = ends_after(sizes, runs, tuple(totals[stop] for _, stop in cuts))
+    every = ((*inner, len(sizes)) for inner in combinations(range(1, len(sizes)), count - 1))
+    assert found <= min(ends_after(sizes, runs, ends) for ends in every) + LATENCY
+    assert Cutter(draft, timings, machine).finish_ns(draft) == pytest.approx(found, rel=1e-9)
+    plan = plan_of(replace(draft, cuts=cuts), net, machine)
+    assert simulate(lower(plan, net, machine), timings).makespan_ns == pytest.approx(found, rel=1e-9)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data(), st.integers(1, 12), st.sampled_from((None, 100_000, 1_000_000)))
+def test_cuts_bring_every_byte_that_is_copied_once(
+    data: st.DataObject, groups: int, part_bytes: int | None
+) -> None:
+    machine = data.draw(some.hosts())
+    net = data.draw(some.networks(max_layers=6, max_bytes=10**7))
+    timings = data.draw(some.profiles(net, machine))
+    reads = [(i, j) for i, layer in enumerate(net.layers) for j in range(len(layer.reads))]
+    direct = frozenset(data.draw(st.lists(st.sampled_from(reads), unique=True))) if reads else frozenset()
+    paths = ((0,), *((g.index, 0) for g in machine.gpus[1:] if machine.reaches(g.index, 0)))
+    draft = Draft(Launch.GRAPH, direct, frozenset(), paths, groups, part_bytes)
+    cuts = Cutter(draft, timings, machine).cuts(draft)
+    for _, start, stop in needed(draft, net):
+        inside = sorted((max(a, start), min(b, stop)) for a, b in cuts if a < stop and start < b)
+        assert sum(b - a for a, b in inside) == stop - start
+        assert all(b <= c for (_, b), (c, _) in pairwise(inside))
+    plan_of(replace(draft, cuts=cuts), net, machine).check(net, machine)
+    if part_bytes is not None:
+        assert (
+            all(stop - start <= max(part_bytes, 2 * 65536) + 256 for start, stop in cuts) or len(paths) == 1
+        )
+
+
+def test_a_chunk_never_carries_what_is_read_in_place_between() -> None:
+    machine, net, timings = timed([10**6] * 5, [1000] * 5)
+    draft = Draft(Launch.GRAPH, frozenset({(2, 0)}), frozenset(), ((0,),), groups=1)
+    assert len(runs_of(draft, net)) == 2
+    assert Cutter(draft, timings, machine).cuts(draft) == (
+        (0, net.offsets[1] + 10**6),
+        (net.offsets[3], net.offsets[4] + 10**6),
+    )
+
+
+def test_copies_that_outlast_the_layers_end_in_small_chunks() -> None:
+    """Each layer runs for half the time that its copy takes: what is left to run when the last byte lands decides."""
+    machine, _net, timings = timed([1_000_192] * 32, [500_000] * 32)
+    found = search(timings, machine, Options())
+    sizes = [chunk.size_bytes for chunk in found.best.plan.chunks]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 4 * sizes[-1]
+    assert found.gap < 0.005
+
+
+def test_layers_of_a_very_long_network_are_taken_together() -> None:
+    machine, net, timings = timed([1024] * (3 * MOST_BOUNDARIES), [100] * (3 * MOST_BOUNDARIES))
+    draft = Draft(Launch.GRAPH, frozenset(), frozenset(), ((0,),), groups=4)
+    cutter = Cutter(draft, timings, machine)
+    assert len(cutter.stops) <= MOST_BOUNDARIES
+    assert cutter.cuts(draft)[-1][1] == net.offsets[len(net.storages) - 1] + 1024
