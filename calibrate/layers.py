@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from calibrate.samples import Point
 from hwexec.arena import HostArena
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
-from hwexec.timing import Samples, steady, time_ns, wall_ns
+from hwexec.timing import Samples, at_pace, steady, time_ns, wall_ns
 from sim.errors import InputError, require
 from sim.host import Host
 from sim.models import Built
@@ -34,6 +35,10 @@ SLOW_NS = 0.5e9
 """A run that takes longer is repeated twice only."""
 LONG_NS = 0.05e9
 """Runs are measured beside copies twice, three times ... as large where they take longer than this, twice this ..."""
+BESIDE = "beside"
+"""The way in which all is resident while the whole arena is copied."""
+TINY_COPIES = 24
+"""Copies of as many small storages tell what a copy adds to a graph's launch."""
 EXPLAINED = 0.05
 """Layers that miss their run by more than this part have it explained in the file."""
 
@@ -46,6 +51,8 @@ class LayerRun:
     launch: str
     rows: tuple[tuple[float, ...], ...]
     whole: Point
+    beside: tuple[int, ...] = ()
+    """By watched run, how many first layers had ended before the copies beside them did; empty where there were none."""
 
     @property
     def ratio(self) -> float:
@@ -75,6 +82,10 @@ class LayersResult:
     """The same start behind a gate: what of it is no launch."""
     around: Point | None = None
     """Host thread, of an eager run before its first module begins and after its last has ended."""
+    idle_copies: Point | None = None
+    """As `idle`, with some small storages copied in the graph."""
+    gated_copies: Point | None = None
+    """As `gated`, likewise."""
     in_place_beside: tuple[Point, ...] = ()
     """Runs that read in place while host memory is copied to the same GPU all along, labelled by their way."""
 
@@ -92,6 +103,8 @@ class Unwatched:
     beside_copies: Point | None
     idle: Point | None
     gated: Point | None
+    idle_copies: Point | None
+    gated_copies: Point | None
     notes: tuple[str, ...]
     seconds: float
 
@@ -108,7 +121,7 @@ def unwatched(
     """The first half of a network's measurement. Raises InputError where the network does not fit the GPU."""
     began = time.perf_counter()
     progress("issue")
-    alone = beside = idle = gated = None
+    alone = beside = idle = gated = idle_copies = gated_copies = None
     notes = []
     plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
     with (
@@ -130,7 +143,19 @@ def unwatched(
                 alone, beside = _beside_copies(cold, built, device, 2 * repeats)
             except InputError as error:
                 notes.append(f"resident beside copies: not measured ({error})")
-    return Unwatched(issue, around, alone, beside, idle, gated, tuple(notes), time.perf_counter() - began)
+        plan = tiny_copies(network)
+        with (
+            prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
+            steady(device),
+        ):
+            if cold.launch is Launch.GRAPH and plan.chunks:
+                given = built.inputs_on(device.torch_device(0))
+                points = idle_and_gated(cold, given, device, 2 * repeats)
+                idle_copies, gated_copies = (replace(point, copies=len(plan.chunks)) for point in points)
+    seconds = time.perf_counter() - began
+    return Unwatched(
+        issue, around, alone, beside, idle, gated, idle_copies, gated_copies, tuple(notes), seconds
+    )
 
 
 def idle_and_gated(
@@ -161,6 +186,8 @@ def measure(
     large = network.arena_bytes > LARGE_BYTES
     partner = next(iter(host.partners(0)), None)
     ways: list[tuple[str, Plan]] = [("resident", everything(network, Access.RESIDENT))]
+    if network.arena_bytes:
+        ways.append((BESIDE, beside_copies(network)))
     ways.append(("direct", everything(network, Access.DIRECT)))
     if not large:
         ways.append(("direct-small", small_reads(network, Access.DIRECT)))
@@ -184,13 +211,13 @@ def measure(
                     loaded.append(replace(beside, label=way))
                 except InputError as error:
                     notes.append(f"{way} beside copies: not measured ({error})")
-            runs.append(_watch(way, cold, built, network, device, count))
+            runs.append(_watch(way, cold, built, network, device, count, beside=way == BESIDE))
     runs.append(first.issue)
     notes += [note for run in runs if (note := _explain(run))]
     seconds = first.seconds + time.perf_counter() - began
     return LayersResult(
         network, tuple(runs), first.beside_copies, tuple(notes), host.name, seconds,
-        first.alone, first.idle, first.gated, first.around, tuple(loaded),
+        first.alone, first.idle, first.gated, first.around, first.idle_copies, first.gated_copies, tuple(loaded),
     )  # fmt: skip
 
 
@@ -211,6 +238,28 @@ def small_reads(network: Network, access: Access, partner: int | None = None) ->
     return Plan(f"calibrate-{access.value}-small", 0, Launch.GRAPH, rows, _kept(network, partner))
 
 
+def beside_copies(network: Network) -> Plan:
+    """All resident, while every byte of it is copied to where it lies already: no layer waits for that."""
+    size = max(BESIDE_BYTES, -(-network.arena_bytes // 16))
+    cuts = [*range(0, network.arena_bytes, size), network.arena_bytes]
+    chunks = tuple(Chunk(a, b, (0,)) for a, b in pairwise(cuts))
+    return replace(everything(network, Access.RESIDENT), name=f"calibrate-{BESIDE}", chunks=chunks)
+
+
+def tiny_copies(network: Network) -> Plan:
+    """All resident but some small storages, spread over the layers, each copied by itself."""
+    sizes = [storage.size_bytes for storage in network.storages]
+    read = ([r.storage for r in layer.reads if sizes[r.storage]] for layer in network.layers)
+    own = list(dict.fromkeys(min(storages, key=lambda s: (sizes[s], s)) for storages in read if storages))
+    chosen = own[:: max(1, len(own) // TINY_COPIES)][:TINY_COPIES]
+    access = tuple(
+        tuple(Access.COPIED if r.storage in chosen else Access.RESIDENT for r in layer.reads)
+        for layer in network.layers
+    )
+    chunks = tuple(Chunk(network.offsets[s], network.offsets[s] + sizes[s], (0,)) for s in chosen)
+    return Plan("calibrate-tiny", 0, Launch.GRAPH, access, chunks)
+
+
 def _kept(network: Network, partner: int | None) -> tuple[Chunk, ...]:
     """The whole arena on a partner, in one chunk: it lands before the first layer, so no copy runs beside a layer."""
     return () if partner is None else (Chunk(0, network.arena_bytes, (partner,)),)
@@ -223,9 +272,16 @@ def largest(network: Network, layer: int) -> int:
 
 
 def _watch(
-    way: str, cold: ColdStart, built: Built, network: Network, device: Device, repeats: int
+    way: str,
+    cold: ColdStart,
+    built: Built,
+    network: Network,
+    device: Device,
+    repeats: int,
+    *,
+    beside: bool = False,
 ) -> LayerRun:
-    """Unwatched runs first, then the executor's own timelines of as many."""
+    """Unwatched runs first, then the executor's own timelines of as many; those are told `beside` which copies they ran."""
     inputs = built.inputs_on(device.torch_device(0))
     cold(*inputs)
     device.synchronize()
@@ -241,8 +297,10 @@ def _watch(
     count = repeats if taken(1).median_ns < SLOW_NS else 2
     whole = taken(2 * count)
     device.close_stream(stream)
-    rows = tuple(layer_times(cold.timeline(), len(network.layers)) for _ in range(count))
-    return LayerRun(way, cold.launch.value, rows, Point(f"whole {way}", 0, 1, whole.raw))
+    watched = [cold.timeline() for _ in range(count)]
+    rows = tuple(layer_times(timeline, len(network.layers)) for timeline in watched)
+    ended = tuple(layers_beside(timeline) for timeline in watched) if beside else ()
+    return LayerRun(way, cold.launch.value, rows, Point(f"whole {way}", 0, 1, whole.raw), ended)
 
 
 def layer_times(timeline: Timeline, layers: int) -> tuple[float, ...]:
@@ -258,6 +316,12 @@ def layer_times(timeline: Timeline, layers: int) -> tuple[float, ...]:
     for span, stop in zip(runs, stops, strict=True):
         found[span.layer] += stop - span.start_ns
     return tuple(found)
+
+
+def layers_beside(timeline: Timeline) -> int:
+    """How many first layers had ended before the last copy did."""
+    copied = max((s.stop_ns for s in timeline.of(SpanKind.COPY)), default=0.0)
+    return sum(s.stop_ns <= copied for s in timeline.of(SpanKind.RUN))
 
 
 def _beside_copies(cold: ColdStart, built: Built, device: Device, rounds: int) -> tuple[Point, Point]:
@@ -297,6 +361,7 @@ def _issue(
         for everywhere in (False, True):
             with _clocked(built.module, everywhere=everywhere) as seen:
                 device.synchronize()
+                at_pace()
                 began = time.perf_counter_ns()
                 cold.resident(*inputs)
                 took = time.perf_counter_ns() - began
@@ -358,7 +423,7 @@ def issue_times(seen: Sequence[tuple[str, int]], layers: Sequence[str]) -> tuple
 def _explain(run: LayerRun) -> str | None:
     """Why layers and their run differ, where they do by more than 5 %; they are scaled to the run either way."""
     off = run.ratio - 1
-    if abs(off) <= EXPLAINED:
+    if run.way == BESIDE or abs(off) <= EXPLAINED:  # its unwatched run is the resident one's
         return None
     if run.way == "issue":
         why = "the clock hooks on every module cost host time"

@@ -15,7 +15,7 @@ from calibrate.links import Enqueue, h2d_label, p2p_label
 from calibrate.samples import Point
 from hwexec.device import Event, Ready, Stream, forked
 from hwexec.executor import prepare
-from hwexec.timing import time_ns, wall_ns
+from hwexec.timing import at_pace, time_ns, wall_ns
 from sim.host import Costs, Figure, Gpu, Host, Link
 from sim.models import Built
 from sim.network import Network
@@ -69,6 +69,7 @@ def issue(bench: Bench) -> tuple[Point, ...]:
         samples = []
         for index in range(bench.effort.repeats + 1):
             device.synchronize()
+            at_pace()
             for stream in (compute, engine):
                 device.gate(stream, 3e6)
             with device.on(compute):
@@ -106,6 +107,7 @@ def hook(bench: Bench) -> tuple[Point, ...]:
             with prepare(built.module, plan, given, network=network, host=host, device=device) as cold:
                 for _ in range(2):
                     device.synchronize()
+                    at_pace()
                     began = time.perf_counter_ns()
                     cold(*given)
                     took = time.perf_counter_ns() - began
@@ -137,6 +139,7 @@ def answer(bench: Bench) -> tuple[Point, ...]:
     def rounds(count: int) -> float:
         """Nanoseconds of `count` rounds, from an idle device."""
         device.synchronize()
+        at_pace()
         with device.on(chain.stream):
             began = time.perf_counter_ns()
             for _ in range(count):
@@ -153,6 +156,7 @@ def answer(bench: Bench) -> tuple[Point, ...]:
     found.append(bench.timed("kernel", [chain.stream], chain.kernel))
     samples = []
     for _ in range(bench.effort.repeats):
+        at_pace()
         device.gate(chain.stream, 1e6)
         with device.on(chain.stream):
             began = time.perf_counter_ns()

@@ -30,6 +30,7 @@ OF_PROFILE = {
     "direct_busy": "direct_busy, ns",
     "direct_weight": "direct_weight",
     "launch": "launch, ns",
+    "launch_copy": "launch per copy, ns",
     "start": "start, ns",
 }
 """Figures of a profile beside its layers', each of which it may lack, and what a comparison calls them."""
@@ -235,7 +236,17 @@ def _profile(profile: Profile, console: Console) -> None:
         f"{len(network.layers)} layers, {network.total_bytes / 2**20:.1f} MiB, warm {profile.warm_ns / 1e6:.3f} ms",
         highlight=False,
     )
-    table = Table("", "layer", "kind", "KiB", "resident us", "issue us", "+ in place us", "+ from a peer us")
+    table = Table(
+        "",
+        "layer",
+        "kind",
+        "KiB",
+        "resident us",
+        "issue us",
+        "+ in place us",
+        "+ from a peer us",
+        "+ beside copies us",
+    )
     if profile.slowed is not None:
         console.print(f"beside copies of host memory to the same GPU layers take {_longer(profile.slowed)}")
     others = (
@@ -249,6 +260,7 @@ def _profile(profile: Profile, console: Console) -> None:
         table.add_row(
             str(index), layer.name, layer.kind, f"{network.layer_bytes(index) / 1024:.0f}", _us(timing.resident),
             _us(timing.issue), " ".join(map(_us, timing.direct)), " ".join(map(_us, timing.peer)),
+            _us(timing.beside) if timing.beside is not None else "",
         )  # fmt: skip
     console.print(table)
 

@@ -8,10 +8,12 @@ to what they add together. Without such a run (a network too large for it) all s
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from calibrate.fit import BUSY, WEIGHT, InPlaceRun, fit_in_place_runs
-from calibrate.layers import LayerRun, LayersResult, largest
+from calibrate.layers import BESIDE, LayerRun, LayersResult, largest
 from calibrate.samples import Point
 from sim.errors import InputError
 from sim.host import Costs, Figure
@@ -24,12 +26,14 @@ def timings(result: LayersResult) -> tuple[LayerTiming, ...]:
     peer = result.run("peer")
     direct_added = _added(result, resident, direct, result.run("direct-small"))
     peer_added = _added(result, resident, peer, result.run("peer-small")) if peer is not None else None
+    beside = _beside(result, resident)
     return tuple(
         LayerTiming(
             _timing(resident.columns()[:, at]),
             _timing(issue.columns()[:, at]),
             direct_added[at],
             peer_added[at] if peer_added is not None else (),
+            beside[at] if beside is not None else None,
         )
         for at in range(len(result.network.layers))
     )
@@ -45,6 +49,33 @@ def slowed(result: LayersResult) -> Figure | None:
     value = max(0.0, beside.median_ns / alone.median_ns - 1)
     source = f"calibrate layers, {beside.label} less {alone.label}, {len(rounds)} rounds"
     return Figure(value, "measured", source, max(0.0, min(float(low), value)), max(float(high), value))
+
+
+def _beside(result: LayersResult, resident: LayerRun) -> tuple[Timing, ...] | None:
+    """What copies to the same GPU add to each layer, from watched runs; all together as much as to the unwatched run.
+
+    The copies end before the layers do where a network computes longer than it is copied: layers behind take the average
+    part. A difference within its spread is none.
+    """
+    run, alone, busy = result.run(BESIDE), result.alone, result.beside_copies
+    if run is None or alone is None or busy is None:
+        return None
+    rows, base = np.array(run.rows, dtype=float), np.array(resident.rows, dtype=float)
+    part = max(0.0, busy.median_ns / alone.median_ns - 1)
+    found = []
+    for at in range(base.shape[1]):
+        seen = rows[[index for index, count in enumerate(run.beside) if count > at], at]
+        first = _timing(base[:, at])
+        if len(seen) < 2:
+            found.append(Timing(part * first.median_ns, first.spread_ns, 0))
+            continue
+        other = _timing(seen)
+        spread = float(np.hypot(other.spread_ns, first.spread_ns))
+        added = other.median_ns - first.median_ns
+        found.append(Timing(added if added > spread else 0.0, spread, len(seen)))
+    total = sum(timing.median_ns for timing in found)
+    scale = part * alone.median_ns / total if total else 0.0
+    return tuple(replace(timing, median_ns=scale * timing.median_ns) for timing in found)
 
 
 def in_place(result: LayersResult) -> tuple[Figure, Figure] | None:
@@ -76,6 +107,17 @@ def launch(result: LayersResult, costs: Costs) -> Figure | None:
     return _shifted(result.idle, -result.gated.median_ns - costs.start_graph_ns.value, source)
 
 
+def launch_copy(result: LayersResult) -> Figure | None:
+    """What each copy in a network's graph, with the wait of the layer that reads it, adds to the launch."""
+    known = result.idle, result.gated, result.idle_copies, result.gated_copies
+    if any(point is None for point in known):
+        return None
+    idle, gated, idle_copies, gated_copies = (point for point in known if point is not None)
+    count = idle_copies.copies
+    source = f"calibrate layers, start from idle less start behind a gate, with {count} copies and with none"
+    return _shifted(idle_copies, -gated_copies.median_ns - idle.median_ns + gated.median_ns, source, count)
+
+
 def start(result: LayersResult, costs: Costs) -> Figure | None:
     """What an eager start takes the host around its modules, and until it knows the answer."""
     if result.around is None:
@@ -84,9 +126,11 @@ def start(result: LayersResult, costs: Costs) -> Figure | None:
     return _shifted(result.around, costs.start_ns.value, source)
 
 
-def _shifted(point: Point, by: float, source: str) -> Figure:
-    """A point's median and its range from the 10th to the 90th percentile, moved, and never below nothing."""
-    low, value, high = (max(0.0, float(x) + by) for x in np.percentile(point.samples_ns, (10, 50, 90)))
+def _shifted(point: Point, by: float, source: str, count: int = 1) -> Figure:
+    """A point's median and its range from the 10th to the 90th percentile, moved, never below nothing, and shared by `count`."""
+    low, value, high = (
+        max(0.0, float(x) + by) / count for x in np.percentile(point.samples_ns, (10, 50, 90))
+    )
     return Figure(value, "measured", source, low, high)
 
 

@@ -49,6 +49,11 @@ def _costs(value: float, *names: str, own: tuple[str, ...] = ()) -> Callable[[Mo
     return off
 
 
+def _not_slowed(model: Model) -> Model:
+    layers = tuple(replace(layer, beside=None) for layer in model.profile.layers)
+    return replace(model, profile=replace(model.profile, slowed=None, layers=layers))
+
+
 def _no_issue(model: Model) -> Model:
     layers = tuple(replace(layer, issue=Timing(0.0)) for layer in model.profile.layers)
     free = _costs(0, "issue_copy_ns", "issue_event_ns", "issue_hook_ns")(model)
@@ -59,11 +64,13 @@ MECHANISMS: dict[str, Callable[[Model], Model]] = {
     "sharing": lambda model: replace(model, share=False),
     "in-place read under load": _costs(0, "direct_busy_ns", "direct_ramp_ns", own=("direct_busy",)),
     "in-place weight": _costs(1, "direct_weight", own=("direct_weight",)),
-    "kernels slowed by copies": lambda model: replace(model, profile=replace(model.profile, slowed=None)),
+    "kernels slowed by copies": _not_slowed,
     "latency": _costs(0, "copy_latency_ns", "peer_latency_ns"),
     "wait": _costs(0, *(f.name for f in fields(Costs) if f.name.startswith("wait_"))),
     "issue": _no_issue,
-    "launch": _costs(0, *(f.name for f in fields(Costs) if f.name.startswith("launch_")), own=("launch",)),
+    "launch": _costs(
+        0, *(f.name for f in fields(Costs) if f.name.startswith("launch_")), own=("launch", "launch_copy")
+    ),
     "start": _costs(0, "start_ns", "start_graph_ns", own=("start",)),
     "host sync": _costs(0, "host_sync_ns"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import statistics
 import time
@@ -21,6 +22,8 @@ NOISY = 0.10
 AWAKE_S, AWAKE_MOST_S = 0.25, 1.0
 """How long a core is kept busy until it runs at its clock, at least and at most; on a virtual machine with two H200 a launch
 took 50 us before, and 20 us after."""
+PACE_MOST_S = 0.03
+"""How long a sample waits for its core at most."""
 _LOOPS = 2_000
 """Of a stretch of work by which a core's pace is told."""
 _held = False
@@ -117,15 +120,38 @@ def time_ns(
 
 @contextmanager
 def steady(device: Device) -> Iterator[None]:
-    """Hold the calling thread on its core, and keep that busy until it is up to its clock.
+    """Hold the calling thread on its core, keep that busy until it is up to its clock, and Python's collector away.
 
     What the host does takes twice as long on a core that has just been idle, and a thread that moves finds such a core. Threads
-    made inside would stay on this one core: make none. Where the system cannot hold a thread, it is only kept busy.
+    made inside would stay on this one core: make none. Where the system cannot hold a thread, it is only kept busy. The
+    collector may take milliseconds in the middle of a start.
     """
-    global _held
-    if _held or not device.figures:
+    if _held:
         yield
         return
+    with _collector_off():
+        if not device.figures:
+            yield
+            return
+        with _on_one_core():
+            yield
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def _on_one_core() -> Iterator[None]:
+    global _held
     # PyTorch makes its threads at the first work for several: now, not on this one core
     torch.zeros(1 << 20).add_(1)
     before: set[int] = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
@@ -134,7 +160,7 @@ def steady(device: Device) -> Iterator[None]:
         _held = True
         if core in before:
             os.sched_setaffinity(0, {core})
-        _wake()
+        _wake(AWAKE_S, AWAKE_MOST_S)
         yield
     finally:
         _held = False
@@ -142,7 +168,16 @@ def steady(device: Device) -> Iterator[None]:
             os.sched_setaffinity(0, before)
 
 
-def _wake() -> None:
+def at_pace() -> None:
+    """Ahead of a sample that the host's own time is part of: wait until the core runs as it did at best, for a moment at most.
+
+    A virtual machine's core shares its hardware with others, and takes 1.4 times as long while they are busy.
+    """
+    if _held:
+        _wake(0.0, PACE_MOST_S)
+
+
+def _wake(least_s: float, most_s: float) -> None:
     """Work until a stretch takes little longer than the shortest ever did."""
     global _fastest_ns
     began = time.perf_counter()
@@ -153,7 +188,7 @@ def _wake() -> None:
         took = time.perf_counter_ns() - start
         _fastest_ns = min(_fastest_ns, took)
         busy = time.perf_counter() - began
-        if busy > AWAKE_MOST_S or (busy > AWAKE_S and took < 1.1 * _fastest_ns):
+        if busy > most_s or (busy > least_s and took < 1.1 * _fastest_ns):
             return
 
 
@@ -171,6 +206,7 @@ def wall_ns(
         if before is not None:
             before()
         device.synchronize()
+        at_pace()
         began = time.perf_counter_ns()
         call()
         device.synchronize()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch.utils import _pytree as pytree
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
 from hwexec.peers import Scene, Snapshot, eager_output
-from hwexec.timing import Samples, steady
+from hwexec.timing import Samples, at_pace, steady
 from sim.errors import InputError, require
 from sim.files import FileKind
 from sim.host import Host
@@ -114,10 +112,11 @@ def take(
     """
     raw: list[float] = []
     worst = SAME
-    with _collector_off(), steady(device), torch.no_grad():
+    with steady(device), torch.no_grad():
         for number in range(runs + 1):
             before()
             device.synchronize()
+            at_pace()
             began = time.perf_counter_ns()
             output = call()
             device.synchronize()
@@ -129,19 +128,6 @@ def take(
             if len(raw) >= FEWEST and sum(raw) > budget_s * 1e9:
                 break
     return Starts(Samples(tuple(raw)), worst)
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """Python's collector may take milliseconds in the middle of a start."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def start_cold(

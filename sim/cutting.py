@@ -66,8 +66,7 @@ class Cutter:
                     begin, waits = stop, after[0]
         sizes = [stop - start for start, stop in zip(self.starts, self.stops, strict=True)]
         self.bytes = [0, *accumulate(sizes)]
-        slower = 1 + (profile.slowed.value if profile.slowed is not None else 0.0)
-        ran = [0.0, *accumulate(_run_ns(profile, draft.direct, slower))]
+        ran = [0.0, *accumulate(_run_ns(profile, draft.direct))]
         self.before_ns = ran[layers[0]] if layers else ran[-1]
         """Layers that need no copy."""
         ends = [ran[at] for at in [*layers[1:], len(ran) - 1]] if layers else []
@@ -149,7 +148,7 @@ class Cutter:
         begin, head = costs.start_graph_ns.value / 2, min(draft.head, copies)
         first = costs.issue_copy_ns.value if head else costs.launch_first_ns.value
         launch = max(costs.launch_first_ns.value, profile.launch_ns(costs))
-        launch += head * (each + costs.launch_wait_ns.value) + (copies - head) * costs.launch_copy_ns.value
+        launch += head * (each + costs.launch_wait_ns.value) + (copies - head) * profile.launch_copy_ns(costs)
         return begin + first, begin + launch
 
     def _parts(self, group: Range, most_bytes: int | None) -> Iterator[Range]:
@@ -163,10 +162,13 @@ class Cutter:
         yield from ((a, b) for a, b in pairwise(marks) if a < b)
 
 
-def _run_ns(profile: Profile, direct: frozenset[ReadKey], slower: float) -> list[float]:
+def _run_ns(profile: Profile, direct: frozenset[ReadKey]) -> list[float]:
     """Each layer's time beside copies, with what it reads in place."""
     in_place = _in_place_ns(profile, direct)
-    return [t.resident.median_ns * slower + x for t, x in zip(profile.layers, in_place, strict=True)]
+    return [
+        timing.resident.median_ns + profile.beside_ns(layer) + in_place[layer]
+        for layer, timing in enumerate(profile.layers)
+    ]
 
 
 def _in_place_ns(profile: Profile, direct: frozenset[ReadKey]) -> list[float]:

@@ -44,6 +44,9 @@ class LayerTiming:
     """Added by reading host memory in place, link idle."""
     peer: tuple[Timing, ...] = ()
     """Added by reading another GPU's memory in place, link idle."""
+    beside: Timing | None = None
+    """Added where the layer begins while host memory is copied to its GPU; None where nobody measured it layer by layer, and
+    the profile's `slowed` holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Profile:
     layers: tuple[LayerTiming, ...]
     provenance: Provenance
     slowed: Figure | None = None
-    """Part by which layers take longer while host memory is copied to their GPU; None where nobody measured it."""
+    """Part by which layers together take longer while host memory is copied to their GPU; None where nobody measured it."""
     direct_busy: Figure | None = None
     """Nanoseconds that a layer's reads in place wait behind copies under way; None where nobody measured them with this
     network's kernels, and the host's costs hold."""
@@ -80,6 +83,8 @@ class Profile:
     """From then on, their share of the link for each share a copy takes (1 = equal). There with `direct_busy`, or neither."""
     launch: Figure | None = None
     """Graph mode, nanoseconds: launch of the layers alone until the first may run; None where nobody measured it."""
+    launch_copy: Figure | None = None
+    """Graph mode, nanoseconds: added to that per copy in the graph; None likewise."""
     start: Figure | None = None
     """Eager mode, nanoseconds: host thread, of a start beyond its layers and copies, the answer included; None likewise."""
 
@@ -114,6 +119,17 @@ class Profile:
     def launch_ns(self, costs: Costs) -> float:
         """Launch of a graph of all layers, without copies, until the first may run."""
         return self.launch.value if self.launch is not None else costs.graph_launch_ns(len(self.layers))
+
+    def launch_copy_ns(self, costs: Costs) -> float:
+        """What each copy in the graph adds to that."""
+        return (self.launch_copy or costs.launch_copy_ns).value
+
+    def beside_ns(self, layer: int) -> float:
+        """What copies of host memory to the same GPU add to a layer that begins beside them."""
+        timing = self.layers[layer]
+        if timing.beside is not None:
+            return timing.beside.median_ns
+        return timing.resident.median_ns * (self.slowed.value if self.slowed is not None else 0.0)
 
     def start_ns(self, costs: Costs) -> float:
         """What an eager start takes beyond its layers and copies, half of it ahead of them."""

@@ -172,9 +172,9 @@ class _Simulation:
         self.of_head = {op.event for op in program.ops[: program.head_ops] if isinstance(op, Record)}
         self.carried: dict[str, int] = dict.fromkeys(capacity, 0)
         """Copies under way on each link, latency included."""
-        self.slowed = profile.slowed.value if profile.slowed is not None else 0.0
+        self.beside = [profile.beside_ns(layer) for layer in range(len(profile.layers))]
         inbound = (op for op in program.ops if isinstance(op, Copy) and op.source is None)
-        self.inbound_left = sum(op.destination == target for op in inbound) if self.slowed else 0
+        self.inbound_left = sum(op.destination == target for op in inbound) if any(self.beside) else 0
         """Copies of host memory to the target that have not landed, where those slow its layers."""
         eager = program.launch is Launch.EAGER
         self.start_ns = (profile.start_ns(self.costs) if eager else self.costs.start_graph_ns.value) / 2
@@ -243,7 +243,9 @@ class _Simulation:
                 at += costs.launch_wait_ns.value
             elif isinstance(op, Wait) and op.cross_device:
                 at += costs.launch_cross_ns.value
-        now = max(first, begin + self.profile.launch_ns(costs)) + at - first
+        own = self.profile.launch_copy_ns(costs) - costs.launch_copy_ns.value
+        at += own * sum(isinstance(op, Copy) for op in self.program.ops[head:])
+        now = max(first, begin + self.profile.launch_ns(costs)) + max(0.0, at - first)
         for index, op in enumerate(self.program.ops[head:], head):
             if not isinstance(op, Copy):
                 self.ready[index] = now if op.stream == self.compute else begin
@@ -273,8 +275,9 @@ class _Simulation:
                 if in_place:
                     yield from self.read_in_place(op, timing)
                     now = env.now
-                factor = 1 + self.slowed if self.inbound_left > 0 and self.carried[self.lane] else 1.0
-                now += factor * timing.resident.median_ns
+                now += timing.resident.median_ns
+                if self.inbound_left > 0 and self.carried[self.lane]:
+                    now += self.beside[op.layer]
                 self.span(name, SpanKind.RUN, begin, now, self.label(op), index, layer=op.layer)
             elif isinstance(op, Copy):
                 now = max(now, ready)

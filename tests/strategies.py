@@ -112,10 +112,12 @@ def profiles(draw: st.DrawFn, network: Network, host: Host) -> Profile:
     for layer in network.layers:
         direct = tuple(draw(timings) for _ in layer.reads)
         peer = tuple(draw(timings) for _ in layer.reads) if host.peers else ()
-        layers.append(LayerTiming(draw(timings), draw(timings), direct, peer))
+        layers.append(LayerTiming(draw(timings), draw(timings), direct, peer, draw(st.none() | timings)))
     kinds: tuple[ProfileKind, ...] = ("estimated", "measured")
     kind, slowed = draw(st.sampled_from(kinds)), draw(st.none() | figures(0.0, 0.5))
-    known = {name: draw(st.none() | figures(0.0, 1e6)) for name in ("launch", "start")} | {"slowed": slowed}
+    known = {name: draw(st.none() | figures(0.0, 1e6)) for name in ("launch", "launch_copy", "start")} | {
+        "slowed": slowed
+    }
     if draw(st.booleans()):
         known |= {"direct_busy": draw(figures(0.0, 1e6)), "direct_weight": draw(weights)}
     return Profile(kind, network, host.digest, tuple(layers), draw(provenances), **known)

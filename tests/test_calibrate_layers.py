@@ -11,20 +11,24 @@ import torch
 from calibrate.assemble import GpuFacts, assemble
 from calibrate.fit import beside_ns
 from calibrate.layers import (
+    TINY_COPIES,
     LayerRun,
     LayersResult,
     _beside_copies,
+    beside_copies,
     everything,
     idle_and_gated,
     issue_times,
     largest,
     layer_times,
+    layers_beside,
     small_reads,
+    tiny_copies,
     unwatched,
 )
 from calibrate.samples import CaseResult, Point
 from calibrate.show import compare
-from calibrate.timings import in_place, launch, slowed, start, timings
+from calibrate.timings import in_place, launch, launch_copy, slowed, start, timings
 from hwexec.cpu import CpuDevice
 from hwexec.executor import prepare
 from sim.errors import InputError
@@ -33,10 +37,12 @@ from sim.models import Built
 from sim.network import Layer, Network, Read, Storage
 from sim.plan import Access, Chunk
 from sim.profile import Profile, Provenance
+from sim.program import Copy, Wait, lower
 from sim.timeline import Span, SpanKind, Timeline
 from sim.trace import trace
 from tests.builders import FREE, figure
 from tests.builders import host as toy_host
+from tests.builders import network as toy_network
 from tests.builders import profile as toy_profile
 
 NETWORK = Network(
@@ -155,6 +161,70 @@ def test_a_launch_is_what_a_start_from_idle_takes_beyond_one_behind_a_gate_and_t
     less = launch(replace(result(), idle=gated, gated=idle), COSTS)
     assert less is not None
     assert (less.value, less.low) == (0, 0), "no launch takes less than nothing"
+
+
+def test_what_a_copy_adds_to_a_launch_is_told_by_starts_with_some_and_with_none() -> None:
+    whole = replace(
+        result(),
+        idle=samples(150_000.0),
+        gated=samples(100_000.0),
+        idle_copies=replace(samples(230_000.0, 240_000.0, 250_000.0), copies=20),
+        gated_copies=replace(samples(110_000.0), copies=20),
+    )
+    found = launch_copy(whole)
+    assert found is not None
+    # 130 us of launch and start with 20 copies, 50 without
+    assert (found.value, found.low, found.high, found.kind) == (4_000, 3_600, 4_400, "measured")
+    assert "20 copies" in found.source
+    assert launch_copy(replace(whole, idle=None)) is None
+    assert launch_copy(result()) is None
+
+
+def test_layers_share_what_copies_cost_the_run_by_what_they_cost_each() -> None:
+    """Of layers of 10, 20 and 30 us, copies slow the first by 6, the second by nothing beyond noise; the third ran behind."""
+    whole = result(
+        run("resident", (10e3, 20e3, 30e3)),
+        run("issue", (5, 5, 5)),
+        run("direct", (10e3, 20e3, 30e3)),
+        LayerRun(
+            "beside",
+            "graph",
+            ((16e3, 20.1e3, 30e3), (16e3, 19.9e3, 30e3), (16e3, 20.5e3, 30e3)),
+            samples(66e3),
+            (2, 2, 2),
+        ),
+    )
+    assert [layer.beside for layer in timings(whole)] == [None] * 3, (
+        "nobody knows what the run took unwatched"
+    )
+    told = timings(replace(whole, alone=samples(60e3), beside_copies=samples(66e3)))
+    found = [layer.beside for layer in told]
+    assert all(timing is not None for timing in found)
+    # 10 % of the run: 6 us of the first layer, and a tenth of the third, scaled to 6 us in all
+    assert [t.median_ns for t in found if t] == pytest.approx([4e3, 0, 2e3])
+    assert [t.samples for t in found if t] == [3, 3, 0]
+    same = timings(replace(whole, alone=samples(60e3), beside_copies=samples(59e3)))
+    assert [layer.beside.median_ns for layer in same if layer.beside] == [0, 0, 0]
+
+
+def test_the_layers_that_copies_ran_beside_are_counted_from_the_first() -> None:
+    copy = Span("h2d:0", SpanKind.COPY, 0, 100, "", chunk=0)
+    spans = tuple(Span("compute:0", SpanKind.RUN, a, a + 40, "", layer=i) for i, a in enumerate((10, 50, 90)))
+    assert layers_beside(Timeline("measured", 130, (copy, *spans))) == 2
+    assert layers_beside(Timeline("measured", 130, spans)) == 0
+
+
+def test_plans_that_tell_what_copies_cost_leave_every_layer_free_to_run() -> None:
+    machine = toy_host()
+    busy = lower(beside_copies(NETWORK), NETWORK, machine)
+    assert sum(op.size_bytes for op in busy.ops if isinstance(op, Copy)) == NETWORK.arena_bytes
+    assert not any(isinstance(op, Wait) and op.stream == "compute:0" for op in busy.ops)
+    tiny = lower(tiny_copies(NETWORK), NETWORK, machine)
+    assert [op.size_bytes for op in tiny.ops if isinstance(op, Copy)] == [40, 40]
+    assert sum(isinstance(op, Wait) for op in tiny.ops) == 2
+    many = toy_network(*[4096] * 100)
+    assert len(tiny_copies(many).chunks) == TINY_COPIES
+    assert tiny_copies(toy_network(0, 0)).chunks == ()
 
 
 def test_an_eager_start_is_what_the_host_takes_around_the_modules_and_until_the_answer() -> None:
@@ -288,7 +358,14 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         return Figure(value, "measured", "toy", 0.9 * value, 1.1 * value)
 
     plain = toy_profile(NETWORK, toy_host())
-    own = {"slowed": 0.05, "direct_busy": 40e3, "direct_weight": 8.0, "launch": 30e3, "start": 50e3}
+    own = {
+        "slowed": 0.05,
+        "direct_busy": 40e3,
+        "direct_weight": 8.0,
+        "launch": 30e3,
+        "launch_copy": 3e3,
+        "start": 50e3,
+    }
     before = replace(plain, **{name: told(value) for name, value in own.items()})
     assert {f.name for f in fields(Profile) if f.type == "Figure | None"} == own.keys()
     first = len(own)
@@ -301,6 +378,7 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "direct_busy, ns",
         "direct_weight",
         "launch, ns",
+        "launch per copy, ns",
         "start, ns",
     ]
     assert len(compare(before, plain)) == len(compare(plain, before)) == len(near) - first

@@ -14,6 +14,7 @@ from sim.account import account
 from sim.host import Figure, Host
 from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan
+from sim.profile import Timing
 from sim.program import Copy, Run, lower
 from sim.simulate import Fabric, simulate
 from sim.timeline import SpanKind, Timeline
@@ -76,7 +77,7 @@ def test_costs_are_charged_where_they_arise() -> None:
 
 
 def launched(
-    plan: Plan, net: Network, machine: Host, launch: float | None = None
+    plan: Plan, net: Network, machine: Host, launch: float | None = None, copy: float | None = None
 ) -> list[tuple[str, float, float]]:
     """Spans of the host, of copies and of layers, all costs but those of the launch left out."""
     costs = replace(
@@ -92,6 +93,8 @@ def launched(
     timings = profile(net, machine)
     if launch is not None:
         timings = replace(timings, launch=Figure(launch, "measured", "here"))
+    if copy is not None:
+        timings = replace(timings, launch_copy=Figure(copy, "measured", "here"))
     timeline = simulate(lower(plan, net, machine), timings)
     kinds = (SpanKind.ISSUE, SpanKind.COPY, SpanKind.RUN)
     return [(s.stream, s.start_ns, s.stop_ns) for s in timeline.spans if s.kind in kinds]
@@ -108,6 +111,14 @@ def test_a_launch_submits_copies_one_by_one_and_layers_last() -> None:
         ("h2d:0", 27, 28),
         ("h2d:0", 34, 35),
         *(("compute:0", 124 + 1000 * at, 1124 + 1000 * at) for at in range(3)),
+    ]
+    # a network's own time per copy holds layers up, not copies
+    assert launched(plan, net, machine, copy=10)[:5] == [
+        ("host", 0, 103 + 3 * 10),
+        ("h2d:0", 20, 21),
+        ("h2d:0", 27, 28),
+        ("h2d:0", 34, 35),
+        ("compute:0", 133, 1133),
     ]
     # a copy that the host issued is none of the launch's, but the layer's wait for it is
     assert launched(replace(plan, head=1), net, machine)[:5] == [
@@ -260,6 +271,11 @@ def test_layers_are_slower_while_host_memory_is_copied_to_their_gpu() -> None:
     runs = simulate(lower(plan, net, machine), timings).of(SpanKind.RUN)
     # until 4000 the second chunk is under way; the last layer begins after it
     assert [s.duration_ns for s in runs] == [1500, 1500, 1500, 1000]
+    own = replace(timings, layers=(replace(timings.layers[0], beside=Timing(70)), *timings.layers[1:]))
+    runs = simulate(lower(plan, net, machine), own).of(SpanKind.RUN)
+    assert [s.duration_ns for s in runs] == [1070, 1500, 1500, 1000], (
+        "what a layer was measured to take goes first"
+    )
     far = replace(plan, chunks=(Chunk(0, 1000, (1, 0)), Chunk(1024, 4024, (1, 0))))
     runs = simulate(lower(far, net, machine), timings).of(SpanKind.RUN)
     assert [s.duration_ns for s in runs] == [1000] * 4, "a partner's lane is none of their business"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 
 from hwexec import timing
 from hwexec.cpu import CpuDevice
-from hwexec.timing import steady
+from hwexec.timing import at_pace, steady, wall_ns
 
 holds = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system holds no thread")
 
@@ -30,7 +31,7 @@ def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(timing, "AWAKE_MOST_S", 0.0)
     told: list[str] = []
     wake = timing._wake
-    monkeypatch.setattr(timing, "_wake", lambda: (told.append("woken"), wake())[1])
+    monkeypatch.setattr(timing, "_wake", lambda *limits: (told.append("woken"), wake(*limits))[1])
     return told
 
 
@@ -87,3 +88,36 @@ def test_where_times_mean_nothing_nothing_is_held(device: CpuDevice, woken: list
     with steady(device):
         assert allowed() == before
     assert woken == []
+
+
+def test_pythons_collector_is_off_while_something_is_timed_and_on_again_after(device: CpuDevice) -> None:
+    assert gc.isenabled()
+    for figures in (True, False):
+        device.figures = figures
+        with steady(device):
+            assert not gc.isenabled()
+            with steady(device):
+                assert not gc.isenabled()
+            assert not gc.isenabled()
+        assert gc.isenabled()
+    gc.disable()
+    try:
+        with steady(device):
+            pass
+        assert not gc.isenabled(), "whoever had it off keeps it off"
+    finally:
+        gc.enable()
+
+
+def test_a_sample_waits_for_a_core_at_its_pace_but_not_for_ever(
+    device: CpuDevice, woken: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_pace()
+    assert woken == [], "outside of a timed section there is nothing to wait for"
+    monkeypatch.setattr(timing, "_fastest_ns", 0.0)  # a pace that no core can reach
+    monkeypatch.setattr(timing, "PACE_MOST_S", 0.005)
+    with steady(device):
+        woken.clear()
+        seen = wall_ns(lambda: None, device, repeats=3, warmup=1)
+    assert woken == ["woken"] * 4
+    assert seen.median_ns < 5e6, "the wait is no part of the sample"
