@@ -82,7 +82,7 @@ class Lane:
     copies: int = 8
     """How many; twice as many each time that the work outlasts them."""
 
-    def sample(self, stream: Stream, enqueue: Callable[[], None], *, busy: bool = True) -> float:
+    def sample(self, stream: Stream, enqueue: Callable[[], object], *, busy: bool = True) -> float:
         """Nanoseconds of `enqueue` on `stream`, from when the first copy is done, while others are under way.
 
         Not `busy`: the same without copies. Raises InputError where it takes longer than all that can be enqueued.

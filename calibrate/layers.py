@@ -8,9 +8,10 @@ twice: with all reads in place, and with each layer's largest read resident. `ti
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -131,27 +132,23 @@ def unwatched(
         issue, around = _issue(cold, built, network, device, repeats)
     if device.figures:
         progress("launch, beside copies")
-        plan = everything(network, Access.RESIDENT)
+        plan = tiny_copies(network)  # its resident run copies nothing
         with (
             prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
             steady(device),
         ):
+            given = built.inputs_on(device.torch_device(0))
+            cold.resident(*given)
             if cold.launch is Launch.GRAPH:
-                given = built.inputs_on(device.torch_device(0))
-                idle, gated = idle_and_gated(cold, given, device, 2 * repeats)
+                starts = {"none": partial(cold.resident, *given), "copies": partial(cold, *given)}
+                taken = idle_and_gated(starts, device, 2 * repeats)
+                idle, gated = taken["none"]
+                if plan.chunks:
+                    idle_copies, gated_copies = (replace(p, copies=len(plan.chunks)) for p in taken["copies"])
             try:
-                alone, beside = _beside_copies(cold, built, device, 2 * repeats)
+                alone, beside = _beside_copies(partial(cold.resident, *given), device, 2 * repeats)
             except InputError as error:
                 notes.append(f"resident beside copies: not measured ({error})")
-        plan = tiny_copies(network)
-        with (
-            prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
-            steady(device),
-        ):
-            if cold.launch is Launch.GRAPH and plan.chunks:
-                given = built.inputs_on(device.torch_device(0))
-                points = idle_and_gated(cold, given, device, 2 * repeats)
-                idle_copies, gated_copies = (replace(point, copies=len(plan.chunks)) for point in points)
     seconds = time.perf_counter() - began
     return Unwatched(
         issue, around, alone, beside, idle, gated, idle_copies, gated_copies, tuple(notes), seconds
@@ -159,16 +156,28 @@ def unwatched(
 
 
 def idle_and_gated(
-    cold: ColdStart, inputs: tuple[torch.Tensor, ...], device: Device, repeats: int
-) -> tuple[Point, Point]:
-    """Cold starts from an idle device, on the host's clock, and behind a gate: what is less there, the host took."""
+    starts: Mapping[str, Callable[[], object]], device: Device, rounds: int
+) -> dict[str, tuple[Point, Point]]:
+    """Starts from an idle device, on the host's clock, and behind a gate: what is less there, the host took.
+
+    All in turn, after a round that warms up: a host's pace drifts, and what tells two starts apart is a few microseconds.
+    """
+    samples: dict[str, tuple[list[float], list[float]]] = {label: ([], []) for label in starts}
     stream = device.stream("calibrate", 0)
     try:
-        gated = time_ns(lambda: cold(*inputs), device, [stream], repeats=repeats)
-        idle = wall_ns(lambda: cold(*inputs), device, repeats=repeats, before=cold.evict)
+        for index in range(rounds + 1):
+            for label, start in starts.items():
+                gated = time_ns(start, device, [stream], repeats=1, warmup=0)
+                idle = wall_ns(start, device, repeats=1, warmup=0)
+                if index:
+                    for found, sample in zip(samples[label], (idle, gated), strict=True):
+                        found.extend(sample.raw)
     finally:
         device.close_stream(stream)
-    return Point("start from idle", 0, 1, idle.raw), Point("start behind a gate", 0, 1, gated.raw)
+    return {
+        label: (Point("start from idle", 0, 1, tuple(idle)), Point("start behind a gate", 0, 1, tuple(gated)))
+        for label, (idle, gated) in samples.items()
+    }
 
 
 def measure(
@@ -197,6 +206,7 @@ def measure(
             ways.append(("peer-small", small_reads(network, Access.PEER, partner)))
     runs: list[LayerRun] = []
     loaded: list[Point] = []
+    given = built.inputs_on(device.torch_device(0))
     notes = list(first.notes)
     for way, plan in ways:
         progress(way)
@@ -207,7 +217,8 @@ def measure(
             count = repeats if way == "resident" else max(2, repeats // 2)
             if device.figures and way.startswith("direct"):
                 try:
-                    beside = _beside_copies(cold, built, device, 2)[1]
+                    cold(*given)
+                    beside = _beside_copies(partial(cold.warm, *given), device, 2)[1]
                     loaded.append(replace(beside, label=way))
                 except InputError as error:
                     notes.append(f"{way} beside copies: not measured ({error})")
@@ -324,12 +335,10 @@ def layers_beside(timeline: Timeline) -> int:
     return sum(s.stop_ns <= copied for s in timeline.of(SpanKind.RUN))
 
 
-def _beside_copies(cold: ColdStart, built: Built, device: Device, rounds: int) -> tuple[Point, Point]:
-    """The warm run alone, and while host memory is copied to the same GPU all along, in turn: what copies cost kernels."""
-    inputs = built.inputs_on(device.torch_device(0))
-    cold(*inputs)
+def _beside_copies(run: Callable[[], object], device: Device, rounds: int) -> tuple[Point, Point]:
+    """A run alone, and while host memory is copied to the same GPU all along, in turn: what copies cost kernels."""
     engine, stream = device.stream("h2d:0", 0), device.stream("calibrate", 0)
-    once = time_ns(lambda: cold.warm(*inputs), device, [stream], repeats=1, warmup=0)
+    once = time_ns(run, device, [stream], repeats=1, warmup=0)
     # only so many copies can be under way at once: a longer run has larger ones beside it
     size = BESIDE_BYTES * min(8, 1 + int(once.median_ns / LONG_NS))
     arena, to = HostArena(device, size, 0), device.allocate(size, 0)
@@ -338,7 +347,7 @@ def _beside_copies(cold: ColdStart, built: Built, device: Device, rounds: int) -
         taken: tuple[list[float], list[float]] = ([], [])
         for _ in range(rounds + 1):
             for busy, samples in zip((False, True), taken, strict=True):
-                samples.append(lane.sample(stream, lambda: cold.warm(*inputs), busy=busy))
+                samples.append(lane.sample(stream, run, busy=busy))
     finally:
         device.synchronize()
         arena.close()

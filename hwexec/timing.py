@@ -73,7 +73,7 @@ class Samples:
 
 
 def time_ns(
-    enqueue: Callable[[], None],
+    enqueue: Callable[[], object],
     device: Device,
     streams: Sequence[Stream],
     *,
