@@ -3,20 +3,24 @@
 Let storages be copied in the order in which layers need them, in groups of neighbours that arrive at once. Only the ends of
 what one layer needs are worth a cut: a layer that has half of its bytes still waits. Call them boundaries 1..n; B_i are the
 bytes up to boundary i, c_i the time of the layers that can run from there to the next, L the copy latency, r the rate of all
-lanes, w a wait, s when the first copy can begin. The k-th group, where it ends at boundary i, has landed at
+lanes, w a wait. Counted from when the first copy can begin, the k-th group, where it ends at boundary i, has landed at
 
-    D(k, i) = s + k L + B_i / r
+    D(k, i) = k L + B_i / r
 
-and the layers up to there have run at
+and, if only copies held them up, the layers up to there have run at
 
-    F(0, 0) = when the first layer may run        F(k, i) = w + min over j < i of max(F(k-1, j), D(k, i)) + c_{j+1} + .. + c_i
+    F(0, 0) = -infinity        F(k, i) = w + min over j < i of max(F(k-1, j), D(k, i)) + c_{j+1} + .. + c_i
 
 Of all j with F(k-1, j) <= D(k, i) the last is the best; of all others the one with the least F(k-1, j) - C_j, the time that
 layers have stood still (C_j the sum of c up to j). Both are kept while i goes up, so n boundaries and K groups take n K steps.
 F(k-1, j) goes up with j but for a copy's latency at most, by which the result may miss the best.
 
-Over several lanes a group is split among them, and all lanes count as one. Reads in place take their time alone and the lane's.
-A simulation says what a cut is really worth; here is only where to look.
+When the first layer may run, a launch say, is a term of its own in that maximum, whatever the cuts: a plan of K groups ends at
+
+    max(first layer + C_n + K w, first copy + F(K, n))
+
+so the same cuts are best for every launch and head. Over several lanes a group is split among them, and all lanes count as one.
+Reads in place take their time alone and the lane's. A simulation says what a cut is really worth; here is only where to look.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
+from math import inf
 
 from sim.draft import SMALLEST_CHUNK_BYTES, Draft, Path, Range, ReadKey, aligned, runs_of, shares
 from sim.host import Host
@@ -41,7 +46,6 @@ class Cutter:
         self.profile, self.host = profile, host
         self.paths: tuple[Path, ...] = draft.paths
         self.rates = shares([host.h2d_route(path[0]) for path in self.paths], host)
-        self.bytes_per_ns = sum(self.rates) * 1e-9
         self.starts: list[int] = []
         """By boundary, the byte of the arena at which a group that follows the one before it begins."""
         self.stops: list[int] = []
@@ -65,7 +69,7 @@ class Cutter:
                 if after is not None:
                     begin, waits = stop, after[0]
         sizes = [stop - start for start, stop in zip(self.starts, self.stops, strict=True)]
-        self.bytes = [0, *accumulate(sizes)]
+        sums = [0, *accumulate(sizes)]
         ran = [0.0, *accumulate(_run_ns(profile, draft.direct))]
         self.before_ns = ran[layers[0]] if layers else ran[-1]
         """Layers that need no copy."""
@@ -73,70 +77,82 @@ class Cutter:
         self.run_ns = [0.0, *(end - self.before_ns for end in ends)]
         """Up to each boundary, the layers that can run once it has landed and those before them."""
         taken = [0.0, *accumulate(_in_place_ns(profile, draft.direct))]
-        share = self.rates[0] * 1e-9 / self.bytes_per_ns if self.rates else 0.0
-        self.taken_ns = [0.0, *(taken[at] * share for at in layers)]
-        """Up to each boundary, what layers before it take of the lanes by reading in place."""
+        share = self.rates[0] / sum(self.rates)
+        held = [0.0, *(taken[at] * share for at in layers)]
+        bytes_per_ns = sum(self.rates) * 1e-9
+        self.landed_ns = [size / bytes_per_ns + ns for size, ns in zip(sums, held, strict=True)]
+        """B_i / r by boundary, and what layers before it take of the lanes by reading in place."""
+
+        self._back: list[list[int]] = []
+        """By group and boundary that it ends at, the boundary that the group before it ends at."""
+        self._ends: list[float] = []
+        """By number of groups, F(K, n)."""
+        self._row = [-inf, *(inf for _ in self.stops)]
+        """The last F(k, i), by i."""
 
     def cuts(self, draft: Draft) -> tuple[Range, ...]:
         """Ranges in the order in which they are needed: `draft.groups` of them, or as many as there can be, each split in parts."""
-        if not self.stops:
-            return ()
-        groups, _ = self._groups(draft)
+        bounds = [len(self.stops)]
+        for came in reversed(self._groups(self._count(draft))):
+            bounds.append(came[bounds[-1]])
+        groups = [(self.starts[a], self.stops[b - 1]) for a, b in pairwise(reversed(bounds))]
         return tuple(part for group in groups for part in self._parts(group, draft.part_bytes))
 
     def finish_ns(self, draft: Draft) -> float:
-        """When the layers have run, as the recurrence has it."""
-        return self._groups(draft)[1] if self.stops else self.before_ns
+        """When a plan would end, as the recurrence has it."""
+        count = self._count(draft)
+        first_copy, first_layer = self._begins(draft, count * len(self.paths))
+        unheld = first_layer + self.before_ns + self.run_ns[-1] + count * self.host.costs.wait_ns.value
+        if not count:
+            return unheld
+        self._groups(count)
+        return max(unheld, first_copy + self._ends[count - 1])
 
-    def _groups(self, draft: Draft) -> tuple[list[Range], float]:
-        """The recurrence of the module's docstring, and the way back through it."""
-        costs, end = self.host.costs, len(self.stops)
-        count = min(len(set(self.first)) - 1 + draft.groups, end)
-        latency, wait = costs.copy_latency_ns.value, costs.wait_ns.value
-        start, ready = self._begins(draft, count * len(self.paths))
-        landed = [
-            start + size / self.bytes_per_ns + taken
-            for size, taken in zip(self.bytes, self.taken_ns, strict=True)
-        ]
-        ran = self.run_ns
-        finish = [float("inf")] * (end + 1)
-        finish[0] = ready + self.before_ns
-        back: list[list[int]] = []
-        for k in range(1, count + 1):
-            now, came = [float("inf")] * (end + 1), [0] * (end + 1)
-            idle: deque[tuple[float, int]] = deque()
-            done, low, seen = -1, -1, 0
-            for i in range(k, end + 1):
-                lowest = max(k - 1, self.first[i - 1])
-                if lowest > low:  # nothing before it may share a group with i
-                    low = seen = lowest
-                    done = -1
-                    idle.clear()
-                at = landed[i] + k * latency
-                while seen < i:
-                    stood = finish[seen] - ran[seen]
-                    while idle and idle[-1][0] >= stood:
-                        idle.pop()
-                    idle.append((stood, seen))
-                    seen += 1
-                after = low if done < 0 else done + 1
-                while after < i and finish[after] <= at:
-                    done, after = after, after + 1
-                while idle and idle[0][1] <= done:
-                    idle.popleft()
-                value, best = (at - ran[done], done) if done >= 0 else (float("inf"), low)
-                if idle:
-                    j = idle[0][1]
-                    stood = max(finish[j], at) - ran[j]
-                    if stood < value:
-                        value, best = stood, j
-                now[i], came[i] = value + ran[i] + wait, best
-            finish = now
-            back.append(came)
-        bounds = [end]
-        for came in reversed(back):
-            bounds.append(came[bounds[-1]])
-        return [(self.starts[a], self.stops[b - 1]) for a, b in pairwise(reversed(bounds))], finish[end]
+    def _count(self, draft: Draft) -> int:
+        return min(len(set(self.first)) - 1 + draft.groups, len(self.stops)) if self.stops else 0
+
+    def _groups(self, count: int) -> list[list[int]]:
+        """The recurrence of the module's docstring, as far as it takes for so many groups: the way back through it."""
+        while len(self._back) < count:
+            self._next()
+        return self._back[:count]
+
+    def _next(self) -> None:
+        """One group more."""
+        k, end = len(self._back) + 1, len(self.stops)
+        late, wait = k * self.host.costs.copy_latency_ns.value, self.host.costs.wait_ns.value
+        finish, ran, first, landed = self._row, self.run_ns, self.first, self.landed_ns
+        now, came = [inf] * (end + 1), [0] * (end + 1)
+        idle: deque[tuple[float, int]] = deque()
+        done, low, seen = -1, -1, 0
+        for i in range(k, end + 1):
+            lowest = max(k - 1, first[i - 1])
+            if lowest > low:  # nothing before it may share a group with i
+                low = seen = lowest
+                done = -1
+                idle.clear()
+            at = landed[i] + late
+            while seen < i:
+                stood = finish[seen] - ran[seen]
+                while idle and idle[-1][0] >= stood:
+                    idle.pop()
+                idle.append((stood, seen))
+                seen += 1
+            after = low if done < 0 else done + 1
+            while after < i and finish[after] <= at:
+                done, after = after, after + 1
+            while idle and idle[0][1] <= done:
+                idle.popleft()
+            value, best = (at - ran[done], done) if done >= 0 else (inf, low)
+            if idle:
+                j = idle[0][1]
+                stood = max(finish[j], at) - ran[j]
+                if stood < value:
+                    value, best = stood, j
+            now[i], came[i] = value + ran[i] + wait, best
+        self._row = now
+        self._back.append(came)
+        self._ends.append(now[end])
 
     def _begins(self, draft: Draft, copies: int) -> tuple[float, float]:
         """When the first copy can start, and when the first layer may run, of a plan of so many copies."""
