@@ -15,6 +15,7 @@ from calibrate.links import Enqueue, h2d_label, p2p_label
 from calibrate.samples import Point
 from hwexec.device import Event, Ready, Stream, forked
 from hwexec.executor import prepare
+from hwexec.pace import issue_ns
 from hwexec.timing import at_pace, time_ns, wall_ns
 from sim.host import Costs, Figure, Gpu, Host, Link
 from sim.models import Built
@@ -70,15 +71,9 @@ def issue(bench: Bench) -> tuple[Point, ...]:
         for index in range(bench.effort.repeats + 1):
             device.synchronize()
             at_pace()
-            for stream in (compute, engine):
-                device.gate(stream, 3e6)
-            with device.on(compute):
-                began = time.perf_counter_ns()
-                for _ in range(count):
-                    call()
-                took = time.perf_counter_ns() - began
+            took = issue_ns(device, (compute, engine), call, count)
             if index:
-                samples.append(float(took))
+                samples.append(took)
         found.append(Point(label, 0, count, tuple(samples)))
     device.synchronize()
     return tuple(found)

@@ -11,6 +11,7 @@ import torch
 from hwexec.arena import HostArena
 from hwexec.device import Device, Stream
 from hwexec.executor import ColdStart, prepare
+from hwexec.pace import Pace, calibrated_ns
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
 from hwexec.timing import Samples, steady, time_ns
 from hwexec.verify import Likeness, kept, likeness, plain_answer, start_cold, take
@@ -54,6 +55,8 @@ class Row:
     runs: int
     samples_ns: tuple[float, ...]
     """Empty where times are no figures."""
+    issue_copy_ns: float | None = None
+    """What the host took to issue a copy just before; None for a peer, and where times are no figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ class BenchReport:
     limits: tuple[Limit, ...]
     waived: tuple[Waived, ...]
     rows: tuple[Row, ...]
+    calibrated_issue_copy_ns: float | None = None
+    """What that took when the host was calibrated; None where it was estimated."""
 
     @property
     def outputs_match(self) -> bool:
@@ -201,17 +206,17 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
     if not any(entry.name == "warm" for entry in planned):
         planned.insert(0, Entry("warm", warm_plan(task.network, task.gpus[0]), 1))
     rows: list[Row] = []
-    for entry in planned:
-        try:
-            rows.append(run_entry(task, entry, device, inputs, plain))
-        except (
-            InputError
-        ) as error:  # one plan may need what this machine has not; without the warm run nothing is shown
-            if entry.name == "warm":
-                raise
-            waived.append(Waived(entry.name, str(error)))
-            continue
-        tell(rows[-1])
+    with Pace(device, task.gpus[0]) as pace:
+        for entry in planned:
+            try:
+                rows.append(run_entry(task, entry, device, inputs, plain, pace))
+            except InputError as error:
+                # one plan may need what this machine has not; without the warm run nothing is shown
+                if entry.name == "warm":
+                    raise
+                waived.append(Waived(entry.name, str(error)))
+                continue
+            tell(rows[-1])
     if task.peers:
         for peer in PEERS:
             try:
@@ -244,6 +249,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         limits=tuple(_limits(task, rates, warm_ns, rows)),
         waived=tuple(waived),
         rows=tuple(rows),
+        calibrated_issue_copy_ns=calibrated_ns(task.host.costs),
     )
 
 
@@ -282,11 +288,17 @@ def _copy(device: Device, stream: Stream, arena: torch.Tensor, host: torch.Tenso
 
 
 def run_entry(
-    task: Task, entry: Entry, device: Device, inputs: tuple[torch.Tensor, ...], plain: list[torch.Tensor]
+    task: Task,
+    entry: Entry,
+    device: Device,
+    inputs: tuple[torch.Tensor, ...],
+    plain: list[torch.Tensor],
+    pace: Pace,
 ) -> Row:
     """One plan prepared, started cold many times, and given back. `plain` is PyTorch's own answer."""
     plan, dtype = entry.plan, task.built.dtype
     is_warm = entry.name == "warm"
+    issue_copy_ns = pace.issue_copy_ns()
     began = time.perf_counter()
     with prepare(
         task.built.module, plan, inputs, network=task.network, host=task.host, device=device
@@ -328,6 +340,7 @@ def run_entry(
         note=note,
         runs=len(starts.samples.raw),
         samples_ns=starts.samples.raw if device.figures else (),
+        issue_copy_ns=issue_copy_ns,
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 
 from rich.table import Table
 from rich.text import Text
 
+from hwexec import pace
 from hwexec.bench import BenchReport, Row
 from hwexec.timing import Samples
 from hwexec.verify import OpRow, VerifyReport
@@ -75,6 +77,8 @@ def _times(report: VerifyReport) -> Iterator[str]:
     if report.predicted_ns:
         off = samples.median_ns / report.predicted_ns - 1
         yield f"Against the {label} {ms(report.predicted_ns)} ms: {off:+.1%}."
+    if said := pace.words(report.issue_copy_ns, report.calibrated_issue_copy_ns):
+        yield said
     for kind, what in (("copy", "Copies"), ("run", "Layers")):
         ops = [op for op in report.ops if op.kind == kind]
         if ops:
@@ -191,6 +195,9 @@ def bench_words(report: BenchReport) -> Iterator[str]:
                 f"{mib(limit.copied_bytes)} MiB at {limit.bytes_per_s / 1e9:.1f} GB/s (pinned, measured here)."
             )
         yield from _against_peers(report)
+        known = [row.issue_copy_ns for row in report.rows if row.issue_copy_ns is not None]
+        if known and (said := pace.words(statistics.median(known), report.calibrated_issue_copy_ns)):
+            yield said
     else:
         yield NO_FIGURES
     for row in report.rows:

@@ -6,8 +6,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
+
 from hwexec.bench import Entry, Task, entries, run_entry
 from hwexec.device import Device
+from hwexec.pace import Pace
 from hwexec.peers import Scene, Snapshot
 from hwexec.sweep_plan import KeptPlan, keep
 from hwexec.timing import Samples
@@ -53,6 +56,8 @@ class Point:
     note: str
     plan: KeptPlan
     samples_ns: tuple[float, ...]
+    issue_copy_ns: float | None = None
+    """What the host took to issue a copy just before; None where nobody looked."""
 
     @property
     def launch(self) -> Launch:
@@ -149,11 +154,25 @@ def run_case(
     where = device.torch_device(task.gpus[0])
     inputs = built.inputs_on(where)
     plain = plain_answer(Scene(built.module, inputs, where, Snapshot(built.module)), device)
+    with Pace(device, task.gpus[0]) as pace:
+        yield from _points(task, device, todo, here, inputs, plain, pace)
+
+
+def _points(
+    task: Task,
+    device: Device,
+    todo: list[tuple[Entry, int]],
+    here: tuple[str, str, int, int | None, str],
+    inputs: tuple[torch.Tensor, ...],
+    plain: list[torch.Tensor],
+    pace: Pace,
+) -> Iterator[tuple[str, int, Point | None]]:
+    network = task.network
     for at, (entry, number) in enumerate(todo, 1):
         left = len(todo) - at
         what = f"{entry.name}{number if entry.name == 'random' else ''} over {entry.links}"
         try:
-            row = run_entry(task, entry, device, inputs, plain)
+            row = run_entry(task, entry, device, inputs, plain, pace)
         except InputError as error:
             yield f"{what}: {error}", left, None
             continue
@@ -177,6 +196,7 @@ def run_case(
                 note=row.note,
                 plan=keep(ran),
                 samples_ns=row.samples_ns,
+                issue_copy_ns=row.issue_copy_ns,
             ),
         )
 

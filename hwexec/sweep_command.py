@@ -103,7 +103,7 @@ def run_sweep(call: SweepCall) -> int:
                     host.name, host.digest, device.kind, device.figures, call.seed, made, made, tuple(points)
                 )
                 write_record(file, SWEEP, record, force=True)
-    return _finish(file, record)
+    return _finish(file, record, host)
 
 
 def _make_folder(file: Path) -> None:
@@ -130,10 +130,10 @@ def predict_again(call: AgainCall) -> int:
     write_record(file, SWEEP, record, force=True)
     rows = tuple(ablation(predicted))
     if not rows:
-        return _finish(file, record)
+        return _finish(file, record, host)
     bought = AblationRecord(host.name, host.digest, record.provenance, made, UNCHARGED, rows)
     write_record(file.with_name("ablation.yaml"), ABLATION, bought, force=True)
-    return _finish(file, record, *ablation_parts(bought))
+    return _finish(file, record, host, *ablation_parts(bought))
 
 
 def _predict_all(
@@ -184,11 +184,11 @@ def _same_network(who: str, points: Sequence[Point], profile: Profile, host: Hos
         )
 
 
-def _finish(file: Path, record: SweepRecord, *more: Table | str) -> int:
+def _finish(file: Path, record: SweepRecord, host: Host, *more: Table | str) -> int:
     """Print and keep the summary and the picture. 1 where an answer was wrong."""
     points = record.points
     wrong = sum(not p.outputs_match for p in points)
-    found = summarise(points)
+    found = summarise(points, host.costs)
     if found is None:
         show(f"{len(points)} plans run, {wrong} with wrong answers. {NO_FIGURES}")
         return 1 if wrong else 0

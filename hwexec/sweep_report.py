@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from hwexec.pace import SLOWER, calibrated_ns
 from hwexec.report import subject
 from hwexec.sweep import Point
+from sim.host import Costs
 from sim.plan import Launch
 from sim.report import WIDE
 
@@ -45,16 +47,18 @@ class CaseSummary:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """`by_launch`: those of graphs and of eager plans apart, where there are any."""
+    """`by_launch`: those of graphs and of eager plans apart, where there are any. `by_pace`: those that ran while the host was
+    about as fast as when it was calibrated (True), and those while it was slower; empty where nobody looked."""
 
     mismatches: int
     errors: Errors
     by_launch: tuple[tuple[Launch, Errors], ...]
+    by_pace: tuple[tuple[bool, Errors], ...]
     cases: tuple[CaseSummary, ...]
 
 
-def summarise(points: Sequence[Point]) -> Summary | None:
-    """None where nothing was measured."""
+def summarise(points: Sequence[Point], costs: Costs) -> Summary | None:
+    """None where nothing was measured. `costs` are those of the host that predicts."""
     known = [p for p in points if p.measured_ns is not None]
     errors = errors_of(known)
     if errors is None:
@@ -63,6 +67,7 @@ def summarise(points: Sequence[Point]) -> Summary | None:
         sum(not p.outputs_match for p in known),
         errors,
         tuple(by_launch(known)),
+        tuple(_by_pace(known, costs)),
         tuple(_case(found) for found in _cases(known)),
     )
 
@@ -88,6 +93,17 @@ def by_launch(points: Sequence[Point]) -> Iterator[tuple[Launch, Errors]]:
         errors = errors_of([p for p in points if p.launch is launch])
         if errors is not None:
             yield launch, errors
+
+
+def _by_pace(points: Sequence[Point], costs: Costs) -> Iterator[tuple[bool, Errors]]:
+    then = calibrated_ns(costs)
+    if then is None:
+        return
+    known = [(p, p.issue_copy_ns <= SLOWER * then) for p in points if p.issue_copy_ns is not None]
+    for fast in (True, False):
+        errors = errors_of([point for point, was_fast in known if was_fast is fast])
+        if errors is not None:
+            yield fast, errors
 
 
 def _cases(points: Sequence[Point]) -> list[list[Point]]:
@@ -146,6 +162,12 @@ def summary_parts(found: Summary, about: str) -> Iterator[Table | str]:
     for launch, errors in found.by_launch:
         table.add_row(launch.value, str(errors.points), *error_cells(errors))
     yield table
+    if found.by_pace:
+        table = table_of("By the host's pace", ("host", "plans", *ERRORS, "mean tau"), ("host",))
+        for fast, errors in found.by_pace:
+            what = "as when calibrated" if fast else f"slower: over {SLOWER:g} times as long to issue a copy"
+            table.add_row(what, str(errors.points), *error_cells(errors))
+        yield table
     words = (
         "network",
         tau := f"at least {TAU:g}",

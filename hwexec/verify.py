@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
+from hwexec.pace import Pace, calibrated_ns
 from hwexec.peers import Scene, Snapshot, eager_output
 from hwexec.timing import Samples, at_pace, steady
 from sim.errors import InputError, require
@@ -228,6 +229,10 @@ class VerifyReport:
     warm_ns: tuple[float, ...]
     """Runs with every weight in GPU memory, launched the same way."""
     ops: tuple[OpRow, ...]
+    issue_copy_ns: float | None = None
+    """What the host took to issue a copy just before the starts; None where times are no figures."""
+    calibrated_issue_copy_ns: float | None = None
+    """The same when the host was calibrated; None where it was estimated."""
 
 
 VERIFY = FileKind("verify-report", 1, VerifyReport)
@@ -271,6 +276,8 @@ def verify(task: Task, device: Device) -> Verified:
         again = likeness(cold.resident(*inputs), reference)
         eager = likeness(reference, plain)
         warm = take(lambda: cold.resident(*inputs), device, reference, _nothing, task.runs)
+        with Pace(device, plan.target) as pace:
+            issue_copy_ns = pace.issue_copy_ns()
         starts = start_cold(cold, inputs, reference, task.runs)
         moved, relayed = cold.moved_bytes, cold.relayed_bytes
         timelines: tuple[Timeline, ...] = ()
@@ -344,6 +351,8 @@ def verify(task: Task, device: Device) -> Verified:
         cold_ns=starts.samples.raw if device.figures else (),
         warm_ns=warm.samples.raw if device.figures else (),
         ops=join(*timelines) if timelines else (),
+        issue_copy_ns=issue_copy_ns,
+        calibrated_issue_copy_ns=calibrated_ns(task.host.costs),
     )
     return Verified(report, timelines)
 

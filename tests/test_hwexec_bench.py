@@ -264,7 +264,7 @@ def test_a_package_that_is_not_there_waives_its_peer(monkeypatch: pytest.MonkeyP
 
 MADE = Provenance("pair", "GPU X", "hwexec bench", "2026-01-01T00:00:00Z", "abc", "580.1", "13.0", "2.11.0")
 ROW = bench.Row(
-    "best", 1, "graph", 102_000_000, 0, 1.86e6, 0.8, True, True, 0.0, "", 3, (1.9e6, 1.88e6, 1.95e6)
+    "best", 1, "graph", 102_000_000, 0, 1.86e6, 0.8, True, True, 0.0, "", 3, (1.9e6, 1.88e6, 1.95e6), 4730.0
 )
 MEASURED = bench.BenchReport(
     model="resnet50",
@@ -298,6 +298,7 @@ MEASURED = bench.BenchReport(
             ROW, name="odd", outputs_match=False, bit_equal=False, error=None, note="moved 3 bytes, 4 planned"
         ),
     ),
+    calibrated_issue_copy_ns=1850.0,
 )
 
 

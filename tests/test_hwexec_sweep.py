@@ -29,13 +29,13 @@ from sim.files import (
     write_profile,
     write_record,
 )
-from sim.host import Costs
+from sim.host import Costs, Figure
 from sim.plan import Access, Chunk, Launch, Plan, Sync
 from sim.profile import Provenance, Timing
 from sim.program import lower
 from tests import golden
 from tests import strategies as some
-from tests.builders import figure, host, network, profile
+from tests.builders import FREE, figure, host, network, profile
 from tests.test_hwexec_verify import MODEL, Stopwatch
 
 ASK = ("sweep", "--model", MODEL, "--host", "p3.8xlarge", "--runs", "1", "--out", "here")
@@ -115,7 +115,7 @@ def test_on_the_cpu_no_times_are_written(folder: Path, monkeypatch: pytest.Monke
     assert run_command(cli, "hwexec", ["sweep", "--again", "here"]) == 0
     assert read_record(folder / "sweep.yaml", SWEEP).points == points
     assert {p.name for p in folder.iterdir()} == {"sweep.yaml"}
-    assert summarise(points) is None
+    assert summarise(points, FREE) is None
 
 
 def test_random_plans_are_valid_and_follow_their_seed() -> None:
@@ -220,7 +220,7 @@ def test_again_needs_no_device_and_predicts_alike_while_the_model_is_the_same(
     bought = read_record(folder / "ablation.yaml", ABLATION)
     assert {row.without for row in bought.rows} == {None, *MECHANISMS}
     assert bought.measured_by == first.provenance
-    assert bought.rows[0].errors == summarise(first.points).errors  # type: ignore[union-attr]
+    assert bought.rows[0].errors == summarise(first.points, FREE).errors  # type: ignore[union-attr]
     out = capsys.readouterr().out
     assert "with one mechanism of the model off" in out
     assert (folder / "summary.txt").read_text() == out
@@ -365,6 +365,10 @@ def point(
     )  # fmt: skip
 
 
+PACED = replace(FREE, issue_copy_ns=Figure(1_000.0, "measured", "a test"))
+"""Costs of a host that took a microsecond to issue a copy when it was measured."""
+
+
 def record(points: tuple[Point, ...]) -> SweepRecord:
     return SweepRecord("pair", "0" * 64, "cuda", True, 0, MADE, MADE, points)
 
@@ -379,7 +383,7 @@ POINTS = (
 
 
 def test_errors_ranks_and_regret() -> None:
-    found = summarise(POINTS)
+    found = summarise(POINTS, FREE)
     assert found is not None
     (case,) = found.cases
     assert (found.errors.points, found.mismatches) == (4, 1)
@@ -391,6 +395,7 @@ def test_errors_ranks_and_regret() -> None:
         (Launch.GRAPH, 3, pytest.approx(1 / 3)),
         (Launch.EAGER, 1, None),
     ]
+    assert found.by_pace == ()
     assert draw(POINTS, "about").startswith(b"\x89PNG")
 
 
@@ -400,7 +405,10 @@ def test_prints_of_summary_and_ablation() -> None:
         for at, (name, links) in enumerate((("best", 2), ("best", 1), ("pt", 2), ("dha", 1)), 2)
     )
     points = (*POINTS, *(replace(p, plan=good[0].plan) for p in good))
-    found = summarise(points)
+    # two while the host was as fast as ever, one while it was not, and five when nobody looked
+    paced = zip(points[:3], (1_000.0, 1_250.0, 1_260.0), strict=True)
+    points = (*(replace(p, issue_copy_ns=ns) for p, ns in paced), *points[3:])
+    found = summarise(points, PACED)
     assert found is not None
     off = [replace(p, predicted_ns=0.8 * p.predicted_ns) for p in points]
     rows = tuple(ablation((points, *(off for _ in MECHANISMS))))[: 3 * 3]
@@ -411,7 +419,7 @@ def test_prints_of_summary_and_ablation() -> None:
 
 def test_a_target_is_met_or_not_by_what_was_found_unrounded() -> None:
     def verdicts(points: tuple[Point, ...]) -> list[str]:
-        found = summarise(points)
+        found = summarise(points, PACED)
         assert found is not None
         lines = as_text(*summary_parts(found, "some")).splitlines()
         at = next(i for i, line in enumerate(lines) if "median absolute error" in line)
