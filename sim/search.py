@@ -35,7 +35,7 @@ RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 """Of what a read adds in place to what its copy takes, up to which reads are made in place."""
 ROUNDS = 2
 """How often the best of the ladder is varied, one decision after the other."""
-LOCAL_MOVES = 28
+LOCAL_MOVES = 52
 """Plans tried by local search on a network of up to 200 layers; fewer in proportion on longer ones."""
 
 
