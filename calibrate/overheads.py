@@ -10,9 +10,10 @@ from functools import partial
 import torch
 
 from calibrate.bench import KIB, MIB, Bench, Case, never, peers, several_gpus
-from calibrate.layers import everything, idle_and_gated
+from calibrate.layers import idle_and_gated
 from calibrate.links import Enqueue, h2d_label, p2p_label
 from calibrate.samples import Point
+from calibrate.ways import everything
 from hwexec.device import Event, Ready, Stream, forked
 from hwexec.executor import prepare
 from hwexec.pace import issue_ns

@@ -13,8 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from calibrate.fit import BUSY, WEIGHT, InPlaceRun, fit_in_place_runs
-from calibrate.layers import BESIDE, LayerRun, LayersResult, largest
+from calibrate.layers import LayerRun, LayersResult
 from calibrate.samples import Point
+from calibrate.ways import BESIDE, largest
 from sim.errors import InputError
 from sim.host import Costs, Figure
 from sim.profile import LayerTiming, Timing

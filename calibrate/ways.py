@@ -1,0 +1,65 @@
+"""The plans by which a network is run so that what differs between two runs is what a layer, a copy or a launch costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+from calibrate.bench import BESIDE_BYTES
+from sim.network import Network
+from sim.plan import Access, Chunk, Launch, Plan
+
+BESIDE = "beside"
+"""The way in which all is resident while the whole arena is copied."""
+TINY_COPIES = 24
+"""Copies of as many small storages tell what a copy adds to a graph's launch."""
+
+
+def everything(
+    network: Network, access: Access, partner: int | None = None, launch: Launch = Launch.GRAPH
+) -> Plan:
+    """A plan for GPU 0 in which every layer reads every storage alike."""
+    rows = tuple(tuple(access for _ in layer.reads) for layer in network.layers)
+    return Plan(f"calibrate-{access.value}", 0, launch, rows, _kept(network, partner))
+
+
+def small_reads(network: Network, access: Access, partner: int | None = None) -> Plan:
+    """Each layer's largest read resident, the others by `access`."""
+    rows = tuple(
+        tuple(Access.RESIDENT if at == largest(network, layer) else access for at in range(len(reads.reads)))
+        for layer, reads in enumerate(network.layers)
+    )
+    return Plan(f"calibrate-{access.value}-small", 0, Launch.GRAPH, rows, _kept(network, partner))
+
+
+def beside_copies(network: Network) -> Plan:
+    """All resident, while every byte of it is copied to where it lies already: no layer waits for that."""
+    size = max(BESIDE_BYTES, -(-network.arena_bytes // 16))
+    cuts = [*range(0, network.arena_bytes, size), network.arena_bytes]
+    chunks = tuple(Chunk(a, b, (0,)) for a, b in pairwise(cuts))
+    return replace(everything(network, Access.RESIDENT), name=f"calibrate-{BESIDE}", chunks=chunks)
+
+
+def tiny_copies(network: Network) -> Plan:
+    """All resident but some small storages, spread over the layers, each copied by itself."""
+    sizes = [storage.size_bytes for storage in network.storages]
+    read = ([r.storage for r in layer.reads if sizes[r.storage]] for layer in network.layers)
+    own = list(dict.fromkeys(min(storages, key=lambda s: (sizes[s], s)) for storages in read if storages))
+    chosen = own[:: max(1, len(own) // TINY_COPIES)][:TINY_COPIES]
+    access = tuple(
+        tuple(Access.COPIED if r.storage in chosen else Access.RESIDENT for r in layer.reads)
+        for layer in network.layers
+    )
+    chunks = tuple(Chunk(network.offsets[s], network.offsets[s] + sizes[s], (0,)) for s in chosen)
+    return Plan("calibrate-tiny", 0, Launch.GRAPH, access, chunks)
+
+
+def _kept(network: Network, partner: int | None) -> tuple[Chunk, ...]:
+    """The whole arena on a partner, in one chunk: it lands before the first layer, so no copy runs beside a layer."""
+    return () if partner is None else (Chunk(0, network.arena_bytes, (partner,)),)
+
+
+def largest(network: Network, layer: int) -> int:
+    """Which of a layer's reads touches most bytes; the first of equals. -1 where it reads nothing."""
+    reads = network.layers[layer].reads
+    return max(range(len(reads)), key=lambda at: (reads[at].touched_bytes, -at), default=-1)
