@@ -305,6 +305,7 @@ def _case(result: CaseResult) -> Table | str:
         "count",
         "copies",
         "edges",
+        "waits",
         "us each",
         "GB/s",
         "spread",
@@ -312,7 +313,8 @@ def _case(result: CaseResult) -> Table | str:
     )
     for point in result.points:
         table.add_row(
-            point.label, str(point.size_bytes), str(point.count), str(point.copies), str(point.edges), f"{point.each_ns / 1e3:.2f}",
+            point.label, str(point.size_bytes), str(point.count), str(point.copies), str(point.edges),
+            str(point.waits), f"{point.each_ns / 1e3:.2f}",
             f"{point.bytes_per_s / 1e9:.2f}" if point.size_bytes else "", _spread(point),
         )  # fmt: skip
     return table

@@ -16,6 +16,7 @@ from itertools import pairwise
 from sim.host import Host
 from sim.network import ALIGNMENT_BYTES, Network
 from sim.plan import Access, Chunk, Launch, Plan
+from sim.program import calls_of
 
 ReadKey = tuple[int, int]
 """A layer and the position of one of its reads."""
@@ -160,17 +161,15 @@ def deal(
         if index == head:
             thread += costs.launch_first_ns.value
         if index < head:
-            thread += costs.issue_copy_ns.value
+            thread += costs.issue_copy_ns.value  # its first copy can start then
         open_ways = beside if stays else ways
         tried = [_landings(path, stop - start, rate, thread, free, host) for path, rate in open_ways]
         ends = min(tried, key=lambda landings: max(landings.values()))
         free |= ends
         path = tuple(stream[-1] for stream in ends)
         if index < head:
-            # the copies after the first; a Record each, a Wait between two, and for a relay the landing's Wait and Record
-            hops = len(path) - 1
-            thread += hops * costs.issue_copy_ns.value
-            thread += (1 + 2 * hops + 2 * (hops > 0)) * costs.issue_event_ns.value
+            copies, others = calls_of(path)
+            thread += (copies - 1) * costs.issue_copy_ns.value + others * costs.issue_event_ns.value
         else:
             thread += len(path) * costs.launch_copy_ns.value
         yield Chunk(start, stop, path)

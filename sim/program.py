@@ -288,6 +288,15 @@ class _Lowering:
             yield Wait(waiter, record.event, cross_device=far)
 
 
+def calls_of(path: tuple[int, ...]) -> tuple[int, int]:
+    """Copies, and records and waits together, that the host issues for a chunk of a head over these GPUs; as `lower` has it.
+
+    A copy and its record each; between two of them a wait, and behind a relay the landing's wait and record.
+    """
+    hops = len(path) - 1
+    return 1 + hops, 1 + 2 * hops + 2 * (hops > 0)
+
+
 def device_of(stream: str) -> int:
     """The GPU that a stream is issued on; a relay is pushed, so its stream is the source's."""
     return int(stream.split(":")[1].partition(">")[0])

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 
 from sim.baselines import BASELINES, Setting, published_partner
 from sim.bound import bound_ns, intake, warm_ns
+from sim.budget import within
 from sim.cutting import Cutter
-from sim.draft import EVERY, Draft, Path, ReadKey, needed, onward, paths_of, plan_of
+from sim.draft import EVERY, Draft, Path, ReadKey, onward, paths_of, plan_of
 from sim.errors import require
 from sim.exhaustive import every_plan
 from sim.host import Host
@@ -355,40 +356,9 @@ class _Finder:
             yield from self._likely(other, LADDER[1::2], 1)
 
     def _fit(self, draft: Draft, budget: int | None = None) -> Draft:
-        """Move whole storages in place, least added time per byte first, until the plan keeps to the memory budget."""
+        """Within the memory budget."""
         budget = self.options.memory_budget_bytes if budget is None else budget
-        if budget is None or self._plan(draft).held_bytes() <= budget:
-            return draft
-        by_storage: dict[int, list[ReadKey]] = {}
-        for i, layer in enumerate(self.network.layers):
-            for j, read in enumerate(layer.reads):
-                by_storage.setdefault(read.storage, []).append((i, j))
-        profile = self.profile
-        rows = []
-        for storage, keys in by_storage.items():
-            direct = sum(profile.layers[i].direct[j].median_ns for i, j in keys)
-            peers = [profile.layers[i].peer[j].median_ns for i, j in keys if profile.layers[i].peer]
-            at_peer = len(draft.paths) > 1 and len(peers) == len(keys) and sum(peers) < direct
-            cost = sum(peers) if at_peer else direct
-            rows.append((cost / max(1, self.network.storages[storage].size_bytes), storage, at_peer))
-        rows.sort()
-        direct_reads, peer = set(draft.direct), set(draft.peer)
-        held = sum(b - a for _, a, b in needed(draft, self.network))
-        for at, (_, storage, at_peer) in enumerate(rows):
-            if at_peer:
-                peer.add(storage)
-                direct_reads -= set(by_storage[storage])
-            else:
-                direct_reads |= set(by_storage[storage])
-            held -= self.network.storages[storage].size_bytes
-            if held > budget and at + 1 < len(rows):
-                continue
-            tight = replace(draft, direct=frozenset(direct_reads), peer=frozenset(peer), cuts=None)
-            if self._plan(tight).held_bytes() <= budget:
-                return tight
-        return replace(
-            draft, direct=frozenset(key for keys in by_storage.values() for key in keys), peer=frozenset()
-        )
+        return draft if budget is None else within(budget, draft, self.profile, self._plan)
 
     # Local moves
 

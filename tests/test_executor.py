@@ -6,7 +6,6 @@ import gc
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,39 +16,17 @@ from torch import nn
 
 import hwexec
 from hwexec.cpu import CpuDevice, CpuGraph, _Recorder
-from hwexec.device import Activity, Stream
-from hwexec.spans import of_graph
+from hwexec.device import Stream
 from hwexec.timing import Samples, time_ns, wall_ns
-from hwexec.walk import Mark, Marks
 from sim.errors import InputError
-from sim.host import Host
 from sim.plan import Access, Chunk, Launch, Plan, Sync
 from sim.program import Copy, lower
 from sim.timeline import SpanKind
 from sim.tracker import tensors_in
-from tests import builders, toys
 from tests import strategies as some
+from tests import toys
 from tests.test_arena import fingerprint
-
-TWO = builders.host(2)
-
-
-def dealt(
-    made: toys.Toy, launch: Launch = Launch.GRAPH, links: int = 2, direct: tuple[int, ...] = ()
-) -> Plan:
-    """Chunks of 512 bytes, dealt to the links in turn; layers in `direct` read in place."""
-    size = made.network.arena_bytes
-    starts = range(0, size, 512)
-    chunks = [Chunk(s, min(s + 512, size), ((0,), (1, 0))[i % links]) for i, s in enumerate(starts)]
-    access = tuple(
-        tuple(Access.DIRECT if index in direct else Access.COPIED for _ in layer.reads)
-        for index, layer in enumerate(made.network.layers)
-    )
-    return Plan("dealt", 0, launch, access, tuple(chunks))
-
-
-def cold_start(made: toys.Toy, plan: Plan, device: CpuDevice, host: Host = TWO) -> hwexec.ColdStart:
-    return hwexec.prepare(made.module, plan, made.inputs, network=made.network, host=host, device=device)
+from tests.toys import TWO, cold_start, dealt
 
 
 @pytest.mark.parametrize("launch", Launch)
@@ -386,102 +363,6 @@ def test_reading_at_the_partner_and_what_is_resident_beforehand() -> None:
         assert cold.moved_bytes == net.arena_bytes - cut
 
 
-def test_on_one_clock_no_gpu_is_late_by_when_its_origin_came() -> None:
-    """A push was seen to land after the layer that had waited for it: each GPU's times began at an event of its own."""
-    device = CpuDevice(2, delay_us=2000)
-    compute, push = device.stream("compute:0", 0), device.stream("p2p:1>0", 1)
-    marks = Marks(device, compute, [compute, push])
-    begun = device.event(timing=True)
-    device.record(push, begun)
-    device.wait(compute, begun)
-    ended = marks.at(compute)
-    device.synchronize()
-    marks.found = [Mark(0, "p2p:1>0", begun, begun), Mark(1, "compute:0", ended, ended)]
-    (_, pushed, _), (_, waited, _) = marks.rows()
-    assert 0 <= pushed <= waited
-    assert waited - pushed == pytest.approx(device.elapsed_ns(begun, ended))
-    device.close()
-
-
-@pytest.mark.parametrize(
-    ("launch", "head"), [(Launch.EAGER, 0), (Launch.GRAPH, 0), (Launch.GRAPH, 3), (Launch.GRAPH, 99)]
-)
-def test_the_timeline_has_the_plans_own_spans(launch: Launch, head: int) -> None:
-    made = toys.text(("linear", "norm"))
-    plan = dealt(made, launch)
-    plan = replace(plan, head=min(head, len(plan.chunks)))
-    with cold_start(made, plan, CpuDevice(2, delay_us=500)) as cold:
-        cold(*made.inputs)
-        timeline = cold.timeline()
-    assert timeline.kind == "measured"
-    runs, copies = timeline.of(SpanKind.RUN), timeline.of(SpanKind.COPY)
-    assert [s.layer for s in runs] == list(range(len(made.network.layers)))
-    assert len(copies) == sum(len(c.path) for c in plan.chunks)
-    landed = {s.chunk: s.stop_ns for s in copies}
-    for run in runs:
-        for read in made.network.layers[run.layer].reads:
-            start = made.network.offsets[read.storage]
-            stop = start + made.network.storages[read.storage].size_bytes
-            needed = [i for i, c in enumerate(plan.chunks) if c.start_bytes < stop and c.stop_bytes > start]
-            assert all(landed[i] <= run.stop_ns for i in needed)
-    assert timeline.makespan_ns >= max(s.stop_ns for s in copies)
-    if head < len(plan.chunks):
-        assert any("pcie" in s.cause or "nvlink" in s.cause for s in timeline.of(SpanKind.STALL))
-    for stream in cold.program.streams:  # also where the head begins one and the graph goes on
-        own = sorted((s for s in copies if s.stream == stream), key=lambda s: s.op)
-        assert all(a.stop_ns <= b.start_ns for a, b in pairwise(own))
-    if launch is Launch.GRAPH:
-        assert [s.label for s in timeline.of(SpanKind.ISSUE)] == ["launch graph"]
-
-
-def test_activities_of_a_head_and_of_the_graph_behind_it_are_told_apart() -> None:
-    """As a profiler shows them: copies of one size, calls of the host before all, the launch while the head is under way."""
-    made = toys.text(("linear",))
-    size = made.network.arena_bytes // 4 // 256 * 256
-    cuts = [(i * size, (i + 1) * size) for i in range(4)]
-    cuts[-1] = (cuts[-1][0], made.network.arena_bytes)
-    chunks = tuple(Chunk(*cut, path) for cut, path in zip(cuts, ((0,), (1, 0), (0,), (1, 0)), strict=True))
-    program = lower(replace(dealt(made), chunks=chunks, head=2), made.network, TWO)
-    layers = len(made.network.layers)
-    seen = [
-        Activity("issue", -1, 100, 101, 0, "cuMemcpyAsync"),
-        Activity("issue", -1, 102, 103, 0, "cuMemcpyAsync"),
-        Activity("launch", -1, 110, 150, 0, "cudaGraphLaunch"),
-        Activity("h2d", 0, 111, 160, size, "head"),
-        Activity("h2d", 1, 112, 161, size, "head"),
-        Activity("d2d", 0, 162, 165, size, "head"),
-        Activity("h2d", 0, 170, 180, size, "graph"),
-        Activity("h2d", 1, 171, 181, made.network.arena_bytes - cuts[-1][0], "graph"),
-        Activity("d2d", 0, 182, 184, made.network.arena_bytes - cuts[-1][0], "graph"),
-        *(Activity("kernel", 0, 190 + i, 191 + i, 0, "k") for i in range(layers)),
-    ]
-    timeline = of_graph(program, seen, (1,) * layers)
-    copies = sorted(timeline.of(SpanKind.COPY), key=lambda s: s.op)
-    assert [(s.chunk, s.start_ns) for s in copies] == [(0, 11), (1, 12), (1, 62), (2, 70), (3, 71), (3, 82)]
-    assert [(s.start_ns, s.stop_ns) for s in timeline.of(SpanKind.ISSUE)] == [(10, 50)]
-    assert [s.start_ns for s in timeline.of(SpanKind.RUN)] == [90 + i for i in range(layers)]
-    whole = of_graph(lower(replace(program.plan, head=0), made.network, TWO), seen[2:], (1,) * layers)
-    assert [s.start_ns for s in whole.of(SpanKind.ISSUE)] == [0.0], (
-        "without a head, the launch is the request"
-    )
-
-
-def test_a_measured_stall_for_a_relayed_chunk_of_the_head_names_the_chunk() -> None:
-    made = toys.text(("linear",))
-    size = made.network.arena_bytes
-    program = lower(replace(dealt(made), chunks=(Chunk(0, size, (1, 0)),), head=1), made.network, TWO)
-    layers = len(made.network.layers)
-    seen = [
-        Activity("launch", -1, 0, 50, 0, "cudaGraphLaunch"),
-        Activity("h2d", 1, 10, 60, size, "head"),
-        Activity("d2d", 0, 60, 80, size, "head"),
-        *(Activity("kernel", 0, 90 + i, 91 + i, 0, "k") for i in range(layers)),
-    ]
-    (stall,) = of_graph(program, seen, (1,) * layers).of(SpanKind.STALL)
-    assert (stall.start_ns, stall.stop_ns, stall.chunk) == (0, 90, 0)
-    assert stall.cause == "chunk 0 over nvlink1>0"
-
-
 def test_a_network_that_no_graph_can_hold_runs_eagerly_and_says_why() -> None:
     class Branch(nn.Module):
         def __init__(self) -> None:
@@ -557,97 +438,6 @@ def test_two_hundred_alternating_starts_leave_memory_where_it_was() -> None:
 
 def _tensors() -> int:
     return sum(1 for thing in gc.get_objects() if type(thing) in (torch.Tensor, nn.Parameter))
-
-
-@pytest.mark.parametrize("launch", Launch)
-@pytest.mark.parametrize(
-    ("fault", "says"),
-    [
-        ("pin", r"refuses to pin \d+ bytes"),
-        ("peer", r"GPU 0 cannot read GPU 1's memory \(no peer access\); plan over one link"),
-        ("arena", r"out of memory while preparing toy"),
-        ("arena#2", r"out of memory while preparing toy"),
-        ("kernel#5", r"out of memory while preparing toy"),
-    ],
-)
-def test_a_prepare_that_fails_leaves_nothing_behind(launch: Launch, fault: str, says: str) -> None:
-    made = toys.text(("linear", "norm"))
-    before, threads = fingerprint(made.module), threading.active_count()
-    device = CpuDevice(2, fail_at=fault)
-    if fault.startswith("kernel") and launch is Launch.EAGER:
-        pytest.skip("only a capture sees kernels")
-    with pytest.raises(InputError, match=says) as caught:
-        cold_start(made, dealt(made, launch), device)
-    assert "\n" not in str(caught.value)
-    del caught
-    gc.collect()
-    assert fingerprint(made.module) == before
-    assert device.pinned == {}
-    assert device.held_bytes(0) + device.held_bytes(1) == 0
-    assert threading.active_count() == threads
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in made.module.modules())
-    with cold_start(made, dealt(made, launch), CpuDevice(2)) as cold:
-        assert torch.equal(cold(*made.inputs), made.answer), "a second plan on the same module works"
-
-
-def test_an_interrupted_start_and_a_broken_one_leave_a_usable_module() -> None:
-    made = toys.text(("linear", "norm"))
-    before = fingerprint(made.module)
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with cold_start(made, dealt(made, Launch.EAGER), CpuDevice(2)) as cold:
-        made.module.head.register_forward_pre_hook(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            cold(*made.inputs)
-    assert fingerprint(made.module) == before
-    made.module.head._forward_pre_hooks.clear()
-    device = CpuDevice(2, fail_at="replay")
-    with cold_start(made, replace(dealt(made), head=2), device) as cold:
-        with pytest.raises(RuntimeError, match="injected launch error"):
-            cold(*made.inputs)
-        with pytest.raises(InputError, match="make a cold start before a warm run"):
-            cold.warm(*made.inputs)
-        assert torch.equal(cold(*made.inputs), made.answer)
-    made.module.head.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        cold_start(made, dealt(made), CpuDevice(2))
-    assert fingerprint(made.module) == before
-
-
-def test_plans_and_inputs_that_do_not_fit_are_one_clear_line() -> None:
-    made = toys.text(("linear",))
-    plan = dealt(made)
-    far = replace(plan, chunks=(Chunk(0, made.network.arena_bytes, (3, 0)),))
-    with pytest.raises(InputError, match="plan 'dealt' uses GPU 3, but this machine has 2"):
-        cold_start(made, far, CpuDevice(2), builders.host(4))
-    with pytest.raises(
-        InputError, match=r"GPU 0 \(.*\) has 1000 of 1000 bytes free, and toy needs \d+ there"
-    ):
-        cold_start(made, plan, CpuDevice(2, memory_bytes=1000))
-    with pytest.raises(
-        InputError, match=r"waits on the host thread, which a graph cannot; launch it eagerly"
-    ):
-        cold_start(made, replace(plan, sync=Sync.HOST_ALL), CpuDevice(2))
-    with pytest.raises(InputError, match="is in training mode"):
-        hwexec.prepare(nn.Linear(2, 2), plan, made.inputs, host=TWO, device="cpu")
-    with pytest.raises(InputError, match="device 'tpu': there is 'cuda' and 'cpu'"):
-        hwexec.open_device("tpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="no CUDA device"):
-            hwexec.prepare(made.module, plan, made.inputs, network=made.network, host=TWO)
-    with cold_start(made, plan, CpuDevice(2)) as cold:
-        with pytest.raises(
-            InputError, match=r"input 0 is torch.int64 \[1, 5\], but torch.int64 \[2, 5\] in the example"
-        ):
-            cold(made.inputs[0][:1])
-        with pytest.raises(InputError, match="not built like the example's"):
-            cold(*made.inputs, *made.inputs)
-        with pytest.raises(InputError, match="make a cold start before a warm run"):
-            cold.warm(*made.inputs)
-    with pytest.raises(InputError, match="closed; prepare the module again"):
-        cold(*made.inputs)
 
 
 def test_a_plan_that_is_traced_here_and_inputs_by_keyword() -> None:

@@ -13,7 +13,7 @@ from sim.errors import InputError
 from sim.host import Host
 from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan, Sync
-from sim.program import Copy, Program, Record, Run, Wait, device_of, lower
+from sim.program import Copy, Program, Record, Run, Wait, calls_of, device_of, lower
 from tests import strategies as some
 from tests.builders import copied, host, network
 
@@ -212,3 +212,13 @@ def test_copies_and_runs_carry_the_plan() -> None:
     h2d, p2p = [op for op in program.ops if isinstance(op, Copy)]
     assert (h2d.stream, h2d.route, p2p.stream, p2p.route) == ("h2d:1", ("pcie1",), "p2p:1>0", ("nvlink1>0",))
     assert [op for op in program.ops if isinstance(op, Run)] == [Run("compute:0", 0, (Access.COPIED,))]
+
+
+@pytest.mark.parametrize("path", [(0,), (1, 0), (2, 1, 0)])
+def test_the_calls_for_a_chunk_of_a_head_are_those_that_lowering_makes(path: tuple[int, ...]) -> None:
+    net, machine = network(1000, 1000), host(3)
+    plan = replace(copied(net, Chunk(0, 1000, path), Chunk(1024, 2024, (0,))), head=1)
+    program = lower(plan, net, machine)
+    head = program.ops[: program.head_ops]
+    copies = sum(isinstance(op, Copy) for op in head)
+    assert calls_of(path) == (copies, len(head) - copies)

@@ -1,4 +1,4 @@
-"""Small modules with every kind of weight an executor may meet, and a strategy that draws them."""
+"""Small modules with every kind of weight an executor may meet, a strategy that draws them, and cold starts of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+import hwexec
+from hwexec.cpu import CpuDevice
+from sim.host import Host
 from sim.models import Built
 from sim.network import Network
+from sim.plan import Access, Chunk, Launch, Plan
 from sim.trace import trace
+from tests import builders
 
 torch.set_num_threads(1)  # the same sums in the same order, whenever they are made
 
@@ -130,3 +135,22 @@ def toys(draw: st.DrawFn) -> Toy:
     kinds = draw(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=4))
     dtype = draw(st.sampled_from((torch.float32, torch.bfloat16)))
     return text(tuple(kinds), draw(st.sampled_from((8, 12, 16))), draw(st.booleans()), dtype)
+
+
+TWO = builders.host(2)
+
+
+def dealt(made: Toy, launch: Launch = Launch.GRAPH, links: int = 2, direct: tuple[int, ...] = ()) -> Plan:
+    """Chunks of 512 bytes, dealt to the links in turn; layers in `direct` read in place."""
+    size = made.network.arena_bytes
+    starts = range(0, size, 512)
+    chunks = [Chunk(s, min(s + 512, size), ((0,), (1, 0))[i % links]) for i, s in enumerate(starts)]
+    access = tuple(
+        tuple(Access.DIRECT if index in direct else Access.COPIED for _ in layer.reads)
+        for index, layer in enumerate(made.network.layers)
+    )
+    return Plan("dealt", 0, launch, access, tuple(chunks))
+
+
+def cold_start(made: Toy, plan: Plan, device: CpuDevice, host: Host = TWO) -> hwexec.ColdStart:
+    return hwexec.prepare(made.module, plan, made.inputs, network=made.network, host=host, device=device)
