@@ -276,9 +276,11 @@ def layer_times(timeline: Timeline, layers: int) -> tuple[float, ...]:
 
 
 def layers_beside(timeline: Timeline) -> int:
-    """How many first layers had ended before the last copy did."""
+    """How many first layers had ended before the last copy did; one without kernels has no span, and ends with the one before."""
     copied = max((s.stop_ns for s in timeline.of(SpanKind.COPY)), default=0.0)
-    return sum(s.stop_ns <= copied for s in timeline.of(SpanKind.RUN))
+    runs = timeline.of(SpanKind.RUN)
+    late = [s.layer for s in runs if s.stop_ns > copied]
+    return min(late) if late else max((s.layer for s in runs), default=-1) + 1
 
 
 def _beside_copies(run: Callable[[], object], device: Device, rounds: int) -> tuple[Point, Point]:
