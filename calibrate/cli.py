@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # it imports torch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="deepplan")
 def calibrate() -> None:
     """Measure a host: its links, what each action costs, and the layers of networks."""
 
@@ -89,6 +90,11 @@ def run(
     """Measure this host and write its host file, a profile per --model, and all raw samples."""
     if not name or "/" in name or name.startswith("."):
         raise InputError(f"--name {name!r}: it becomes a file's name; use letters, digits and dashes")
+    if device == "cpu" and gpus is not None and sorted(gpus) != list(range(len(gpus))):
+        raise InputError(
+            f"--gpus {','.join(map(str, gpus))}: GPUs that threads play are numbered from 0 without gaps; "
+            f"name 0 to {len(gpus) - 1}"
+        )
     # not at start-up: torch and scipy take seconds
     from calibrate.run import Ask, Watch, choose_gpus, watch_for  # noqa: PLC0415
     from calibrate.run import run as measure  # noqa: PLC0415

@@ -17,7 +17,8 @@ from sim.catalog import Request, find_host, profile_name
 from sim.console import note
 from sim.estimate import estimate
 from sim.files import HOST, PROFILE, format_record
-from sim.output import check_output, write_file
+from sim.models import build
+from sim.output import check_output, make_folder, write_file
 from sim.profile import Provenance
 from sim.provenance import stamp
 from sim.trace import Trace, trace_model
@@ -26,7 +27,7 @@ SHIPPED = ("resnet50", "resnet101", "hf:bert-base")
 """Models whose estimated profiles ship, so that a first answer needs no torch."""
 
 
-@click.command("estimate")
+@click.command("estimate", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--host", "host_name", default="p3.8xlarge", show_default=True, help="Shipped host or a host file."
 )
@@ -41,34 +42,36 @@ def estimate_command(host_name: str, models: tuple[str, ...], out: str | None, f
     """Fit what published figures cannot give, for a host nobody can reach."""
     host = find_host(host_name)
     facts = published(host.name)
-    models = models or SHIPPED
-    requests = [Request(model) for model in models]
-    host_path = None if out is None else Path(out) / "hosts" / f"{host.name}.yaml"
-    if host_path is not None:
-        for folder in (host_path.parent, Path(out or ".") / "profiles" / host.name):
-            folder.mkdir(parents=True, exist_ok=True)
-        check_output(host_path, force=force)
 
     @cache
     def trace_of(model: str, batch: int, seq: int | None) -> Trace:
         note(f"tracing {model}, batch {batch}" + (f", {seq} tokens" if seq else ""))
         return trace_model(model, batch=batch, seq=seq)
 
+    requests = [Request(model) for model in models or SHIPPED]
+    for request in requests:
+        build(request.model, device="meta")  # a name that is wrong is told before anything takes long
+    traces = [trace_of(request.model, 1, None) for request in requests]
+    paths: list[Path] = []
+    if out is not None:
+        paths = [Path(out) / "hosts" / f"{host.name}.yaml"]
+        for request, trace in zip(requests, traces, strict=True):
+            paths.append(Path(out) / "profiles" / host.name / profile_name(request, trace.network.seq))
+        for path in paths:
+            make_folder(path.parent)
+            check_output(path, force=force)
     made: Provenance = stamp(host.name, host.gpus[0].name)
     result = fit(host, facts, trace_of, made)
     show(result)
-    if out is None or host_path is None:
+    if not paths:
         return
-    files: list[tuple[Path, bytes]] = [(host_path, format_record(HOST, result.host).encode())]
-    for request in requests:
-        trace = trace_of(request.model, 1, None)
+    files = [format_record(HOST, result.host)]
+    for trace in traces:
         inputs = (f"host:{result.host.digest}", f"network:{trace.network.digest}")
         profile = estimate(trace, result.host, stamp(host.name, host.gpus[0].name, inputs=inputs))
-        path = Path(out) / "profiles" / host.name / profile_name(request, profile.network.seq)
-        check_output(path, force=force)
-        files.append((path, format_record(PROFILE, profile).encode()))
-    for path, data in files:
-        write_file(path, data, force=force)
+        files.append(format_record(PROFILE, profile))
+    for path, text in zip(paths, files, strict=True):
+        write_file(path, text.encode(), force=force)
         note(f"wrote {path}")
 
 

@@ -140,7 +140,7 @@ class Task:
 def check_names(names: tuple[str, ...]) -> None:
     for name in names:
         if name not in STRATEGIES:
-            raise unknown("strategy", name, STRATEGIES)
+            raise unknown("strategy", name, STRATEGIES, "hwexec bench --help")
 
 
 def entries(task: Task) -> tuple[list[Entry], list[Waived]]:

@@ -35,7 +35,7 @@ from sim.errors import InputError, require
 from sim.files import read_record, write_record
 from sim.host import Host
 from sim.models import build
-from sim.output import check_output, write_file
+from sim.output import check_output, make_folder, write_file
 from sim.profile import Profile
 from sim.provenance import stamp
 from sim.report import show
@@ -107,10 +107,7 @@ def run_sweep(call: SweepCall) -> int:
 
 
 def _make_folder(file: Path) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{file.parent}: cannot be made ({error.strerror}); choose another --out") from None
+    make_folder(file.parent)
     check_output(file, force=True)
 
 

@@ -71,6 +71,10 @@ class PlanFile:
     predicted_ns: float
     bound_ns: float
 
+    def __post_init__(self) -> None:
+        for time_ns in (self.mean_ns or 0.0, self.predicted_ns, self.bound_ns):
+            require(time_ns >= 0, f"plan of {self.model!r}: {time_ns} ns; a prediction cannot be negative")
+
 
 HOST = FileKind("host", 1, Host, last="costs")
 PROFILE = FileKind("profile", 1, Profile, last="layers")

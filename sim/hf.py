@@ -66,7 +66,7 @@ def hf_shape(name: str) -> HfShape:
     base, _, options = name.removeprefix("hf:").partition(":")
     shape = SHAPES.get(f"hf:{base}")
     if shape is None:
-        raise unknown("model", name, SHAPES)
+        raise unknown("model", name, SHAPES, "sim models")
     if not options:
         return shape
     require(

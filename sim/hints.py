@@ -8,10 +8,14 @@ from collections.abc import Iterable
 from sim.errors import InputError
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
-    """`model 'resnet5': not known; nearest: resnet50, ...`: up to four of `known`, the most like `name` first."""
+def unknown(what: str, name: str, known: Iterable[str], all_by: str = "") -> InputError:
+    """`model 'resnet5': not known; nearest: resnet50, ...`: up to four of `known`, the most like `name` first.
+
+    `all_by` is the command that lists all, where there is one.
+    """
     nearest = difflib.get_close_matches(name, sorted(known), n=4, cutoff=0.0)
-    return InputError(f"{what} {name!r}: not known; nearest: {', '.join(nearest)}")
+    remedy = f"; `{all_by}` lists all" if all_by else ""
+    return InputError(f"{what} {name!r}: not known; nearest: {', '.join(nearest)}{remedy}")
 
 
 def first_line(error: BaseException) -> str:

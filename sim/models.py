@@ -151,7 +151,7 @@ def _torchvision_names() -> tuple[str, ...]:
 def _build_torchvision(recipe: _Recipe) -> tuple[nn.Module, tuple[Tensor, ...]]:
     names = _torchvision_names()
     if recipe.name not in names:
-        raise unknown("model", recipe.name, (*names, *SHAPES))
+        raise unknown("model", recipe.name, (*names, *SHAPES), "sim models")
     get_model = _torchvision().models.get_model
     options = _QUIET.get(recipe.name, {})
     module, late = _construct(lambda: get_model(recipe.name, weights=None, **options), recipe)

@@ -54,6 +54,15 @@ def check_output(path: str | Path, *, force: bool = False) -> None:
         raise _unwritable(path, error) from None
 
 
+def make_folder(folder: str | Path) -> None:
+    """With all above it, where it is not there yet. InputError where that cannot be."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{folder}: cannot be made ({reason}); choose another --out") from None
+
+
 def _place(temporary: Path, target: Path, force: bool) -> None:
     if force:
         os.replace(temporary, target)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sim.account import Account, account, in_place
 from sim.baselines import Setting, dha, dha_static, published_partner
+from sim.catalog import host_names
 from sim.host import Costs, Figure, FigureKind, Host, Roofline
 from sim.network import Network
 from sim.plan import Access, Launch, Plan
@@ -75,11 +76,12 @@ def footnote(profile: Profile, host: Host) -> str:
         parts += [f"torch {made.torch}"] if made.torch else []
         return f"Measured on {', '.join(p for p in parts if p)}, {made.date}."
     kinds = figure_kinds(host)
+    where = f"by `sim hosts {host.name}`" if host.name in host_names() else "in the host's file"
     lines = (f"  {kind}: {', '.join(kinds[kind])}" for kind in FIGURE_KINDS if kind in kinds)
     return "\n".join(
         (
             f"Estimated: nobody measured {subject(profile.network)} on {host.name}. Layer times and costs follow from "
-            f"constants of the host, each shown with its source by `sim hosts {host.name}`:",
+            f"constants of the host, each shown with its source {where}:",
             *lines,
         )
     )

@@ -207,7 +207,9 @@ def test_the_layers_that_copies_ran_beside_are_counted_from_the_first() -> None:
     spans = tuple(Span("compute:0", SpanKind.RUN, a, a + 40, "", layer=i) for i, a in enumerate((10, 50, 90)))
     assert layers_beside(Timeline("measured", 130, (copy, *spans))) == 2
     assert layers_beside(Timeline("measured", 130, spans)) == 0
-    gap = tuple(replace(s, layer=at) for s, at in zip(spans, (0, 2, 4), strict=True))  # 1 and 3 have no kernels
+    gap = tuple(
+        replace(s, layer=at) for s, at in zip(spans, (0, 2, 4), strict=True)
+    )  # 1 and 3 have no kernels
     assert layers_beside(Timeline("measured", 130, (copy, *gap))) == 4
     long = replace(copy, stop_ns=200)
     assert layers_beside(Timeline("measured", 200, (long, *gap))) == 5

@@ -386,6 +386,11 @@ def test_commands_that_cannot_start_say_so_in_one_line(
     for words, line in (
         (["run", "--name", "x", "--out", folder, "--gpus", "0,zero"], "is no list of GPU numbers"),
         (["run", "--name", "a/b", "--out", folder], "it becomes a file's name"),
+        (
+            ["run", "--device", "cpu", "--name", "x", "--out", folder, "--gpus", "0,9"],
+            "numbered from 0 without gaps",
+        ),
+        (["estimate", "--model", "resnt", "--out", folder], "model 'resnt': not known"),
         (["fit", folder], "nothing was measured here"),
         (["show", str(tmp_path / "none")], "cannot be read"),
         (["show", __file__], "is no file that calibrate writes"),
@@ -394,6 +399,7 @@ def test_commands_that_cannot_start_say_so_in_one_line(
         said = capsys.readouterr().err
         assert line in said
         assert said.count("\n") == 1
+        assert not Path(folder).exists()
     if not torch.cuda.is_available():
         assert main(["run", "--name", "x", "--out", folder]) == 2
         assert "NVIDIA driver" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from sim.cli import cli, parse_gpus, parse_size
 from sim.console import run_command
 from sim.errors import InputError
 from sim.files import read_plan, write_host, write_plan, write_profile
+from sim.output import make_folder
 from sim.plan import Access
 from tests import golden
 from tests.builders import host, network, profile
@@ -418,3 +420,20 @@ def test_sizes(text: str, size: int) -> None:
 def test_gpus() -> None:
     assert parse_gpus("0,2") == (0, 2)
     assert parse_gpus(" 1 , 3,0") == (1, 3, 0)
+
+
+def test_folders_that_cannot_be_made_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    with pytest.raises(InputError, match=r"file/x: cannot be made \(Not a directory\); choose another --out"):
+        make_folder(tmp_path / "file" / "x")
+
+
+def test_a_plan_file_predicts_no_negative_time(sim: Sim) -> None:
+    assert sim("search", *HERE, "--out", "plan.yaml").code == 0
+    text = Path("plan.yaml").read_text()
+    Path("plan.yaml").write_text(re.sub(r"(?m)^predicted_ns: .*", "predicted_ns: -5.0", text))
+    done = sim("simulate", "plan.yaml", "--host", "./host.yaml", "--profile", "profile.yaml")
+    assert (done.code, done.out) == (2, "")
+    assert "a prediction cannot be negative" in done.err
