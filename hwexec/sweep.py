@@ -28,7 +28,7 @@ from sim.simulate import simulate
 
 SMALLEST_CHUNK_BYTES, LARGEST_CHUNK_BYTES = 2**19, 2**26
 MOST_CHUNKS = 200
-"""Random plans with more are not drawn: capturing them takes long, and no search would propose them."""
+"""Random plans aim at a quarter fewer at most: capturing more takes long, and no search would propose them."""
 IN_PLACE = (0.0, 0.0, 0.02, 0.1, 0.3)
 """Shares of reads that a random plan makes in place."""
 
@@ -111,7 +111,7 @@ def random_plan(network: Network, host: Host, gpus: tuple[int, ...], seed: str) 
     reads = [(i, j) for i, layer in enumerate(network.layers) for j in range(len(layer.reads))]
     share = draw.choice(IN_PLACE)
     direct = frozenset(key for key in reads if draw.random() < share)
-    smallest = max(SMALLEST_CHUNK_BYTES, network.arena_bytes // MOST_CHUNKS)
+    smallest = max(SMALLEST_CHUNK_BYTES, 5 * network.arena_bytes // (4 * MOST_CHUNKS))
     largest = max(smallest, min(LARGEST_CHUNK_BYTES, network.arena_bytes // len(paths)))
     size = round(smallest * (largest / smallest) ** draw.random())
     launches = [launch for launch in Launch if launch is not Launch.EAGER]

@@ -1,4 +1,4 @@
-"""Where to cut what is copied, so that layers wait least: for one lane to within one copy's latency of the best there is.
+"""Where to cut what is copied, so that layers wait least: for one lane and a number of waits, the best cuts there are.
 
 Let storages be copied in the order in which layers need them, in groups of neighbours that arrive at once. Only the ends of
 what one layer needs are worth a cut: a layer that has half of its bytes still waits. Call them boundaries 1..n; B_i are the
@@ -12,21 +12,22 @@ and, if only copies held them up, the layers up to there have run at
     F(0, 0) = -infinity        F(k, i) = w + min over j < i of max(F(k-1, j), D(k, i)) + c_{j+1} + .. + c_i
 
 Of all j with F(k-1, j) <= D(k, i) the last is the best; of all others the one with the least F(k-1, j) - C_j, the time that
-layers have stood still (C_j the sum of c up to j). Both are kept while i goes up, so n boundaries and K groups take n K steps.
-F(k-1, j) goes up with j but for a copy's latency at most, by which the result may miss the best.
+layers have stood still (C_j the sum of c up to j). D goes up with i, so both are kept in heaps while i does, and n boundaries and
+K groups take n K log n steps.
 
 When the first layer may run, a launch say, is a term of its own in that maximum, whatever the cuts: a plan of K groups ends at
 
     max(first layer + C_n + K w, first copy + F(K, n))
 
-so the same cuts are best for every launch and head. Over several lanes a group is split among them, and all lanes count as one.
-Reads in place take their time alone and the lane's. A simulation says what a cut is really worth; here is only where to look.
+so the same cuts are best for every launch and head, as far as a wait costs the same in all. Over several lanes a group is split
+among them, and all lanes count as one. Reads in place take their time alone and the lane's. A simulation says what a cut is
+really worth; here is only where to look.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
+from heapq import heappop, heappush
 from itertools import accumulate, pairwise
 from math import inf
 
@@ -93,14 +94,14 @@ class Cutter:
     def cuts(self, draft: Draft) -> tuple[Range, ...]:
         """Ranges in the order in which they are needed: `draft.groups` of them, or as many as there can be, each split in parts."""
         bounds = [len(self.stops)]
-        for came in reversed(self._groups(self._count(draft))):
+        for came in reversed(self._groups(self.count(draft))):
             bounds.append(came[bounds[-1]])
         groups = [(self.starts[a], self.stops[b - 1]) for a, b in pairwise(reversed(bounds))]
         return tuple(part for group in groups for part in self._parts(group, draft.part_bytes))
 
     def finish_ns(self, draft: Draft) -> float:
         """When a plan would end, as the recurrence has it."""
-        count = self._count(draft)
+        count = self.count(draft)
         first_copy, first_layer = self._begins(draft, count * len(self.paths))
         unheld = first_layer + self.before_ns + self.run_ns[-1] + count * self.host.costs.wait_ns.value
         if not count:
@@ -108,7 +109,8 @@ class Cutter:
         self._groups(count)
         return max(unheld, first_copy + self._ends[count - 1])
 
-    def _count(self, draft: Draft) -> int:
+    def count(self, draft: Draft) -> int:
+        """Groups that its cuts are: those asked for, one more for each gap, and no more than there are boundaries."""
         return min(len(set(self.first)) - 1 + draft.groups, len(self.stops)) if self.stops else 0
 
     def _groups(self, count: int) -> list[list[int]]:
@@ -123,32 +125,30 @@ class Cutter:
         late, wait = k * self.host.costs.copy_latency_ns.value, self.host.costs.wait_ns.value
         finish, ran, first, landed = self._row, self.run_ns, self.first, self.landed_ns
         now, came = [inf] * (end + 1), [0] * (end + 1)
-        idle: deque[tuple[float, int]] = deque()
+        held: list[tuple[float, int]] = []
+        """By F, those of j that copies have not yet caught up with."""
+        stood: list[tuple[float, int]] = []
+        """By F - C, the same; what is caught up with is dropped when it comes to the top."""
         done, low, seen = -1, -1, 0
         for i in range(k, end + 1):
             lowest = max(k - 1, first[i - 1])
             if lowest > low:  # nothing before it may share a group with i
                 low = seen = lowest
                 done = -1
-                idle.clear()
+                held.clear()
+                stood.clear()
             at = landed[i] + late
             while seen < i:
-                stood = finish[seen] - ran[seen]
-                while idle and idle[-1][0] >= stood:
-                    idle.pop()
-                idle.append((stood, seen))
+                heappush(held, (finish[seen], seen))
+                heappush(stood, (finish[seen] - ran[seen], seen))
                 seen += 1
-            after = low if done < 0 else done + 1
-            while after < i and finish[after] <= at:
-                done, after = after, after + 1
-            while idle and idle[0][1] <= done:
-                idle.popleft()
+            while held and held[0][0] <= at:
+                done = max(done, heappop(held)[1])
+            while stood and finish[stood[0][1]] <= at:
+                heappop(stood)
             value, best = (at - ran[done], done) if done >= 0 else (inf, low)
-            if idle:
-                j = idle[0][1]
-                stood = max(finish[j], at) - ran[j]
-                if stood < value:
-                    value, best = stood, j
+            if stood and stood[0][0] < value:
+                value, best = stood[0]
             now[i], came[i] = value + ran[i] + wait, best
         self._row = now
         self._back.append(came)

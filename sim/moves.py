@@ -39,7 +39,8 @@ def _links(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
     """One link fewer, or one more; what stays on a partner needs one."""
     for count in (len(draft.paths) - 1, len(draft.paths) + 1):
         if (2 if draft.peer else 1) <= count <= len(paths):
-            yield replace(draft, paths=tuple(paths[:count]))
+            parts = draft.part_bytes if count > 1 else None
+            yield replace(draft, paths=tuple(paths[:count]), part_bytes=parts)
 
 
 def _launches(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
@@ -109,10 +110,12 @@ def _shrink(draft: Draft, ranges: tuple[Range, ...], piece: Range) -> Iterator[D
     at = ranges.index(piece)
     start, stop = piece
     eighth = aligned((stop - start) // 8)
+    if eighth == 0 or start + eighth >= stop:
+        return
     if at > 0 and ranges[at - 1][1] == start:
         moved = ((ranges[at - 1][0], start + eighth), (start + eighth, stop))
         yield replace(draft, cuts=(*ranges[: at - 1], *moved, *ranges[at + 1 :]))
-    if at + 1 < len(ranges) and ranges[at + 1][0] == stop and start < stop - eighth:
+    if at + 1 < len(ranges) and ranges[at + 1][0] == stop:
         moved = ((start, stop - eighth), (stop - eighth, ranges[at + 1][1]))
         yield replace(draft, cuts=(*ranges[:at], *moved, *ranges[at + 2 :]))
 

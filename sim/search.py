@@ -331,8 +331,11 @@ class _Finder:
     def _likely(self, draft: Draft, ladder: Sequence[int] = LADDER, most: int = 5) -> list[Draft]:
         """The draft with as many groups as seem best, likeliest first."""
         cutter = self._cutter(draft)
-        drafts = [replace(draft, groups=groups, cuts=None) for groups in ladder]
-        return sorted(drafts, key=cutter.finish_ns)[:most]
+        by_count: dict[int, Draft] = {}
+        for groups in ladder:
+            other = replace(draft, groups=groups, cuts=None)
+            by_count.setdefault(cutter.count(other), other)  # more than there can be are as many
+        return sorted(by_count.values(), key=cutter.finish_ns)[:most]
 
     def _cheaper_in_place(self, ratio: float, paths: Sequence[Path]) -> frozenset[ReadKey]:
         """Reads whose added time is under `ratio` of what their copy takes over these paths, all busy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from itertools import permutations, product
 
@@ -213,3 +214,17 @@ def test_a_network_without_weights_just_runs() -> None:
         profile(net, machine).provenance,
     )
     assert search(timings, machine, Options()).best.makespan_ns == 10
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_storages_of_a_few_bytes_break_no_move(seed: int) -> None:
+    """Moves cut where storages may start, every 256 bytes; a piece that is no longer has nothing to give."""
+    draw = random.Random(seed)
+    sizes = [tuple(draw.choice((4, 40, 64, 256, 10**6)) for _ in range(draw.randint(1, 2))) for _ in range(8)]
+    machine = host(2, nvlink=4, costs=replace(FREE, copy_latency_ns=figure(1000), wait_ns=figure(500)))
+    net = network(*sizes)
+    base = profile(net, machine, direct=10**9)
+    layers = tuple(replace(t, resident=Timing(draw.uniform(1e3, 1e6))) for t in base.layers)
+    found = search(replace(base, layers=layers), machine, Options())
+    found.best.plan.check(net, machine)
+    assert found.bound_ns <= found.best.makespan_ns * (1 + 1e-9)
