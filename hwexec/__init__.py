@@ -2,7 +2,7 @@
 
     import hwexec
 
-    with hwexec.prepare(module, plan, example_inputs, network=network, host=host) as cold:
+    with hwexec.prepare(module, plan, example_inputs, host=host) as cold:
         y = cold(*inputs)           # one cold start: every copy of the plan, every layer behind its waits
         y = cold.warm(*inputs)      # weights as the cold start left them: layers read in place still are
         cold.settle()               # bring what is read in place into GPU memory, in the background
@@ -11,7 +11,8 @@
         cold.resident(*inputs)      # the reference: everything in GPU memory, launched the same way
         cold.launch, cold.why_eager, cold.moved_bytes
 
-`prepare(module, plan, example_inputs, *, network=None, host=None, device=None, weights=None)`: `example_inputs` is a
+`prepare(module, plan, example_inputs, *, host, network=None, device=None, weights=None)`: `module` is in `eval()`; `plan` is a
+`sim.plan.Plan` (`sim.files.read_plan(path).plan`) and `host` the host it was made for (`read_host(path)`); `example_inputs` is a
 tensor, a tuple of positional arguments, or a mapping of keyword arguments; `network` is traced from the module if None;
 `device` is "cuda", "cpu" or a `Device`; `weights` is None (the module's own), a state_dict, or paths of safetensors files.
 Outputs belong to the ColdStart: in graph mode the next start of the same kind overwrites them.
