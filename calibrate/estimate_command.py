@@ -21,7 +21,7 @@ from sim.models import build
 from sim.output import check_output, make_folder, write_file
 from sim.profile import Provenance
 from sim.provenance import stamp
-from sim.trace import Trace, trace_model
+from sim.trace import Trace, trace
 
 SHIPPED = ("resnet50", "resnet101", "hf:bert-base")
 """Models whose estimated profiles ship, so that a first answer needs no torch."""
@@ -45,18 +45,17 @@ def estimate_command(host_name: str, models: tuple[str, ...], out: str | None, f
 
     @cache
     def trace_of(model: str, batch: int, seq: int | None) -> Trace:
+        built = build(model, batch=batch, seq=seq, device="meta")  # a name that is wrong is one line
         note(f"tracing {model}, batch {batch}" + (f", {seq} tokens" if seq else ""))
-        return trace_model(model, batch=batch, seq=seq)
+        return trace(built)
 
     requests = [Request(model) for model in models or SHIPPED]
-    for request in requests:
-        build(request.model, device="meta")  # a name that is wrong is told before anything takes long
-    traces = [trace_of(request.model, 1, None) for request in requests]
+    traces = [trace_of(request.model, 1, None) for request in requests]  # before the fit, which takes long
     paths: list[Path] = []
     if out is not None:
         paths = [Path(out) / "hosts" / f"{host.name}.yaml"]
-        for request, trace in zip(requests, traces, strict=True):
-            paths.append(Path(out) / "profiles" / host.name / profile_name(request, trace.network.seq))
+        for request, found in zip(requests, traces, strict=True):
+            paths.append(Path(out) / "profiles" / host.name / profile_name(request, found.network.seq))
         for path in paths:
             make_folder(path.parent)
             check_output(path, force=force)
@@ -66,9 +65,9 @@ def estimate_command(host_name: str, models: tuple[str, ...], out: str | None, f
     if not paths:
         return
     files = [format_record(HOST, result.host)]
-    for trace in traces:
-        inputs = (f"host:{result.host.digest}", f"network:{trace.network.digest}")
-        profile = estimate(trace, result.host, stamp(host.name, host.gpus[0].name, inputs=inputs))
+    for found in traces:
+        inputs = (f"host:{result.host.digest}", f"network:{found.network.digest}")
+        profile = estimate(found, result.host, stamp(host.name, host.gpus[0].name, inputs=inputs))
         files.append(format_record(PROFILE, profile))
     for path, text in zip(paths, files, strict=True):
         write_file(path, text.encode(), force=force)

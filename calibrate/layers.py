@@ -218,7 +218,7 @@ def measure(
                     loaded.append(replace(beside, label=way))
                 except InputError as error:
                     notes.append(f"{way} beside copies: not measured ({error})")
-            runs.append(_watch(way, cold, built, network, device, count, beside=way == BESIDE))
+            runs.append(_watch(way, cold, given, network, device, count))
     runs.append(first.issue)
     notes += [note for run in runs if (note := _explain(run))]
     seconds = first.seconds + time.perf_counter() - began
@@ -231,15 +231,12 @@ def measure(
 def _watch(
     way: str,
     cold: ColdStart,
-    built: Built,
+    inputs: tuple[torch.Tensor, ...],
     network: Network,
     device: Device,
     repeats: int,
-    *,
-    beside: bool = False,
 ) -> LayerRun:
-    """Unwatched runs first, then the executor's own timelines of as many; those are told `beside` which copies they ran."""
-    inputs = built.inputs_on(device.torch_device(0))
+    """Unwatched runs first, then the executor's own timelines of as many."""
     cold(*inputs)
     device.synchronize()
     stream = device.stream("calibrate", 0)
@@ -256,7 +253,7 @@ def _watch(
     device.close_stream(stream)
     watched = [cold.timeline() for _ in range(count)]
     rows = tuple(layer_times(timeline, len(network.layers)) for timeline in watched)
-    ended = tuple(layers_beside(timeline) for timeline in watched) if beside else ()
+    ended = tuple(layers_beside(timeline) for timeline in watched) if way == BESIDE else ()
     return LayerRun(way, cold.launch.value, rows, Point(f"whole {way}", 0, 1, whole.raw), ended)
 
 

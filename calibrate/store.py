@@ -27,6 +27,7 @@ from sim.errors import InputError
 from sim.files import FileKind, read_record, write_host, write_profile, write_record
 from sim.host import Host
 from sim.network import Network
+from sim.output import make_folder
 from sim.profile import Profile, Provenance
 
 
@@ -156,18 +157,18 @@ class Store:
 
     def keep_host(self, host: Host) -> Path:
         path = self.folder / "hosts" / f"{host.name}.yaml"
-        _folder(path)
+        make_folder(path.parent)
         write_host(path, host, force=True)
         return path
 
     def keep_profile(self, name: str, profile: Profile) -> Path:
         path = self.folder / "profiles" / name / file_name(profile.network)
-        _folder(path)
+        make_folder(path.parent)
         write_profile(path, profile, force=True)
         return path
 
     def put(self, path: Path, kind: FileKind[Any], record: object) -> None:
-        _folder(path)
+        make_folder(path.parent)
         try:
             self._write(path, kind, record, force=True)
         except InputError as error:
@@ -177,10 +178,3 @@ class Store:
 def file_name(network: Network) -> str:
     request = Request(network.model, network.batch, network.dtype, network.seq)
     return profile_name(request, network.seq)
-
-
-def _folder(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be made ({error.strerror}); choose another --out") from None

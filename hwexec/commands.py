@@ -25,7 +25,7 @@ from sim.files import PlanFile, read_plan, write_record
 from sim.host import Host
 from sim.models import Built, build
 from sim.network import Network
-from sim.output import check_output, write_file
+from sim.output import check_output, make_folder, write_file
 from sim.picture import chrome_trace, picture
 from sim.profile import Profile, Provenance
 from sim.provenance import stamp
@@ -344,12 +344,7 @@ def _folder(call: VerifyCall, file: PlanFile, host: Host, device: Device) -> Ite
     folder = Path(call.out) if call.out is not None else default
     fresh = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: cannot be made ({error.strerror}); choose another folder with --out"
-            ) from None
+        make_folder(folder)
         for name in ("report.yaml", "trace.json", "timeline.png"):
             check_output(folder / name, force=call.force)
         yield folder

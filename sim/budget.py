@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
-from sim.draft import Draft, ReadKey, needed
-from sim.plan import Plan
+from sim.draft import Draft, ReadKey, held_bytes, needed
 from sim.profile import Profile
 
 
-def within(budget_bytes: int, draft: Draft, profile: Profile, plan: Callable[[Draft], Plan]) -> Draft:
+def within(budget_bytes: int, draft: Draft, profile: Profile) -> Draft:
     """`draft`, or with as many storages in place as it takes, those first that add least time per byte.
 
     In place is where that is faster: host memory, or a partner's where the draft has one and nobody reads it otherwise.
-    `plan` turns a draft into a plan; only that tells what it holds, padding and small holes included.
     """
     network = profile.network
-    if plan(draft).held_bytes() <= budget_bytes:
+    if held_bytes(draft, network) <= budget_bytes:
         return draft
     by_storage: dict[int, list[ReadKey]] = {}
     for i, layer in enumerate(network.layers):
@@ -43,7 +40,7 @@ def within(budget_bytes: int, draft: Draft, profile: Profile, plan: Callable[[Dr
         if held > budget_bytes and at + 1 < len(rows):
             continue
         tight = replace(draft, direct=frozenset(direct_reads), peer=frozenset(peer), cuts=None)
-        if plan(tight).held_bytes() <= budget_bytes:
+        if held_bytes(tight, network) <= budget_bytes:  # padding and small holes included
             return tight
     every = frozenset(key for keys in by_storage.values() for key in keys)
     return replace(draft, direct=every, peer=frozenset(), cuts=None)

@@ -157,9 +157,8 @@ def simulate_plan(call: SimulateCall) -> None:
             )
         )
         return
-    same = math.isclose(
-        timeline.makespan_ns, file.predicted_ns
-    )  # a sum in another order is the same prediction
+    # a sum in another order is the same prediction
+    same = math.isclose(timeline.makespan_ns, file.predicted_ns)
     show(
         about,
         f"Plan {plan.name} fits its host and network: {len(plan.chunks)} chunks, {mib(plan.copied_bytes)} MiB copied, "

@@ -109,6 +109,11 @@ def runs_of(draft: Draft, network: Network) -> list[list[tuple[int, int, int]]]:
     return _contiguous(sorted(needed(draft, network)), _taken(draft, network))
 
 
+def held_bytes(draft: Draft, network: Network) -> int:
+    """What lies in the target's memory once all copies have landed, wherever they are cut."""
+    return sum(run[-1][2] - run[0][1] for run in runs_of(draft, network))
+
+
 def aligned(at: int) -> int:
     """The next place where a storage could start."""
     return -(-at // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -361,7 +361,7 @@ class _Finder:
     def _fit(self, draft: Draft, budget: int | None = None) -> Draft:
         """Within the memory budget."""
         budget = self.options.memory_budget_bytes if budget is None else budget
-        return draft if budget is None else within(budget, draft, self.profile, self._plan)
+        return draft if budget is None else within(budget, draft, self.profile)
 
     # Local moves
 

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sim.cutting import MOST_BOUNDARIES, Cutter
-from sim.draft import EVERY, Draft, needed, plan_of, runs_of
+from sim.draft import EVERY, Draft, held_bytes, needed, plan_of, runs_of
 from sim.plan import Launch
 from sim.profile import Timing
 from sim.program import lower
@@ -90,7 +90,9 @@ def test_cuts_bring_every_byte_that_is_copied_once(
         inside = sorted((max(a, start), min(b, stop)) for a, b in cuts if a < stop and start < b)
         assert sum(b - a for a, b in inside) == stop - start
         assert all(b <= c for (_, b), (c, _) in pairwise(inside))
-    plan_of(replace(draft, cuts=cuts), net, machine).check(net, machine)
+    plan = plan_of(replace(draft, cuts=cuts), net, machine)
+    plan.check(net, machine)
+    assert plan.held_bytes() == held_bytes(draft, net)
     if part_bytes is not None:
         assert (
             all(stop - start <= max(part_bytes, 2 * 65536) + 256 for start, stop in cuts) or len(paths) == 1
