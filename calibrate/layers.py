@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -282,22 +282,21 @@ def layers_beside(timeline: Timeline) -> int:
 
 def _beside_copies(run: Callable[[], object], device: Device, rounds: int) -> tuple[Point, Point]:
     """A run alone, and while host memory is copied to the same GPU all along, in turn: what copies cost kernels."""
-    engine, stream = device.stream("h2d:0", 0), device.stream("calibrate", 0)
-    once = time_ns(run, device, [stream], repeats=1, warmup=0)
-    # only so many copies can be under way at once: a longer run has larger ones beside it
-    size = BESIDE_BYTES * min(8, 1 + int(once.median_ns / LONG_NS))
-    arena, to = HostArena(device, size, 0), device.allocate(size, 0)
-    lane = Lane(device, engine, device.ready_copy(engine, to, arena.tensor))
-    try:
+    with ExitStack() as stack:
+        engine, stream = device.stream("h2d:0", 0), device.stream("calibrate", 0)
+        for used in (engine, stream):
+            stack.callback(device.close_stream, used)
+        once = time_ns(run, device, [stream], repeats=1, warmup=0)
+        # only so many copies can be under way at once: a longer run has larger ones beside it
+        size = BESIDE_BYTES * min(8, 1 + int(once.median_ns / LONG_NS))
+        arena, to = HostArena(device, size, 0), device.allocate(size, 0)
+        stack.callback(arena.close)
+        stack.callback(device.synchronize)
+        lane = Lane(device, engine, device.ready_copy(engine, to, arena.tensor))
         taken: tuple[list[float], list[float]] = ([], [])
         for _ in range(rounds + 1):
             for busy, samples in zip((False, True), taken, strict=True):
                 samples.append(lane.sample(stream, run, busy=busy))
-    finally:
-        device.synchronize()
-        arena.close()
-        for used in (engine, stream):
-            device.close_stream(used)
     alone, beside = (tuple(samples[1:]) for samples in taken)  # the first round warms up
     return Point("whole alone", 0, 1, alone), Point("whole beside copies", 0, 1, beside)
 
