@@ -242,11 +242,9 @@ class _Assembly:
         return fit.constant("wait_ns")
 
     def launch(self, *, with_copies: bool) -> Fit:
-        """Of graphs of kernels alone, or of the others: what a copy adds is told by comparing graphs that have some, since
-        those without are launched in another way."""
-        found = [
-            p for p in self.points("launch", "graph") if bool(p.copies or p.waits or p.edges) is with_copies
-        ]
+        """Of graphs of kernels alone, or of the others: what a copy adds is told by comparing calls for graphs that have some,
+        since those without are launched in another way."""
+        found = self.points("launch", "call" if with_copies else "graph")
         require(bool(found), "nothing was measured for case 'launch'; run `calibrate run` again to go on")
         case = "launch with copies" if with_copies else "launch"
         return self.keep(lambda: fit_launch(case, found), lambda: fit_launch(case, found, refuse=False))

@@ -17,7 +17,7 @@ from calibrate.ways import everything
 from hwexec.device import Event, Ready, Stream, forked
 from hwexec.executor import prepare
 from hwexec.pace import issue_ns
-from hwexec.timing import at_pace, time_ns, wall_ns
+from hwexec.timing import at_pace, call_ns, time_ns, wall_ns
 from sim.host import Costs, Figure, Gpu, Host, Link
 from sim.models import Built
 from sim.network import Network
@@ -29,6 +29,8 @@ KERNEL_BYTES = 16 * MIB
 """Memory that a chain's kernel adds 1 to: large enough that a 4 KiB copy is always done before the next kernel is."""
 LAUNCH_BYTES = 64 * KIB
 """The same where launches are found: as short as a kernel can be, since what is left is a difference of two times."""
+LAUNCH_COPY_BYTES = 256 * KIB
+"""Of each copy in a graph whose launch is measured: as plans have them, if not as large."""
 LEAD = 4
 """Kernels of a chain before its first wait."""
 
@@ -212,13 +214,14 @@ def waits(bench: Bench, gpu: int, how: str) -> tuple[Point, ...]:
 
 
 def launch(bench: Bench) -> tuple[Point, ...]:
-    """From an idle device until all is done, on the host's clock, less what the graph takes behind a gate: its launch.
+    """Graphs of kernels alone ("graph"): from an idle device until all is done, on the host's clock, less what it takes behind
+    a gate. Others ("call"): the host thread's call, after which all is submitted and the first kernel may run.
 
     `count` is kernels, `copies` both hops of a relay, `edges` waits between devices, `waits` those for a head. Each varies apart
-    from the others, between what plans have. Copies are so small that kernels never wait for them: what is left is
-    the time until the first kernel may run.
+    from the others, between what plans have.
     """
     chain = Chain(bench, LAUNCH_BYTES)
+    size = min(LAUNCH_COPY_BYTES, bench.effort.largest_bytes // 64)
     partner = next((s for s, d in peers(bench) if d == 0), None)
     _, few, many, most = bench.effort.kernels
     alone, some, several, _ = bench.effort.copies
@@ -233,21 +236,30 @@ def launch(bench: Bench) -> tuple[Point, ...]:
     for kernels, own, relayed, ahead in shapes:
         if own or relayed:
             bench.poison(0)
-        body, bring = _program(bench, chain, kernels, own, relayed, partner, ahead)
+        body, bring = _program(bench, chain, kernels, own, relayed, partner, ahead, size)
         with bench.device.capture(chain.stream) as graph:
             body()
-        behind = time_ns(graph.replay, bench.device, [chain.stream], repeats=bench.effort.repeats)
+        bare = not (own or relayed or ahead)
+        repeats = 2 * bench.effort.repeats
         with bench.device.on(chain.stream):
             # as a cold start finds it: arenas just filled, and the host's caches with something else in them
             before = partial(bench.poison, 0)
-            idle = wall_ns(graph.replay, bench.device, repeats=2 * bench.effort.repeats, before=before)
+            if bare:
+                idle = wall_ns(graph.replay, bench.device, repeats=repeats, before=before)
+            else:
+                called = call_ns(graph.replay, bench.device, repeats=repeats, before=before)
+        if bare:
+            behind = time_ns(graph.replay, bench.device, [chain.stream], repeats=bench.effort.repeats)
         graph.close()
         bench.verify(
             bench.arena(0)[:bring], bench.host.tensor[:bring], f"graph of {own} and {relayed} copies"
         )
-        taken = tuple(max(1.0, sample - behind.median_ns) for sample in idle.raw)
+        if bare:
+            taken = tuple(max(1.0, sample - behind.median_ns) for sample in idle.raw)
+            found.append(Point("graph", 0, kernels, taken))
+            continue
         copies = own + 2 * relayed
-        found.append(Point("graph", 0, kernels, taken, edges=relayed, copies=copies, waits=ahead))
+        found.append(Point("call", 0, kernels, called.raw, edges=relayed, copies=copies, waits=ahead))
     return tuple(found)
 
 
@@ -303,15 +315,22 @@ def first_replay(bench: Bench) -> tuple[Point, ...]:
 
 
 def _program(
-    bench: Bench, chain: Chain, kernels: int, own: int, relayed: int, partner: int | None, ahead: int = 0
+    bench: Bench,
+    chain: Chain,
+    kernels: int,
+    own: int,
+    relayed: int,
+    partner: int | None,
+    ahead: int = 0,
+    size: int = SMALL,
 ) -> tuple[Enqueue, int]:
     """What a plan's graph is made of, and the bytes of the arena that it brings.
 
-    `own` chunks of 4 KiB over the own lane, `relayed` ones over a partner's and pushed from there, and kernels that wait for
+    `own` chunks of `size` bytes over the own lane, `relayed` ones over a partner's and pushed from there, and kernels that wait for
     them and for `ahead` copies of a head, evenly spread.
     """
     device = bench.device
-    host, arena, size = bench.host.tensor, bench.arena(0), SMALL
+    host, arena = bench.host.tensor, bench.arena(0)
     engine = bench.stream(h2d_label(0), 0)
     outside = [device.event() for _ in range(ahead)]
     for event in outside:

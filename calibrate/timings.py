@@ -112,13 +112,11 @@ def launch(result: LayersResult, costs: Costs) -> Figure | None:
 
 def launch_copy(result: LayersResult) -> Figure | None:
     """What each copy in a network's graph, with the wait of the layer that reads it, adds to the launch."""
-    known = result.idle, result.gated, result.idle_copies, result.gated_copies
-    if any(point is None for point in known):
+    if result.call is None or result.call_copies is None:
         return None
-    idle, gated, idle_copies, gated_copies = (point for point in known if point is not None)
-    count = idle_copies.copies
-    source = f"calibrate layers, start from idle less start behind a gate, with {count} copies and with none"
-    return _shifted(idle_copies, -gated_copies.median_ns - idle.median_ns + gated.median_ns, source, count)
+    count = result.call_copies.copies
+    source = f"calibrate layers, {result.call.label} with {count} copies less one with none"
+    return _shifted(result.call_copies, -result.call.median_ns, source, count)
 
 
 def start(result: LayersResult, costs: Costs) -> Figure | None:

@@ -6,13 +6,13 @@ from dataclasses import replace
 from itertools import pairwise
 
 from calibrate.bench import BESIDE_BYTES
-from sim.network import Network
+from sim.network import ALIGNMENT_BYTES, Network
 from sim.plan import Access, Chunk, Launch, Plan
 
 BESIDE = "beside"
 """The way in which all is resident while the whole arena is copied."""
-TINY_COPIES = 24
-"""Copies of as many small storages tell what a copy adds to a graph's launch."""
+SPREAD_COPIES = 24
+"""Copies in a graph that tell what each adds to its launch."""
 
 
 def everything(
@@ -40,19 +40,13 @@ def beside_copies(network: Network) -> Plan:
     return replace(everything(network, Access.RESIDENT), name=f"calibrate-{BESIDE}", chunks=chunks)
 
 
-def tiny_copies(network: Network) -> Plan:
-    """All resident but some small storages, spread over the layers, each copied by itself."""
-    sizes = [storage.size_bytes for storage in network.storages]
-    read = ([r.storage for r in layer.reads if sizes[r.storage]] for layer in network.layers)
-    own = list(dict.fromkeys(min(storages, key=lambda s: (sizes[s], s)) for storages in read if storages))
-    count = min(TINY_COPIES, len(own))
-    chosen = [own[at * len(own) // count] for at in range(count)]
-    access = tuple(
-        tuple(Access.COPIED if r.storage in chosen else Access.RESIDENT for r in layer.reads)
-        for layer in network.layers
-    )
-    chunks = tuple(Chunk(network.offsets[s], network.offsets[s] + sizes[s], (0,)) for s in chosen)
-    return Plan("calibrate-tiny", 0, Launch.GRAPH, access, chunks)
+def spread_copies(network: Network) -> Plan:
+    """All copied in the graph, in some pieces of one size; a layer waits for those it reads."""
+    access = tuple(tuple(Access.COPIED for _ in layer.reads) for layer in network.layers)
+    size = -(-network.arena_bytes // SPREAD_COPIES // ALIGNMENT_BYTES) * ALIGNMENT_BYTES or ALIGNMENT_BYTES
+    cuts = [*range(0, network.arena_bytes, size), network.arena_bytes]
+    chunks = tuple(Chunk(a, b, (0,)) for a, b in pairwise(cuts))
+    return Plan("calibrate-spread", 0, Launch.GRAPH, access, chunks)
 
 
 def _kept(network: Network, partner: int | None) -> tuple[Chunk, ...]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,7 +16,7 @@ from hwexec.executor import ColdStart, prepare
 from hwexec.pace import Pace, calibrated_ns
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
 from hwexec.timing import Samples, steady, time_ns
-from hwexec.verify import Likeness, kept, likeness, plain_answer, start_cold, take
+from hwexec.verify import Likeness, kept, likeness, nothing, plain_answer, start_cold, steadiest, take
 from sim.baselines import BASELINES, Setting
 from sim.errors import InputError, require
 from sim.files import FileKind, PlanFile
@@ -58,6 +59,9 @@ class Row:
     """Empty where times are no figures."""
     issue_copy_ns: float | None = None
     """What the host took to issue a copy just before; None for a peer, and where times are no figures."""
+    copies_ns: float | None = None
+    """What the plan's copies from host memory took by themselves, all lanes at once, just after; None likewise, and where
+    nothing was copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,16 +316,20 @@ def run_entry(
         with steady(device):
             _wake(cold, inputs)
             if is_warm:
-                starts = take(
-                    lambda: cold.resident(*inputs), device, reference, lambda: None, task.runs, BUDGET_S
+                series = partial(
+                    take, partial(cold.resident, *inputs), device, reference, nothing, task.runs, BUDGET_S
                 )
             else:
-                starts = start_cold(cold, inputs, reference, task.runs, BUDGET_S)
+                series = partial(start_cold, cold, inputs, reference, task.runs, BUDGET_S)
+            starts, scattered = steadiest(series, device)
+            alone = None if is_warm or not device.figures else cold.copies_alone()
         match = starts.worst.bit_equal if again.bit_equal else starts.worst.within(dtype)
         bytes_agree = is_warm or cold.moved_bytes == plan.copied_bytes
         eager = likeness(reference, plain)
         note = f"eager: {cold.why_eager}" if cold.why_eager else ""
         launch = cold.launch.value
+    if scattered:
+        note += f"{'; ' if note else ''}{scattered}"
     if not again.bit_equal:
         note += f"{'; ' if note else ''}not reproducible, compared within the tolerance of {dtype}"
     if not bytes_agree:
@@ -343,6 +351,7 @@ def run_entry(
         runs=len(starts.samples.raw),
         samples_ns=starts.samples.raw if device.figures else (),
         issue_copy_ns=issue_copy_ns,
+        copies_ns=None if alone is None else alone.median_ns,
     )
 
 
@@ -359,8 +368,11 @@ def _run_peer(task: Task, peer: Peer, scene: Scene, device: Device, plain: list[
     began = time.perf_counter()
     with peer.set_up(scene) as ready:
         set_up_s = time.perf_counter() - began
-        starts = take(ready.call, device, plain, ready.before, min(task.runs, PEER_RUNS), PEER_BUDGET_S)
-        about = ready.about
+        series = partial(
+            take, ready.call, device, plain, ready.before, min(task.runs, PEER_RUNS), PEER_BUDGET_S
+        )
+        starts, scattered = steadiest(series, device)
+        about = "; ".join(text for text in (ready.about, scattered) if text)
     worst: Likeness = starts.worst
     return Row(
         name=peer.name,

@@ -22,6 +22,7 @@ from hwexec.device import CaptureError, Device, Event, Graph
 from hwexec.hooks import LayerHooks, Learned, follow, learn
 from hwexec.script import Head, do
 from hwexec.stage import Inputs, Stage
+from hwexec.timing import Samples, time_ns
 from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
 from sim.hints import first_line
@@ -288,6 +289,23 @@ class ColdStart:
         finally:
             self._hooks.remove()
             self._hooks = LayerHooks(self._learned, self._stage.needed(), self.network)
+
+    def copies_alone(self, repeats: int = 3) -> Samples | None:
+        """The plan's copies from host memory and nothing else, all lanes at once: what the wires take right now. Blocks.
+
+        None where nothing is copied. The same bytes land where they lay, so what was warm stays warm.
+        """
+        self._open()
+        copies = [(op, move) for op, move in self._stage.copies() if op.source is None]
+        if not copies:
+            return None
+        lanes = [self._stage.streams[name] for name in dict.fromkeys(op.stream for op, _ in copies)]
+
+        def enqueue() -> None:
+            for _, move in copies:
+                move.issue()
+
+        return time_ns(enqueue, self.device, lanes, repeats=repeats, warmup=1)
 
     def _open(self) -> None:
         require(not self._closed, "this cold start is closed; prepare the module again")

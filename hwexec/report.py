@@ -16,6 +16,8 @@ from hwexec.verify import OpRow, VerifyReport
 from sim.report import mib, ms
 
 NO_FIGURES = "GPUs were played by threads of the CPU: bytes and answers are real, times are no figures and are not shown."
+SLOW_LINKS = 1.15
+"""Copies that take so many times as long as the links allow are pointed out."""
 LARGEST = 12
 """Rows of the table of differences."""
 
@@ -198,12 +200,28 @@ def bench_words(report: BenchReport) -> Iterator[str]:
         known = [row.issue_copy_ns for row in report.rows if row.issue_copy_ns is not None]
         if known and (said := pace.words(statistics.median(known), report.calibrated_issue_copy_ns)):
             yield said
+        yield from _slow_links(report)
     else:
         yield NO_FIGURES
     for row in report.rows:
         if row.note:
             yield f"{row.name}: {row.note}"
     yield from (f"waived: {w.name} ({w.reason})" for w in report.waived)
+
+
+def _slow_links(report: BenchReport) -> Iterator[str]:
+    """Best plans whose copies took longer by themselves than the links allow: others used these as well. Published plans copy
+    layer by layer, which is slower on idle links too."""
+    for row in report.rows:
+        limit = report.limit(row.links)
+        if row.name != "best" or limit is None or not row.copies_ns:
+            continue
+        rate = row.copied_bytes / row.copies_ns * 1e9
+        if limit.bytes_per_s > SLOW_LINKS * rate:
+            yield (
+                f"Links: around the starts of best over {row.links}, its copies by themselves took {ms(row.copies_ns)} ms, "
+                f"{rate / 1e9:.1f} GB/s of {limit.bytes_per_s / 1e9:.1f}: something else used the links."
+            )
 
 
 def _against_peers(report: BenchReport) -> Iterator[str]:

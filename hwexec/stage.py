@@ -136,6 +136,13 @@ class Stage:
             destination = self.device.view(destination, op.source, self.arenas[op.destination])
         return Move(destination, source, self.device.ready_copy(self.streams[op.stream], destination, source))
 
+    def copies(self) -> Iterator[tuple[Copy, Move]]:
+        """Every copy of the program, in issue order, as a call made ready."""
+        for index, move in self._moves.items():
+            op = self.program.ops[index]
+            assert isinstance(op, Copy)
+            yield op, move
+
     def _held(self, gpu: int, start: int, stop: int) -> torch.Tensor:
         return self._extents[gpu].slice(self.arenas[gpu], start, stop)
 

@@ -58,6 +58,8 @@ class Point:
     samples_ns: tuple[float, ...]
     issue_copy_ns: float | None = None
     """What the host took to issue a copy just before; None where nobody looked."""
+    copies_ns: float | None = None
+    """What the plan's copies took by themselves, all lanes at once, just after; None likewise."""
 
     @property
     def launch(self) -> Launch:
@@ -197,6 +199,7 @@ def _points(
                 plan=keep(ran),
                 samples_ns=row.samples_ns,
                 issue_copy_ns=row.issue_copy_ns,
+                copies_ns=row.copies_ns,
             ),
         )
 

@@ -201,7 +201,25 @@ def wall_ns(
     before: Callable[[], None] | None = None,
 ) -> Samples:
     """Time `call` from an idle device until it is idle again, by the host's clock. `before` as in `time_ns`."""
-    raw: list[float] = []
+    return Samples(tuple(done for _, done in _from_idle(call, device, repeats, warmup, before)))
+
+
+def call_ns(
+    call: Callable[[], object],
+    device: Device,
+    *,
+    repeats: int = 10,
+    warmup: int = 2,
+    before: Callable[[], None] | None = None,
+) -> Samples:
+    """Time `call` from an idle device until it returns, whatever the device is still doing: the host's own time."""
+    return Samples(tuple(called for called, _ in _from_idle(call, device, repeats, warmup, before)))
+
+
+def _from_idle(
+    call: Callable[[], object], device: Device, repeats: int, warmup: int, before: Callable[[], None] | None
+) -> Iterator[tuple[float, float]]:
+    """Until the call has returned, and until the device is idle again."""
     for index in range(warmup + repeats):
         if before is not None:
             before()
@@ -209,7 +227,8 @@ def wall_ns(
         at_pace()
         began = time.perf_counter_ns()
         call()
+        called = time.perf_counter_ns()
         device.synchronize()
+        done = time.perf_counter_ns()
         if index >= warmup:
-            raw.append(float(time.perf_counter_ns() - began))
-    return Samples(tuple(raw))
+            yield float(called - began), float(done - began)

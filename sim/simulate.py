@@ -235,19 +235,16 @@ class _Simulation:
         """When a launch that begins then has submitted everything; marks all operations of the graph ready."""
         costs, head = self.costs, self.program.head_ops
         at = first = begin + costs.launch_first_ns.value
-        own, submit = self.profile.launch_copy_ns(costs), costs.launch_copy_ns.value
-        late = 0.0
-        """What the network's own copies add to the launch, and not to each other."""
+        submit = self.profile.launch_copy_ns(costs)
         for index, op in enumerate(self.program.ops[head:], head):
             if isinstance(op, Copy):
                 self.ready[index] = at
-                at += min(own, submit)
-                late += max(0.0, own - submit)
+                at += submit
             elif isinstance(op, Wait) and op.event in self.of_head:
                 at += costs.launch_wait_ns.value
             elif isinstance(op, Wait) and op.cross_device:
                 at += costs.launch_cross_ns.value
-        now = max(first, begin + self.profile.launch_ns(costs)) + at - first + late
+        now = max(first, begin + self.profile.launch_ns(costs)) + at - first
         for index, op in enumerate(self.program.ops[head:], head):
             if not isinstance(op, Copy):
                 self.ready[index] = now if op.stream == self.compute else begin

@@ -62,7 +62,12 @@ def cases(
         "launch": [
             # a graph with anything but kernels is launched in another way, which takes 15,000 more
             Point(
-                "graph", 0, k, (20e3 + 50.0 * k + 3e3 * c + 1e3 * w + 15e3 * bool(c + w),), copies=c, waits=w
+                "call" if c + w else "graph",
+                0,
+                k,
+                (20e3 + 50.0 * k + 3e3 * c + 1e3 * w + 15e3 * bool(c + w),),
+                copies=c,
+                waits=w,
             )
             for k, c, w in shapes
         ],

@@ -23,7 +23,7 @@ from calibrate.layers import (
 from calibrate.samples import Point
 from calibrate.show import compare
 from calibrate.timings import in_place, launch, launch_copy, slowed, start, timings
-from calibrate.ways import TINY_COPIES, beside_copies, everything, largest, small_reads, tiny_copies
+from calibrate.ways import SPREAD_COPIES, beside_copies, everything, largest, small_reads, spread_copies
 from hwexec.cpu import CpuDevice
 from hwexec.executor import prepare
 from sim.errors import InputError
@@ -158,20 +158,18 @@ def test_a_launch_is_what_a_start_from_idle_takes_beyond_one_behind_a_gate_and_t
     assert (less.value, less.low) == (0, 0), "no launch takes less than nothing"
 
 
-def test_what_a_copy_adds_to_a_launch_is_told_by_starts_with_some_and_with_none() -> None:
+def test_what_a_copy_adds_to_a_launch_is_told_by_calls_with_some_and_with_none() -> None:
     whole = replace(
         result(),
-        idle=samples(150_000.0),
-        gated=samples(100_000.0),
-        idle_copies=replace(samples(230_000.0, 240_000.0, 250_000.0), copies=20),
-        gated_copies=replace(samples(110_000.0), copies=20),
+        call=samples(50_000.0),
+        call_copies=replace(samples(120_000.0, 130_000.0, 140_000.0), copies=20),
     )
     found = launch_copy(whole)
     assert found is not None
-    # 130 us of launch and start with 20 copies, 50 without
+    # 130 us of the host's time with 20 copies, 50 without
     assert (found.value, found.low, found.high, found.kind) == (4_000, 3_600, 4_400, "measured")
     assert "20 copies" in found.source
-    assert launch_copy(replace(whole, idle=None)) is None
+    assert launch_copy(replace(whole, call=None)) is None
     assert launch_copy(result()) is None
 
 
@@ -220,12 +218,18 @@ def test_plans_that_tell_what_copies_cost_leave_every_layer_free_to_run() -> Non
     busy = lower(beside_copies(NETWORK), NETWORK, machine)
     assert sum(op.size_bytes for op in busy.ops if isinstance(op, Copy)) == NETWORK.arena_bytes
     assert not any(isinstance(op, Wait) and op.stream == "compute:0" for op in busy.ops)
-    tiny = lower(tiny_copies(NETWORK), NETWORK, machine)
-    assert [op.size_bytes for op in tiny.ops if isinstance(op, Copy)] == [40, 40]
-    assert sum(isinstance(op, Wait) for op in tiny.ops) == 2
+
+
+def test_the_plan_that_tells_what_a_copy_adds_to_a_launch_copies_all_in_pieces_that_layers_wait_for() -> None:
     many = toy_network(*[4096] * 100)
-    assert len(tiny_copies(many).chunks) == TINY_COPIES
-    assert tiny_copies(toy_network(0, 0)).chunks == ()
+    spread = lower(spread_copies(many), many, toy_host())
+    sizes = [op.size_bytes for op in spread.ops if isinstance(op, Copy)]
+    assert (len(sizes), sum(sizes)) == (SPREAD_COPIES, many.arena_bytes)
+    assert len(set(sizes[:-1])) == 1
+    assert sum(isinstance(op, Wait) for op in spread.ops) == SPREAD_COPIES
+    assert spread.head_ops == 0
+    assert len(spread_copies(NETWORK).chunks) == -(-NETWORK.arena_bytes // 256)
+    assert spread_copies(toy_network(0, 0)).chunks == ()
 
 
 def test_an_eager_start_is_what_the_host_takes_around_the_modules_and_until_the_answer() -> None:
@@ -311,9 +315,10 @@ def test_host_times_of_a_whole_start_are_taken_before_the_profiler_runs(figures:
     found = unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=told.append)
     assert len(found.around.samples_ns) == len(found.issue.whole.samples_ns) == 4
     assert all(taken > 0 for taken in found.around.samples_ns)
-    points = (found.idle, found.gated, found.idle_copies, found.gated_copies)
+    points = (found.idle, found.gated, found.call, found.call_copies)
     assert [point is not None for point in points] == [figures] * 4
-    assert all(point.copies == 1 for point in points[2:] if point is not None)
+    pieces = len(spread_copies(network).chunks)
+    assert [point.copies for point in points if point is not None] == [0, 0, 0, pieces][: 4 * figures]
     assert told == ["issue", *(["launch, beside copies"] if figures else [])]
     device.close()
 

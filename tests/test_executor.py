@@ -465,6 +465,26 @@ def test_what_is_loaded_between_starts_is_what_the_next_one_brings() -> None:
         assert torch.equal(made.module(*made.inputs), want)
 
 
+@pytest.mark.parametrize("launch", [Launch.GRAPH, Launch.EAGER])
+def test_a_plans_copies_are_timed_by_themselves_and_leave_the_weights_as_they_were(launch: Launch) -> None:
+    made, device = toys.text(), CpuDevice(2, delay_us=2_000.0)
+    plan = dealt(made, launch)
+    with cold_start(made, plan, device) as cold:
+        cold(*made.inputs)
+        taken = cold.copies_alone(repeats=2)
+        assert taken is not None
+        assert len(taken.raw) == 2
+        assert min(taken.raw) > 0
+        assert torch.equal(cold.warm(*made.inputs), made.answer)
+        cold.evict()
+        cold.copies_alone(repeats=1)
+        assert torch.equal(cold(*made.inputs), made.answer)
+    access = tuple(tuple(Access.RESIDENT for _ in row) for row in plan.access)
+    with cold_start(made, replace(plan, access=access, chunks=(), head=0), device) as cold:
+        assert cold.copies_alone() is None
+    device.close()
+
+
 def test_every_wait_that_lowering_makes_is_needed() -> None:
     made = toys.text()
     program = lower(dealt(made), made.network, TWO)

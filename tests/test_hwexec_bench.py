@@ -316,6 +316,18 @@ def test_the_print_of_a_bench() -> None:
     )
 
 
+def test_best_plans_whose_copies_had_slow_links_are_told() -> None:
+    quick = [replace(row, copies_ns=1.1 * 102_000_000 / (55.4 * row.links)) for row in MEASURED.rows]
+    said = [*report.bench_words(replace(MEASURED, rows=tuple(quick)))]
+    assert not any(line.startswith("Links:") for line in said)
+    slow = [replace(row, copies_ns=1.65e6) for row in MEASURED.rows]
+    said = [*report.bench_words(replace(MEASURED, rows=tuple(slow)))]
+    assert [line for line in said if line.startswith("Links:")] == [
+        "Links: around the starts of best over 2, its copies by themselves took 1.65 ms, 61.8 GB/s of 110.6: something else "
+        "used the links."
+    ]
+
+
 def test_without_figures_no_time_is_printed() -> None:
     rows = tuple(replace(row, samples_ns=(), set_up_s=None) for row in MEASURED.rows)
     played = replace(MEASURED, figures=False, warm_graph_ns=None, limits=(), rows=rows)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from hwexec import commands, verify
 from hwexec.cli import cli, parse_share
 from hwexec.cpu import CpuDevice
+from hwexec.timing import Samples
+from hwexec.verify import SAME, Likeness, Starts, steadiest
 from sim.catalog import find_host
 from sim.cli import cli as sim_cli
 from sim.console import run_command
@@ -266,6 +268,36 @@ def test_shares() -> None:
     assert [parse_share(text) for text in ("10%", "0.1", "5 %", "0")] == [0.1, 0.1, 0.05, 0.0]
     with pytest.raises(InputError):
         parse_share("-1%")
+
+
+def series(*takes: tuple[float, ...], wrong: int = -1) -> Callable[[], Starts]:
+    """One take after another; the answer of one of them is wrong."""
+    made = iter(
+        Starts(Samples(t), Likeness(at != wrong, 0.0 if at != wrong else 0.5)) for at, t in enumerate(takes)
+    )
+    return lambda: next(made)
+
+
+CALM, WILD, WILDER = (100e6, 101e6, 102e6), (100e6, 130e6, 160e6), (10e6, 100e6, 190e6)
+
+
+def test_starts_that_scatter_are_taken_again_and_the_steadiest_kept() -> None:
+    device = CpuDevice(1)
+    assert steadiest(series(WILDER), device)[1] == "", "times that are no figures always scatter"
+    device.figures = True
+    assert steadiest(series(CALM), device) == (Starts(Samples(CALM), SAME), "")
+    found, said = steadiest(series(WILD, CALM), device)
+    assert found.samples.raw == CALM
+    assert said == "taken 2 times, the steadiest kept: 130.00 ms (spread 23%), 101.00 ms (spread 1%)"
+    # not the fastest, and no more than three in all
+    found, said = steadiest(series(WILDER, WILD, WILDER, CALM), device)
+    assert found.samples.raw == WILD
+    assert said.startswith("taken 3 times")
+    found, _ = steadiest(series(WILD, CALM, wrong=0), device)
+    assert (found.samples.raw, found.worst.bit_equal) == (CALM, False), (
+        "a wrong answer counts wherever it was"
+    )
+    device.close()
 
 
 def test_likeness_tells_bits_from_closeness_and_numbers_from_none() -> None:

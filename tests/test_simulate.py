@@ -112,12 +112,12 @@ def test_a_launch_submits_copies_one_by_one_and_layers_last() -> None:
         ("h2d:0", 34, 35),
         *(("compute:0", 124 + 1000 * at, 1124 + 1000 * at) for at in range(3)),
     ]
-    # a network's own time per copy holds layers up, not copies
+    # a network's own time per copy, where it has one
     assert launched(plan, net, machine, copy=10)[:5] == [
         ("host", 0, 103 + 3 * 10),
         ("h2d:0", 20, 21),
-        ("h2d:0", 27, 28),
-        ("h2d:0", 34, 35),
+        ("h2d:0", 30, 31),
+        ("h2d:0", 40, 41),
         ("compute:0", 133, 1133),
     ]
     # a copy that the host issued is none of the launch's, but the layer's wait for it is

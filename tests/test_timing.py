@@ -10,7 +10,7 @@ import pytest
 
 from hwexec import timing
 from hwexec.cpu import CpuDevice
-from hwexec.timing import at_pace, steady, wall_ns
+from hwexec.timing import at_pace, call_ns, steady, wall_ns
 
 holds = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system holds no thread")
 
@@ -107,6 +107,17 @@ def test_pythons_collector_is_off_while_something_is_timed_and_on_again_after(de
         assert not gc.isenabled(), "whoever had it off keeps it off"
     finally:
         gc.enable()
+
+
+def test_a_call_is_timed_until_it_returns_whatever_the_device_still_does(device: CpuDevice) -> None:
+    stream, told = device.stream("h2d:0", 0), list[str]()
+    held = lambda: (told.append("call"), device.gate(stream, 20e6))  # noqa: E731
+    taken = call_ns(held, device, repeats=3, warmup=1, before=lambda: told.append("before"))
+    assert told == ["before", "call"] * 4
+    assert len(taken.raw) == 3
+    assert taken.median_ns < 10e6
+    assert wall_ns(held, device, repeats=1, warmup=0).median_ns >= 20e6
+    device.close_stream(stream)
 
 
 def test_a_sample_waits_for_a_core_at_its_pace_but_not_for_ever(
