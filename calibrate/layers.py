@@ -8,7 +8,7 @@ twice: with all reads in place, and with each layer's largest read resident. `ti
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,11 +18,11 @@ import torch
 
 from calibrate.bench import BESIDE_BYTES, Lane
 from calibrate.samples import Point
-from calibrate.ways import BESIDE, beside_copies, everything, small_reads, spread_copies
+from calibrate.ways import BESIDE, beside_copies, everything, small_reads
 from hwexec.arena import HostArena
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
-from hwexec.timing import Samples, at_pace, call_ns, steady, time_ns, wall_ns
+from hwexec.timing import Samples, at_pace, steady, time_ns, wall_ns
 from sim.errors import InputError, require
 from sim.host import Host
 from sim.models import Built
@@ -79,10 +79,6 @@ class LayersResult:
     """The same start behind a gate: what of it is no launch."""
     around: Point | None = None
     """Host thread, of an eager run before its first module begins and after its last has ended."""
-    call: Point | None = None
-    """Host thread, the call that makes such a start from an idle device."""
-    call_copies: Point | None = None
-    """The same of a cold start that copies all in the graph, in `copies` pieces."""
     in_place_beside: tuple[Point, ...] = ()
     """Runs that read in place while host memory is copied to the same GPU all along, labelled by their way."""
 
@@ -100,8 +96,6 @@ class Unwatched:
     beside_copies: Point | None
     idle: Point | None
     gated: Point | None
-    call: Point | None
-    call_copies: Point | None
     notes: tuple[str, ...]
     seconds: float
 
@@ -118,7 +112,7 @@ def unwatched(
     """The first half of a network's measurement. Raises InputError where the network does not fit the GPU."""
     began = time.perf_counter()
     progress("issue")
-    alone = beside = idle = gated = call = call_copies = None
+    alone = beside = idle = gated = None
     notes = []
     plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
     with (
@@ -128,7 +122,7 @@ def unwatched(
         issue, around = _issue(cold, built, network, device, repeats)
     if device.figures:
         progress("launch, beside copies")
-        plan = spread_copies(network)  # its resident run copies nothing
+        plan = everything(network, Access.RESIDENT)
         with (
             prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
             steady(device),
@@ -136,55 +130,35 @@ def unwatched(
             given = built.inputs_on(device.torch_device(0))
             cold.resident(*given)
             if cold.launch is Launch.GRAPH:
-                resident = partial(cold.resident, *given)
-                idle, gated = idle_and_gated({"resident": resident}, device, 2 * repeats)["resident"]
-                if plan.chunks:
-                    rounds = 4 if network.arena_bytes > LARGE_BYTES else 2 * repeats
-                    call, call_copies = calls((resident, partial(cold, *given)), device, rounds)
-                    call_copies = replace(call_copies, copies=len(plan.chunks))
+                idle, gated = idle_and_gated(partial(cold.resident, *given), device, 2 * repeats)
             try:
                 alone, beside = _beside_copies(partial(cold.resident, *given), device, 2 * repeats)
             except InputError as error:
                 notes.append(f"resident beside copies: not measured ({error})")
     seconds = time.perf_counter() - began
-    return Unwatched(issue, around, alone, beside, idle, gated, call, call_copies, tuple(notes), seconds)
+    return Unwatched(issue, around, alone, beside, idle, gated, tuple(notes), seconds)
 
 
-def idle_and_gated(
-    starts: Mapping[str, Callable[[], object]], device: Device, rounds: int
-) -> dict[str, tuple[Point, Point]]:
-    """Starts from an idle device, on the host's clock, and behind a gate: what is less there, the host took.
+def idle_and_gated(start: Callable[[], object], device: Device, rounds: int) -> tuple[Point, Point]:
+    """A start from an idle device, on the host's clock, and behind a gate: what is less there, the host took.
 
-    All in turn, after a round that warms up: a host's pace drifts, and what tells two starts apart is a few microseconds.
+    In turn, after a round that warms up: a host's pace drifts.
     """
-    samples: dict[str, tuple[list[float], list[float]]] = {label: ([], []) for label in starts}
+    idle: list[float] = []
+    gated: list[float] = []
     stream = device.stream("calibrate", 0)
     try:
         for index in range(rounds + 1):
-            for label, start in starts.items():
-                gated = time_ns(start, device, [stream], repeats=1, warmup=0)
-                idle = wall_ns(start, device, repeats=1, warmup=0)
-                if index:
-                    for found, sample in zip(samples[label], (idle, gated), strict=True):
-                        found.extend(sample.raw)
+            samples = (
+                time_ns(start, device, [stream], repeats=1, warmup=0),
+                wall_ns(start, device, repeats=1, warmup=0),
+            )
+            if index:
+                for found, sample in zip((gated, idle), samples, strict=True):
+                    found.extend(sample.raw)
     finally:
         device.close_stream(stream)
-    return {
-        label: (Point("start from idle", 0, 1, tuple(idle)), Point("start behind a gate", 0, 1, tuple(gated)))
-        for label, (idle, gated) in samples.items()
-    }
-
-
-def calls(starts: Sequence[Callable[[], object]], device: Device, rounds: int) -> tuple[Point, ...]:
-    """Host thread, what each start's own call takes from an idle device: a graph's first layer runs when its launch has
-    submitted all of it. In turn, after a round that warms up."""
-    samples: tuple[list[float], ...] = tuple([] for _ in starts)
-    for index in range(rounds + 1):
-        for start, found in zip(starts, samples, strict=True):
-            sample = call_ns(start, device, repeats=1, warmup=0)
-            if index:
-                found.extend(sample.raw)
-    return tuple(Point("call of a start", 0, 1, tuple(found)) for found in samples)
+    return Point("start from idle", 0, 1, tuple(idle)), Point("start behind a gate", 0, 1, tuple(gated))
 
 
 def measure(
@@ -235,7 +209,7 @@ def measure(
     seconds = first.seconds + time.perf_counter() - began
     return LayersResult(
         network, tuple(runs), first.beside_copies, tuple(notes), host.name, seconds,
-        first.alone, first.idle, first.gated, first.around, first.call, first.call_copies, tuple(loaded),
+        first.alone, first.idle, first.gated, first.around, tuple(loaded),
     )  # fmt: skip
 
 

@@ -284,8 +284,7 @@ def start(bench: Bench) -> tuple[Point, ...]:
             with prepare(
                 built.module, started, given, network=network, host=_bare_host(), device=device
             ) as cold:
-                found = idle_and_gated({label: partial(cold, *given)}, device, bench.effort.repeats)
-            idle, behind = found[label]
+                idle, behind = idle_and_gated(partial(cold, *given), device, bench.effort.repeats)
             taken[label] += [max(1.0, sample - behind.median_ns) for sample in idle.samples_ns]
     return tuple(Point(label, network.arena_bytes, 1, tuple(samples)) for label, samples in taken.items())
 

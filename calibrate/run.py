@@ -31,7 +31,7 @@ from calibrate.links import LINK_CASES
 from calibrate.overheads import OVERHEAD_CASES
 from calibrate.samples import CaseResult
 from calibrate.store import Calibration, Session, Store
-from calibrate.timings import in_place, launch, launch_copy, slowed, start, timings
+from calibrate.timings import in_place, launch, slowed, start, timings
 from calibrate.topology import Topology, Wire, from_identity
 from hwexec.device import Device
 from hwexec.timing import steady
@@ -200,7 +200,7 @@ def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profil
     return Profile(
         kind, result.network, made.host.digest, timings(result), provenance,
         slowed(result), busy, weight,
-        launch(result, costs), launch_copy(result), start(result, costs) if opened.figures else None,
+        launch(result, costs), start(result, costs) if opened.figures else None,
     )  # fmt: skip
 
 

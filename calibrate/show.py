@@ -30,7 +30,6 @@ OF_PROFILE = {
     "direct_busy": "direct_busy, ns",
     "direct_weight": "direct_weight",
     "launch": "launch, ns",
-    "launch_copy": "launch per copy, ns",
     "start": "start, ns",
 }
 """Figures of a profile beside its layers', each of which it may lack, and what a comparison calls them."""

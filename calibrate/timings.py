@@ -110,15 +110,6 @@ def launch(result: LayersResult, costs: Costs) -> Figure | None:
     return _shifted(result.idle, -result.gated.median_ns - costs.start_graph_ns.value, source)
 
 
-def launch_copy(result: LayersResult) -> Figure | None:
-    """What each copy in a network's graph, with the wait of the layer that reads it, adds to the launch."""
-    if result.call is None or result.call_copies is None:
-        return None
-    count = result.call_copies.copies
-    source = f"calibrate layers, {result.call.label} with {count} copies less one with none"
-    return _shifted(result.call_copies, -result.call.median_ns, source, count)
-
-
 def start(result: LayersResult, costs: Costs) -> Figure | None:
     """What an eager start takes the host around its modules, and until it knows the answer."""
     if result.around is None:

@@ -6,13 +6,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 from calibrate.bench import BESIDE_BYTES
-from sim.network import ALIGNMENT_BYTES, Network
+from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan
 
 BESIDE = "beside"
 """The way in which all is resident while the whole arena is copied."""
-SPREAD_COPIES = 24
-"""Copies in a graph that tell what each adds to its launch."""
 
 
 def everything(
@@ -38,15 +36,6 @@ def beside_copies(network: Network) -> Plan:
     cuts = [*range(0, network.arena_bytes, size), network.arena_bytes]
     chunks = tuple(Chunk(a, b, (0,)) for a, b in pairwise(cuts))
     return replace(everything(network, Access.RESIDENT), name=f"calibrate-{BESIDE}", chunks=chunks)
-
-
-def spread_copies(network: Network) -> Plan:
-    """All copied in the graph, in some pieces of one size; a layer waits for those it reads."""
-    access = tuple(tuple(Access.COPIED for _ in layer.reads) for layer in network.layers)
-    size = -(-network.arena_bytes // SPREAD_COPIES // ALIGNMENT_BYTES) * ALIGNMENT_BYTES or ALIGNMENT_BYTES
-    cuts = [*range(0, network.arena_bytes, size), network.arena_bytes]
-    chunks = tuple(Chunk(a, b, (0,)) for a, b in pairwise(cuts))
-    return Plan("calibrate-spread", 0, Launch.GRAPH, access, chunks)
 
 
 def _kept(network: Network, partner: int | None) -> tuple[Chunk, ...]:

@@ -164,7 +164,7 @@ class Cutter:
         begin, head = costs.start_graph_ns.value / 2, min(draft.head, copies)
         first = costs.issue_copy_ns.value if head else costs.launch_first_ns.value
         launch = max(costs.launch_first_ns.value, profile.launch_ns(costs))
-        launch += head * (each + costs.launch_wait_ns.value) + (copies - head) * profile.launch_copy_ns(costs)
+        launch += head * (each + costs.launch_wait_ns.value) + (copies - head) * costs.launch_copy_ns.value
         return begin + first, begin + launch
 
     def _parts(self, group: Range, most_bytes: int | None) -> Iterator[Range]:

@@ -83,8 +83,6 @@ class Profile:
     """From then on, their share of the link for each share a copy takes (1 = equal). There with `direct_busy`, or neither."""
     launch: Figure | None = None
     """Graph mode, nanoseconds: launch of the layers alone until the first may run; None where nobody measured it."""
-    launch_copy: Figure | None = None
-    """Graph mode, nanoseconds: added to that per copy in the graph; None likewise."""
     start: Figure | None = None
     """Eager mode, nanoseconds: host thread, of a start beyond its layers and copies, the answer included; None likewise."""
 
@@ -119,10 +117,6 @@ class Profile:
     def launch_ns(self, costs: Costs) -> float:
         """Launch of a graph of all layers, without copies, until the first may run."""
         return self.launch.value if self.launch is not None else costs.graph_launch_ns(len(self.layers))
-
-    def launch_copy_ns(self, costs: Costs) -> float:
-        """What each copy in the graph adds to that."""
-        return (self.launch_copy or costs.launch_copy_ns).value
 
     def beside_ns(self, layer: int) -> float:
         """What copies of host memory to the same GPU add to a layer that begins beside them."""

@@ -235,11 +235,10 @@ class _Simulation:
         """When a launch that begins then has submitted everything; marks all operations of the graph ready."""
         costs, head = self.costs, self.program.head_ops
         at = first = begin + costs.launch_first_ns.value
-        submit = self.profile.launch_copy_ns(costs)
         for index, op in enumerate(self.program.ops[head:], head):
             if isinstance(op, Copy):
                 self.ready[index] = at
-                at += submit
+                at += costs.launch_copy_ns.value
             elif isinstance(op, Wait) and op.event in self.of_head:
                 at += costs.launch_wait_ns.value
             elif isinstance(op, Wait) and op.cross_device:

@@ -77,7 +77,7 @@ def test_costs_are_charged_where_they_arise() -> None:
 
 
 def launched(
-    plan: Plan, net: Network, machine: Host, launch: float | None = None, copy: float | None = None
+    plan: Plan, net: Network, machine: Host, launch: float | None = None
 ) -> list[tuple[str, float, float]]:
     """Spans of the host, of copies and of layers, all costs but those of the launch left out."""
     costs = replace(
@@ -93,8 +93,6 @@ def launched(
     timings = profile(net, machine)
     if launch is not None:
         timings = replace(timings, launch=Figure(launch, "measured", "here"))
-    if copy is not None:
-        timings = replace(timings, launch_copy=Figure(copy, "measured", "here"))
     timeline = simulate(lower(plan, net, machine), timings)
     kinds = (SpanKind.ISSUE, SpanKind.COPY, SpanKind.RUN)
     return [(s.stream, s.start_ns, s.stop_ns) for s in timeline.spans if s.kind in kinds]
@@ -111,14 +109,6 @@ def test_a_launch_submits_copies_one_by_one_and_layers_last() -> None:
         ("h2d:0", 27, 28),
         ("h2d:0", 34, 35),
         *(("compute:0", 124 + 1000 * at, 1124 + 1000 * at) for at in range(3)),
-    ]
-    # a network's own time per copy, where it has one
-    assert launched(plan, net, machine, copy=10)[:5] == [
-        ("host", 0, 103 + 3 * 10),
-        ("h2d:0", 20, 21),
-        ("h2d:0", 30, 31),
-        ("h2d:0", 40, 41),
-        ("compute:0", 133, 1133),
     ]
     # a copy that the host issued is none of the launch's, but the layer's wait for it is
     assert launched(replace(plan, head=1), net, machine)[:5] == [
