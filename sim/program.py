@@ -191,8 +191,11 @@ class _Lowering:
         """Per chunk, the operations that bring it, its final Record last."""
         self.last: list[str] = []
         """Per chunk, the stream of its last copy."""
-        self.waited: dict[tuple[str, str], int] = {}
-        """Highest chunk that a stream (first) has waited for on a copy stream (second)."""
+        self.behind: list[dict[str, int]] = []
+        """Per chunk, by stream, the highest chunk that has passed there once it has landed."""
+        self.waited: dict[str, dict[str, int]] = {}
+        """The same of what each waiting stream has waited for."""
+        passed: dict[str, dict[str, int]] = {}
         event = 0
         for index in range(len(plan.chunks)):
             ops, event = self._copies(index, event)
@@ -202,6 +205,7 @@ class _Lowering:
                 ops += [Wait(land, event - 1, cross_device=True), Record(land, event)]
                 event += 1
             self.copies.append(ops)
+            self.behind.append(_passed(ops, index, passed))
         self.by_start = sorted(range(len(plan.chunks)), key=lambda i: plan.chunks[i].start_bytes)
         self.starts = [plan.chunks[i].start_bytes for i in self.by_start]
 
@@ -269,23 +273,35 @@ class _Lowering:
                 at += 1
 
     def _waits(self, waiter: str, chunks: Iterator[int] | range) -> Iterator[Op]:
+        waited = self.waited.setdefault(waiter, {})
         last: dict[str, int] = {}
         for chunk in chunks:
             stream = self.last[chunk]
-            last[stream] = max(chunk, last.get(stream, -1))
-        # longest paths first: behind a relay's last copy are its earlier ones, and all before those on their streams
-        for stream, chunk in sorted(
-            last.items(), key=lambda row: (-len(self.plan.chunks[row[1]].path), row[0])
-        ):
-            if chunk <= self.waited.get((waiter, stream), -1):
+            if chunk > waited.get(stream, -1):
+                last[stream] = max(chunk, last.get(stream, -1))
+        rows = sorted(last.items(), key=lambda row: (-len(self.plan.chunks[row[1]].path), row[0]))
+        for stream, chunk in rows:
+            if any(self.behind[other].get(stream, -1) >= chunk for _, other in rows if other != chunk):
                 continue
-            for op in self.copies[chunk]:
-                behind = (waiter, op.stream)
-                self.waited[behind] = max(chunk, self.waited.get(behind, -1))
+            _merge(waited, self.behind[chunk], none=-1)
             record = self.copies[chunk][-1]
             assert isinstance(record, Record)
             far = waiter != HOST and device_of(record.stream) != self.plan.target
             yield Wait(waiter, record.event, cross_device=far)
+
+
+def _passed(ops: list[Op], chunk: int, passed: dict[str, dict[str, int]]) -> dict[str, int]:
+    """What is behind a chunk that has landed, by stream; brings `passed`, the same of each stream, up to its operations."""
+    recorded: dict[int, dict[str, int]] = {}
+    here: dict[str, int] = {}
+    for op in ops:
+        here = passed.setdefault(op.stream, {})
+        if isinstance(op, Wait):
+            _merge(here, recorded[op.event], none=-1)
+        elif isinstance(op, Record):
+            recorded[op.event] = dict(here)
+        here[op.stream] = chunk
+    return dict(here)
 
 
 def calls_of(path: tuple[int, ...]) -> tuple[int, int]:
@@ -389,9 +405,10 @@ def _replay(program: Program) -> None:
     require(layer == len(network.layers), f"{who}: {layer} of {len(network.layers)} layers run")
 
 
-def _merge(clock: dict[str, int], other: dict[str, int]) -> None:
+def _merge(clock: dict[str, int], other: dict[str, int], none: int = 0) -> None:
+    """`none`: what a stream that is not in a clock counts as."""
     for stream, at in other.items():
-        if at > clock.get(stream, 0):
+        if at > clock.get(stream, none):
             clock[stream] = at
 
 

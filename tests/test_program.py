@@ -106,6 +106,20 @@ def test_a_relay_and_a_part_that_stays_at_the_partner_are_each_waited_for_where_
             every_wait_is_needed(lower(plan, net, machine))
 
 
+def test_what_a_push_of_another_chunk_has_waited_for_is_behind_the_layer_too() -> None:
+    """The last push from GPU 1 comes from GPU 2, but the one before it on that stream waited for GPU 1's own copies."""
+    net, machine = network((100, 100), 100), host(3)
+    access = ((Access.COPIED, Access.COPIED), (Access.PEER,))
+    stays, relay, far = Chunk(512, 612, (1,)), Chunk(0, 100, (1, 0)), Chunk(256, 356, (2, 1, 0))
+    for order, waits in (((stays, relay, far), 1), ((relay, stays, far), 2), ((relay, far, stays), 2)):
+        for head in range(4):
+            plan = Plan("behind", 0, Launch.GRAPH, access, order, head=head)
+            program = lower(plan, net, machine)
+            found = [op for op in program.ops if isinstance(op, Wait) and op.stream == "compute:0"]
+            assert len(found) == waits
+            every_wait_is_needed(program)
+
+
 @st.composite
 def relayed(draw: st.DrawFn) -> tuple[Plan, Network, Host]:
     """Graph plans with a head on hosts whose GPUs can all push to each other."""
