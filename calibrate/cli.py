@@ -192,7 +192,8 @@ def _tell(outcome: Any) -> None:
     for text in outcome.flags:
         note(f"! {text}")
     for path in (outcome.host, *outcome.profiles, outcome.samples):
-        click.echo(path)
+        if path.exists():  # an interrupted run that is fitted has its samples case by case only
+            click.echo(path)
 
 
 class _Bar:
