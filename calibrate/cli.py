@@ -158,9 +158,10 @@ def show(file: str, plot: str | None) -> None:
     from calibrate import show as shown  # noqa: PLC0415
 
     record = shown.read(file)
+    drawn = None if plot is None else shown.plottable(record, plot)
     shown.show(record, Console(width=None if sys.stdout.isatty() else 160))
-    if plot is not None:
-        shown.plot(record, plot)
+    if plot is not None and drawn is not None:
+        shown.plot(drawn, plot)
         note(f"wrote {plot}")
 
 

@@ -64,12 +64,17 @@ def show(record: Record, console: Console) -> None:
         _layers(record, console)
 
 
-def plot(record: Record, path: str) -> None:
-    """Bandwidth by size, samples as points, the fit as a line. PNG, SVG or PDF by the path's ending."""
+def plottable(record: Record, path: str) -> Calibration:
+    """The record, where `plot` can draw it to `path`. Raises InputError."""
     if not isinstance(record, Calibration):
         raise InputError("--plot draws samples files only (samples/NAME.yaml); give one of those")
     ending = Path(path).suffix.lower()
     require(ending in (".png", ".svg", ".pdf"), f"--plot {path}: ends in {ending!r}; use .png, .svg or .pdf")
+    return record
+
+
+def plot(record: Calibration, path: str) -> None:
+    """Bandwidth by size, samples as points, the fit as a line. PNG, SVG or PDF by the path's ending."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second to import
     from matplotlib.figure import Figure as Picture  # noqa: PLC0415 - the same
 

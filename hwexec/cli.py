@@ -158,7 +158,12 @@ def bench(**options: Any) -> int:
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides the random plans.")
 @click.option("--runs", type=click.IntRange(1, 100_000), default=7, show_default=True, help="Starts each.")
-@click.option("--out", "folder", metavar="DIR", help="For sweep.yaml, sweep.png and summary.txt.")
+@click.option(
+    "--out",
+    "folder",
+    metavar="DIR",
+    help="For sweep.yaml, and where times are figures sweep.png and summary.txt.",
+)
 @click.option("--force", is_flag=True, help="Start over instead of going on from what DIR has.")
 @click.option(
     "--again",

@@ -17,7 +17,7 @@ from hwexec import verify as verifying
 from hwexec.device import Device
 from hwexec.executor import open_device
 from hwexec.timing import Samples
-from sim.catalog import DEFAULT_HOST, Request, find_host, find_profile, host_names, obtain_profile
+from sim.catalog import DEFAULT_HOST, Request, find_host, find_profile, host_names, no_profile, obtain_profile
 from sim.console import note
 from sim.errors import InputError, require
 from sim.estimate import estimate
@@ -183,11 +183,7 @@ def profile_for(host: Host, request: Request, path: str | None, trace: Trace) ->
     shipped = find_profile(host, request)
     if shipped is not None and shipped.network.digest == digest:
         return shipped
-    require(
-        host.roofline is not None,
-        f"{request.model}: no profile at hand for {host.name}, and its file has no roofline figures to estimate one from; "
-        "measure one there with `calibrate run` and pass it with --profile",
-    )
+    require(host.roofline is not None, no_profile(host, request))
     return estimate(
         trace, host, stamp(host.name, host.gpus[0].name, inputs=_inputs(host, trace.network, None))
     )

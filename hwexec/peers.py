@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sim.errors import InputError
+from sim.errors import InputError, require
 from sim.hints import error_line
 
 
@@ -118,6 +118,7 @@ def _pinned(scene: Scene) -> Iterator[Ready]:
         scene.module.to(scene.where, non_blocking=True)
         return scene.module(*scene.inputs)
 
+    require(torch.cuda.is_available(), "memory is pinned for CUDA, and there is none")
     try:
         yield Ready(scene.snapshot.mapped(_pin), call, f"torch {torch.__version__}")
     finally:

@@ -84,7 +84,7 @@ def run_sweep(call: SweepCall) -> int:
             cases.append((Request(model, batch, dtype, seq), traced))
         _make_folder(file)
         if file.exists() and not call.force:
-            points += _before(file, host, device, call.seed)
+            points += _before(file, host, device, call.seed, call.runs)
         for at, (request, trace) in enumerate(cases, 1):
             model, dtype, batch, seq = request.model, request.precision, request.samples, request.seq
             profile = commands.profile_for(
@@ -188,6 +188,7 @@ def _finish(file: Path, record: SweepRecord, host: Host, *more: Table | str) -> 
     found = summarise(points, host.costs)
     if found is None:
         show(f"{len(points)} plans run, {wrong} with wrong answers. {NO_FIGURES}")
+        note(f"wrote {file}")
         return 1 if wrong else 0
     about = f"{found.errors.points} plans on {record.host} ({record.provenance.gpu})"
     parts = (*summary_parts(found, about), *more)
@@ -232,7 +233,7 @@ class _Bar:
         self.bar.update(self.task, total=self.bar.tasks[0].completed + left)
 
 
-def _before(file: Path, host: Host, device: Device, seed: int) -> tuple[Point, ...]:
+def _before(file: Path, host: Host, device: Device, seed: int, runs: int) -> tuple[Point, ...]:
     record = read_record(file, SWEEP)
     require(
         (record.host_digest, record.device, record.seed) == (host.digest, device.kind, seed),
@@ -240,6 +241,11 @@ def _before(file: Path, host: Host, device: Device, seed: int) -> tuple[Point, .
         "write elsewhere with --out, or take up a host's new constants with --again",
     )
     note(f"{file}: going on from {len(record.points)} points")
+    most = max((len(p.samples_ns) for p in record.points), default=0)
+    if most and most != runs:
+        note(
+            f"{file}: those have {most} starts; --runs {runs} holds for the others, or start over with --force"
+        )
     return record.points
 
 

@@ -98,6 +98,18 @@ def find_profile(host: Host, request: Request) -> Profile | None:
     return None
 
 
+def no_profile(host: Host, request: Request) -> str:
+    """The line for a model that nobody measured on a host, and that nothing can be estimated for there."""
+    folder = _folder("profiles") / host.name
+    there = sorted(e.name for e in folder.iterdir()) if "/" not in host.name and folder.is_dir() else []
+    models = dict.fromkeys(name.split(".")[0].replace("hf-", "hf:", 1) for name in there)
+    have = f"; profiles ship of {', '.join(models)}" if models else ""
+    return (
+        f"{request.model} in {request.precision}, batch {request.samples}: no profile for host {host.name!r}, whose file has no "
+        f"roofline figures to estimate one from{have}; measure one there with `calibrate run` and pass it with --profile"
+    )
+
+
 def obtain_profile(host: Host, request: Request, path: str | None = None) -> Profile:
     """The profile at `path`, else the shipped one, else one traced and estimated now. Raises InputError for a wrong one."""
     if path is not None:
@@ -107,11 +119,7 @@ def obtain_profile(host: Host, request: Request, path: str | None = None) -> Pro
     shipped = find_profile(host, request)
     if shipped is not None:
         return shipped
-    require(
-        host.roofline is not None,
-        f"host {host.name!r} has no roofline figures to estimate from; measure a profile there with `calibrate run` "
-        "and pass it with --profile",
-    )
+    require(host.roofline is not None, no_profile(host, request))
     from sim.estimate import estimate  # noqa: PLC0415 - torch takes seconds to import, and a shipped profile needs none
 
     trace = _trace(request, f"no profile at hand; tracing it and estimating one for {host.name}")

@@ -92,7 +92,7 @@ def good(name: str, counts: list[str]) -> Case:
 
 
 def test_a_gpu_is_lost_half_way_and_the_same_command_goes_on_to_the_end(
-    device: CpuDevice, tmp_path: Path
+    device: CpuDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lost = RuntimeError("CUDA error: unspecified launch failure\nCompile with ...")
     cases = [broken(c.name, lost) if c.name == "launch" else c for c in CASES]
@@ -120,10 +120,10 @@ def test_a_gpu_is_lost_half_way_and_the_same_command_goes_on_to_the_end(
     assert read_profile(finish(Store(tmp_path), keep_bad=True).profiles[0]) == profile
 
     assert device.pinned == {}
-    read_and_drawn(tmp_path, outcome.samples)
+    read_and_drawn(tmp_path, outcome.samples, capsys)
 
 
-def read_and_drawn(folder: Path, samples: Path) -> None:
+def read_and_drawn(folder: Path, samples: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every file that was written can be shown, compared with itself and, where it has samples, drawn."""
     files = [
         samples,
@@ -142,7 +142,12 @@ def read_and_drawn(folder: Path, samples: Path) -> None:
     assert main(["show", str(samples), "--plot", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="samples files only"):
-        show.plot(show.read(str(files[1])), str(picture))
+        show.plottable(show.read(str(files[1])), str(picture))
+    for file, path, said in ((files[1], picture, "samples files only"), (samples, "out.bmp", "ends in '.bmp'")):
+        capsys.readouterr()
+        assert main(["show", str(file), "--plot", str(path)]) == 2
+        printed = capsys.readouterr()
+        assert (printed.out, said in printed.err) == ("", True), "refused before anything is printed"
 
 
 def test_interrupted_it_goes_on_where_it_was(device: CpuDevice, tmp_path: Path) -> None:

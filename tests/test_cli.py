@@ -271,8 +271,17 @@ def test_a_partner_without_a_route(sim: Sim, tmp_path: Path) -> None:
 
 def test_an_estimate_needs_a_roofline(sim: Sim, tmp_path: Path) -> None:
     refused(
-        sim("search", "--model", "resnet50", "--host", "./host.yaml"), "has no roofline figures", tmp_path
+        sim("search", "--model", "resnet50", "--host", "./host.yaml"), "no roofline figures", tmp_path
     )
+
+
+def test_a_model_that_nobody_measured_on_a_measured_host_is_told_with_those_that_were(
+    sim: Sim, tmp_path: Path
+) -> None:
+    done = sim("search", "--model", "squeezenet1_1", "--host", "h200-pair")
+    refused(done, "squeezenet1_1 in fp32, batch 1: no profile for host 'h200-pair'", tmp_path)
+    assert "profiles ship of convnext_base, hf:bert-base, " in done.err
+    assert "`calibrate run`" in done.err
 
 
 def test_usage_without_a_model_or_a_command(sim: Sim, tmp_path: Path) -> None:

@@ -66,13 +66,15 @@ def test_a_second_call_goes_on_where_the_first_stopped(
     assert all(p.outputs_match and p.measured_ns and p.predicted_ns > 0 for p in first)
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "summary.txt").read_text() == capsys.readouterr().out
-    assert run_command(cli, "hwexec", [*ASK, "-d", "0", "2", "--random", "2"]) == 0
+    assert run_command(cli, "hwexec", [*ASK, "-d", "0", "2", "--random", "2", "--runs", "2"]) == 0
+    assert "those have 1 starts; --runs 2 holds for the others" in capsys.readouterr().err
     points = read_record(folder / "sweep.yaml", SWEEP).points
     assert points[: len(first)] == first
     assert [(p.strategy, p.links, p.number) for p in points[len(first) :]] == [
         ("random", 1, 1),
         ("random", 2, 1),
     ]
+    assert [len(p.samples_ns) for p in points[len(first) :]] == [2, 2]
 
 
 def test_points_of_another_seed_are_not_mixed_in(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
