@@ -9,7 +9,6 @@ takes 14 us of the host's time, the driver's own copy about 1: arenas are copied
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from hwexec.cuda_graph import CudaGraph
 from hwexec.cupti import watched
 from hwexec.device import Activity, CaptureError, Event, Memory, Ready, Stream
 from hwexec.driver import EXTERNAL, NO_CONTEXT, driver_error, labelled, load_driver
+from hwexec.timing import collector_off
 from sim.errors import InputError, require
 from sim.hints import first_line
 
@@ -321,9 +321,9 @@ class CudaDevice:
     def capture(self, stream: Stream) -> Iterator[CudaGraph]:
         graph = CudaGraph(stream)
         self.synchronize()
-        gc.collect()  # nothing that a capture forbids may be freed inside it
         torch.cuda.empty_cache()
-        with torch.cuda.device(stream.gpu), torch.cuda.stream(stream.raw):
+        # nothing that a capture forbids may be freed inside it, as a cycle's tensors would be
+        with collector_off(), torch.cuda.device(stream.gpu), torch.cuda.stream(stream.raw):
             try:
                 graph.begin()
                 yield graph

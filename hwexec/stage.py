@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,10 @@ class Stage:
         for gpu, extents in self._extents.items():
             need = extents.size_bytes + HEADROOM_BYTES + (activations if gpu == plan.target else 0)
             memory = device.memory(gpu)
+            if need > memory.free_bytes:  # what was let go of may still be held by cycles
+                gc.collect()
+                device.trim()
+                memory = device.memory(gpu)
             require(
                 need <= memory.free_bytes,
                 f"GPU {gpu} ({device.describe(gpu)}) has {memory.free_bytes} of {memory.total_bytes} bytes free, and "

@@ -129,7 +129,7 @@ def steady(device: Device) -> Iterator[None]:
     if _held:
         yield
         return
-    with _collector_off():
+    with collector_off():
         if not device.figures:
             yield
             return
@@ -138,9 +138,9 @@ def steady(device: Device) -> Iterator[None]:
 
 
 @contextmanager
-def _collector_off() -> Iterator[None]:
+def collector_off() -> Iterator[None]:
+    """Python's collector away for a while. What is garbage already stays: collecting it all takes 0.15 s with PyTorch loaded."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

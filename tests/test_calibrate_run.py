@@ -143,7 +143,10 @@ def read_and_drawn(folder: Path, samples: Path, capsys: pytest.CaptureFixture[st
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="samples files only"):
         show.plottable(show.read(str(files[1])), str(picture))
-    for file, path, said in ((files[1], picture, "samples files only"), (samples, "out.bmp", "ends in '.bmp'")):
+    for file, path, said in (
+        (files[1], picture, "samples files only"),
+        (samples, "out.bmp", "ends in '.bmp'"),
+    ):
         capsys.readouterr()
         assert main(["show", str(file), "--plot", str(path)]) == 2
         printed = capsys.readouterr()

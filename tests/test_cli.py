@@ -270,9 +270,7 @@ def test_a_partner_without_a_route(sim: Sim, tmp_path: Path) -> None:
 
 
 def test_an_estimate_needs_a_roofline(sim: Sim, tmp_path: Path) -> None:
-    refused(
-        sim("search", "--model", "resnet50", "--host", "./host.yaml"), "no roofline figures", tmp_path
-    )
+    refused(sim("search", "--model", "resnet50", "--host", "./host.yaml"), "no roofline figures", tmp_path)
 
 
 def test_a_model_that_nobody_measured_on_a_measured_host_is_told_with_those_that_were(

@@ -50,6 +50,22 @@ def test_a_prepare_that_fails_leaves_nothing_behind(launch: Launch, fault: str, 
         assert torch.equal(cold(*made.inputs), made.answer), "a second plan on the same module works"
 
 
+def test_memory_that_a_cycle_still_holds_is_no_reason_to_refuse() -> None:
+    made, device = toys.text(("linear", "norm")), CpuDevice(2, memory_bytes=300 * 2**20)
+    gc.collect()
+    gc.disable()
+    try:
+        cycle: list[object] = [device.allocate(200 * 2**20, 0)]
+        cycle.append(cycle)
+        del cycle
+        assert device.memory(0).free_bytes < 256 * 2**20, "a GPU needs so much beside its arena"
+        with cold_start(made, dealt(made, Launch.GRAPH), device) as cold:
+            assert torch.equal(cold(*made.inputs), made.answer)
+    finally:
+        gc.enable()
+    device.close()
+
+
 def test_an_interrupted_start_and_a_broken_one_leave_a_usable_module() -> None:
     made = toys.text(("linear", "norm"))
     before = fingerprint(made.module)
