@@ -1,14 +1,17 @@
 """How commands end: results on stdout, one line per error on stderr, exit codes. Every command line here uses `run_command`.
 
-0 done · 1 the reader of our output went away (as click and rich end then) · 2 bad input or usage · 130 interrupted.
+0 done · 1 the reader of our output went away (as click and rich end then) · 2 bad input or usage · 130 interrupted ·
+143 told to stop (SIGTERM: a job's time limit, a container's end), which is an interruption as well: what was measured is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -17,6 +20,12 @@ from sim.errors import InputError
 
 def run_command(command: click.Command, prog: str, args: Sequence[str] | None = None) -> int:
     """Run a click command and return its exit code. Anything but bad input, ours included, keeps its traceback."""
+    told: list[int] = []
+    with _stoppable(told):
+        return _run(command, prog, args, told)
+
+
+def _run(command: click.Command, prog: str, args: Sequence[str] | None, told: list[int]) -> int:
     try:
         code = command.main(args=args, prog_name=prog, standalone_mode=False)
         sys.stdout.flush()
@@ -32,7 +41,7 @@ def run_command(command: click.Command, prog: str, args: Sequence[str] | None = 
     except click.ClickException as error:
         return _complain(prog, error.format_message())
     except (KeyboardInterrupt, click.Abort):
-        return _complain(prog, "interrupted", 130)
+        return _complain(prog, "stopped", 143) if told else _complain(prog, "interrupted", 130)
     except BrokenPipeError:
         _drop_stdout()
         return 1
@@ -43,6 +52,24 @@ def run_command(command: click.Command, prog: str, args: Sequence[str] | None = 
         return _complain(
             prog, f"the output cannot be written ({error.strerror}); free some space or redirect it"
         )
+
+
+@contextlib.contextmanager
+def _stoppable(told: list[int]) -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does, and is put in `told`."""
+    if threading.current_thread() is not threading.main_thread():  # only there signals arrive
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        told.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def note(text: str) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -372,6 +375,31 @@ def test_endings(raised: BaseException, code: int, err: str, capfd: pytest.Captu
         os.dup2(saved, 1)
         os.close(saved)
     assert capfd.readouterr().err.lstrip().startswith(err)  # click ends the line that shows ^C
+
+
+def test_a_time_limit_interrupts_and_what_ends_a_command_tidies_up(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tidied = []
+
+    @click.command()
+    def command() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            tidied.append("up")
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(command, "prog", []) == 143
+    assert capsys.readouterr().err.strip() == "prog: stopped"
+    assert tidied == ["up"]
+    assert signal.getsignal(signal.SIGTERM) == before
+    found: list[int] = []
+    other = threading.Thread(target=lambda: found.append(run_command(click.Command("none"), "prog", [])))
+    other.start()
+    other.join()
+    assert found == [0], "a thread hears no signals, and needs none to run a command"
 
 
 def test_our_own_mistakes_keep_their_traceback() -> None:
