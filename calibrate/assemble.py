@@ -245,6 +245,10 @@ class _Assembly:
         """Of graphs of kernels alone, or of the others: what a copy adds is told by comparing calls for graphs that have some,
         since those without are launched in another way."""
         found = self.points("launch", "call" if with_copies else "graph")
+        require(
+            bool(found) or not self.points("launch", "graph"),
+            "case 'launch' was measured by an earlier version, in another way; run `calibrate run --fresh`",
+        )
         require(bool(found), "nothing was measured for case 'launch'; run `calibrate run` again to go on")
         case = "launch with copies" if with_copies else "launch"
         return self.keep(lambda: fit_launch(case, found), lambda: fit_launch(case, found, refuse=False))

@@ -215,7 +215,8 @@ def waits(bench: Bench, gpu: int, how: str) -> tuple[Point, ...]:
 
 def launch(bench: Bench) -> tuple[Point, ...]:
     """Graphs of kernels alone ("graph"): from an idle device until all is done, on the host's clock, less what it takes behind
-    a gate. Others ("call"): the host thread's call, after which all is submitted and the first kernel may run.
+    a gate. Others ("call"): the host thread's call until it returns. Kernels may begin later, and cost it nothing; what copies,
+    waits and edges add to it is all that is used.
 
     `count` is kernels, `copies` both hops of a relay, `edges` waits between devices, `waits` those for a head. Each varies apart
     from the others, between what plans have.

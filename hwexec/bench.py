@@ -62,6 +62,8 @@ class Row:
     copies_ns: float | None = None
     """What the plan's copies from host memory took by themselves, all lanes at once, just after; None likewise, and where
     nothing was copied."""
+    lanes: int = 1
+    """Lanes that the plan copies over, of the `links` that it might."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +354,7 @@ def run_entry(
         samples_ns=starts.samples.raw if device.figures else (),
         issue_copy_ns=issue_copy_ns,
         copies_ns=None if alone is None else alone.median_ns,
+        lanes=lanes(plan),
     )
 
 

@@ -157,6 +157,14 @@ def test_peer_routes_are_what_pushes_take_while_the_lane_is_at_work() -> None:
     assert host.costs.peer_latency_ns.source == "calibrate case p2p-beside-h2d (latency_ns)"
 
 
+def test_launches_of_an_earlier_version_are_not_what_is_measured_now() -> None:
+    found = cases(1, {})
+    old = next(c for c in found if c.case == "launch")
+    old = replace(old, points=tuple(replace(p, label="graph") for p in old.points))
+    with pytest.raises(InputError, match=r"case 'launch' was measured by an earlier version.*--fresh"):
+        assemble("one", "", facts(1), [old if c.case == "launch" else c for c in found])
+
+
 def test_a_refused_fit_stops_the_host_unless_it_is_kept_and_then_says_so() -> None:
     found = cases(1, {})
     wild = CaseResult(

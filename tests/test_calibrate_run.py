@@ -14,8 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from calibrate import layers, show
-from calibrate.bench import NO_FIGURES, Bench, Case, has_peers
+from calibrate import layers, overheads, show
+from calibrate.bench import FULL, NO_FIGURES, Bench, Case, has_peers
 from calibrate.beside import h2d_together, p2p
 from calibrate.cli import main
 from calibrate.identity import read_identity, visible
@@ -26,6 +26,7 @@ from calibrate.samples import Point
 from calibrate.store import Store
 from calibrate.topology import Topology, Wire
 from hwexec.cpu import CpuDevice
+from hwexec.timing import Samples
 from sim.catalog import Request
 from sim.errors import InputError
 from sim.files import read_host, read_profile, write_record
@@ -305,6 +306,22 @@ def test_launches_vary_kernels_copies_waits_and_edges_apart_from_each_other(devi
     single = Bench(device, Topology(1, (), (None,)), NO_FIGURES)
     rows = [(1, p.count, p.copies, p.waits) for p in launch(single)]
     assert np.linalg.matrix_rank(np.array(rows)) == 4
+
+
+def test_what_copies_add_to_a_launch_is_the_hosts_own_call_with_copies_as_large_as_plans_have(
+    device: CpuDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, moved = Bench(device, PAIR, NO_FIGURES), list[int]()
+    monkeypatch.setattr(overheads, "call_ns", lambda *_, **__: Samples((7.0,)))
+    monkeypatch.setattr(Bench, "verify", lambda _, found, *__: moved.append(found.numel()))
+    points = launch(bench)
+    size = NO_FIGURES.largest_bytes // 64
+    assert moved == [size * (p.copies - p.edges) for p in points]
+    assert FULL.largest_bytes // 64 > overheads.LAUNCH_COPY_BYTES == 256 * 1024
+    assert {p.samples_ns == (7.0,) for p in points if p.copies or p.waits} == {True}
+    assert {(p.label, p.samples_ns == (7.0,)) for p in points if not (p.copies or p.waits)} == {
+        ("graph", False)
+    }
 
 
 def test_a_network_that_fails_costs_the_others_nothing(device: CpuDevice, tmp_path: Path) -> None:

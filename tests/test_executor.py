@@ -16,7 +16,7 @@ from torch import nn
 
 import hwexec
 from hwexec.cpu import CpuDevice, CpuGraph, _Recorder
-from hwexec.device import Stream
+from hwexec.device import POISON, Stream
 from hwexec.timing import Samples, time_ns, wall_ns
 from sim.errors import InputError
 from sim.plan import Access, Chunk, Launch, Plan, Sync
@@ -478,6 +478,12 @@ def test_a_plans_copies_are_timed_by_themselves_and_leave_the_weights_as_they_we
         assert torch.equal(cold.warm(*made.inputs), made.answer)
         cold.evict()
         cold.copies_alone(repeats=1)
+        straight = torch.zeros(made.network.arena_bytes, dtype=torch.bool)
+        for chunk in plan.chunks:
+            straight[chunk.start_bytes : chunk.stop_bytes] = chunk.path == (0,)
+        host, arena = cold._stage.host.tensor, cold._stage.arena
+        assert torch.equal(arena[straight], host[straight])
+        assert bool((arena[~straight] == POISON).all()), "nothing is pushed on"
         assert torch.equal(cold(*made.inputs), made.answer)
     access = tuple(tuple(Access.RESIDENT for _ in row) for row in plan.access)
     with cold_start(made, replace(plan, access=access, chunks=(), head=0), device) as cold:

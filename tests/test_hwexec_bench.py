@@ -20,6 +20,7 @@ from hwexec import bench, commands, peers, report
 from hwexec.cli import cli, parse_gpus
 from hwexec.cpu import CpuDevice
 from hwexec.peers import PEERS, Peer, Ready, Scene, Snapshot
+from hwexec.timing import Samples
 from sim.cli import cli as sim_cli
 from sim.console import run_command
 from sim.errors import InputError
@@ -69,6 +70,42 @@ def test_every_strategy_on_the_cpu_gives_right_answers_and_no_times(hwexec: Hwex
     assert [row.links for row in found.rows][-4:] == [2, 2, 1, 2]
     assert all(row.outputs_match and row.samples_ns == () and row.runs == 2 for row in found.rows)
     assert found.limits == ()
+
+
+def test_rows_have_their_copies_alone_and_say_where_starts_scattered(
+    hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "open_device", lambda name, gpus: Stopwatch(gpus))
+    monkeypatch.setattr(bench, "PROBE_BYTES", 2**20)
+    monkeypatch.setattr(bench, "WAKE_S", 0.0)
+    monkeypatch.setattr(Samples, "noisy", True)
+    said = (
+        "bench",
+        "--model",
+        MODEL,
+        "--host",
+        "p3.8xlarge",
+        "-d",
+        "0,2",
+        "-e",
+        "warm,pt",
+        "--runs",
+        "3",
+        "--peers",
+    )
+    assert hwexec(*said, "--out", "b.yaml").code == 0
+    rows = {row.name: row for row in read_record("b.yaml", bench.BENCH).rows}
+    assert {name: row.copies_ns is None for name, row in rows.items()} == {
+        "warm": True,
+        "pt": False,
+        "peer:cuda": True,
+    }
+    assert (rows["pt"].copies_ns or 0) > 0
+    assert (rows["pt"].lanes, rows["warm"].lanes) == (2, 1)
+    assert all("taken 3 times, the steadiest kept" in row.note for row in rows.values())
+    monkeypatch.setattr(Samples, "noisy", False)
+    assert hwexec(*said, "--out", "b.yaml", "--force").code == 0
+    assert not any("taken" in row.note for row in read_record("b.yaml", bench.BENCH).rows)
 
 
 def test_json_has_the_keys_that_others_read(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,15 +354,22 @@ def test_the_print_of_a_bench() -> None:
 
 
 def test_best_plans_whose_copies_had_slow_links_are_told() -> None:
-    quick = [replace(row, copies_ns=1.1 * 102_000_000 / (55.4 * row.links)) for row in MEASURED.rows]
+    quick = [
+        replace(r, copies_ns=1.1 * r.copied_bytes / (55.4 * r.links), lanes=r.links) for r in MEASURED.rows
+    ]
     said = [*report.bench_words(replace(MEASURED, rows=tuple(quick)))]
     assert not any(line.startswith("Links:") for line in said)
-    slow = [replace(row, copies_ns=1.65e6) for row in MEASURED.rows]
+    slow = [replace(row, copies_ns=1.65e6, lanes=row.links) for row in MEASURED.rows]
     said = [*report.bench_words(replace(MEASURED, rows=tuple(slow)))]
     assert [line for line in said if line.startswith("Links:")] == [
         "Links: around the starts of best over 2, its copies by themselves took 1.65 ms, 61.8 GB/s of 110.6: something else "
         "used the links."
     ]
+    one_lane = [replace(row, copies_ns=1.86e6, lanes=1) for row in MEASURED.rows]
+    said = [*report.bench_words(replace(MEASURED, rows=tuple(one_lane)))]
+    assert not any(line.startswith("Links:") for line in said), (
+        "a plan over one lane needs no more than that lane"
+    )
 
 
 def test_without_figures_no_time_is_printed() -> None:
