@@ -181,11 +181,11 @@ def finish(store: Store, *, keep_bad: bool, flags: tuple[str, ...] = ()) -> Outc
     made = assemble(
         opened.name, opened.about, opened.gpus, results, keep_bad=keep_bad, figures=opened.figures
     )
-    host = store.keep_host(made.host)
-    profiles = [
-        store.keep_profile(opened.name, profile_of(result, made, opened))
-        for result in store.all_layers(opened.name)
-    ]
+    found = [profile_of(result, made, opened) for result in store.all_layers(opened.name)]
+    host = store.keep_host(
+        made.host
+    )  # only now: a sample that cannot be read leaves files of one fit, not of two
+    profiles = [store.keep_profile(opened.name, profile) for profile in found]
     told = (*flags, *made.refused) if opened.figures else (NO_FIGURE,)
     return Outcome(host, tuple(profiles), store.samples_path(opened.name), told)
 

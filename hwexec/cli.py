@@ -70,6 +70,11 @@ _FORCE = click.option("--force", is_flag=True, help="Overwrite output files that
 
 @cli.command()
 @click.argument("plan", metavar="PLAN")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="The plan's, where that is package.module:callable: it is imported and called.",
+)
 @_DEVICE
 @click.option("--host", metavar="NAME|FILE", help="Default: the one the plan names.")
 @_PROFILE

@@ -17,7 +17,16 @@ from hwexec import verify as verifying
 from hwexec.device import Device
 from hwexec.executor import open_device
 from hwexec.timing import Samples
-from sim.catalog import DEFAULT_HOST, Request, find_host, find_profile, host_names, no_profile, obtain_profile
+from sim.catalog import (
+    DEFAULT_HOST,
+    Request,
+    find_host,
+    find_profile,
+    host_names,
+    is_factory,
+    no_profile,
+    obtain_profile,
+)
 from sim.console import note
 from sim.errors import InputError, require
 from sim.estimate import estimate
@@ -38,6 +47,7 @@ class VerifyCall:
     """The options of `hwexec verify`; the tolerance as a share."""
 
     plan: str
+    model: str | None
     device: str
     host: str | None
     profile: str | None
@@ -72,6 +82,15 @@ class BenchCall:
 
 def verify_plan(call: VerifyCall) -> int:
     file = read_plan(call.plan)
+    require(
+        call.model is None or call.model == file.model,
+        f"{call.plan}: made for model {file.model}, not {call.model}; pass the plan of {call.model}",
+    )
+    require(
+        not is_factory(file.model) or call.model is not None,
+        f"{call.plan}: made for {file.model}, which would be imported and called to build it; "
+        f"pass --model {file.model} to allow that",
+    )
     host = find_host(call.host or file.host)
     _same_host(call, file, host)
     with opened(call.device, len(host.gpus)) as device, _folder(call, file, host, device) as folder:

@@ -255,7 +255,11 @@ def _profile(folder: str | None, request: Request, seq: int | None) -> str | Non
         return None
     require(Path(folder).is_dir(), f"--profiles {folder}: there is no such folder; check the path")
     path = Path(folder) / profile_name(request, seq)
-    return str(path) if path.is_file() else None
+    require(
+        path.is_file(),
+        f"--profiles {folder}: has no {path.name}; name the folder that has, or leave --profiles out for a shipped one",
+    )
+    return str(path)
 
 
 def _told(point: Point) -> str:

@@ -98,6 +98,11 @@ def find_profile(host: Host, request: Request) -> Profile | None:
     return None
 
 
+def is_factory(model: str) -> bool:
+    """Whether a model's name is code to import and call, which only the user may ask for, never a file."""
+    return ":" in model and not model.startswith("hf:")
+
+
 def no_profile(host: Host, request: Request) -> str:
     """The line for a model that nobody measured on a host, and that nothing can be estimated for there."""
     folder = _folder("profiles") / host.name

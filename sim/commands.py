@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sim.bound import bound_ns
-from sim.catalog import Request, find_host, host_names, obtain_network, obtain_profile
+from sim.catalog import Request, find_host, host_names, is_factory, obtain_network, obtain_profile
 from sim.console import note
 from sim.errors import require
 from sim.files import PlanFile, read_plan, write_plan
@@ -80,6 +80,7 @@ def search_plan(call: SearchCall) -> None:
     for gpu in call.gpus or ():
         host.gpu(gpu)
     profile = obtain_profile(host, Request(call.model, call.batch, call.dtype, call.seq), call.profile)
+    _check_fits(profile, host, target, call.memory_budget)
     answer = Answer(profile, host, options, search(profile, host, options))
     best = answer.outcome.best
     if call.out is not None:
@@ -175,15 +176,24 @@ def simulate_plan(call: SimulateCall) -> None:
     _say_written((call.trace, call.plot))
 
 
+def _check_fits(profile: Profile, host: Host, target: int, budget: int | None) -> None:
+    """Plans that copy everything are of no use where a GPU cannot hold it; what one may hold only the user knows."""
+    network, memory = profile.network, host.gpu(target).memory_bytes
+    require(
+        budget is not None or network.arena_bytes <= memory,
+        f"{network.model}: its {mib(network.arena_bytes)} MiB of weights do not fit in the {mib(memory)} MiB of GPU {target} of "
+        f"{host.name}; pass --memory-budget with what it may hold of them, and the rest is read in place",
+    )
+
+
 def _check_plan_names(call: SimulateCall, file: PlanFile) -> None:
     """A file may name what ships or is known here; code to import or a path to open only the user may name."""
     require(
         call.model is None or call.model == file.model,
         f"{call.plan}: made for model {file.model}, not {call.model}; pass the plan of {call.model}",
     )
-    factory = ":" in file.model and not file.model.startswith("hf:")
     require(
-        not factory or call.model is not None or call.profile is not None,
+        not is_factory(file.model) or call.model is not None or call.profile is not None,
         f"{call.plan}: made for {file.model}, which would be imported and called to trace it; "
         f"pass --model {file.model} to allow that, or its --profile",
     )

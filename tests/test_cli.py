@@ -276,6 +276,16 @@ def test_an_estimate_needs_a_roofline(sim: Sim, tmp_path: Path) -> None:
     refused(sim("search", "--model", "resnet50", "--host", "./host.yaml"), "no roofline figures", tmp_path)
 
 
+def test_weights_that_the_gpu_cannot_hold_want_a_budget(sim: Sim, tmp_path: Path) -> None:
+    small = replace(
+        MACHINE, gpus=tuple(replace(gpu, memory_bytes=NETWORK.arena_bytes - 1) for gpu in MACHINE.gpus)
+    )
+    write_host("host.yaml", small, force=True)
+    write_profile("profile.yaml", profile(NETWORK, small), force=True)
+    refused(sim("search", *HERE), "of weights do not fit in the", tmp_path)
+    assert sim("search", *HERE, "--memory-budget", "0").code == 0
+
+
 def test_a_model_that_nobody_measured_on_a_measured_host_is_told_with_those_that_were(
     sim: Sim, tmp_path: Path
 ) -> None:

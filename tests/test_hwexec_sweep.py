@@ -261,6 +261,18 @@ def test_again_takes_new_constants_and_leaves_what_was_measured(
     assert "with --again" in capsys.readouterr().err
 
 
+def test_a_folder_of_profiles_without_the_one_that_is_needed_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept(folder, monkeypatch)
+    before = (folder / "sweep.yaml").read_bytes()
+    Path("empty").mkdir()
+    capsys.readouterr()
+    assert run_command(cli, "hwexec", ["sweep", "--again", "here", "--profiles", "empty"]) == 2
+    assert "--profiles empty: has no " in capsys.readouterr().err
+    assert (folder / "sweep.yaml").read_bytes() == before
+
+
 def test_again_takes_profiles_from_a_folder_and_says_which(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

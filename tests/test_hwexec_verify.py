@@ -75,7 +75,9 @@ def hwexec(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
     )
     capsys.readouterr()
 
-    def run(*args: str) -> Run:
+    def run(*args: str, allowed: bool = True) -> Run:
+        if args[0] == "verify" and allowed and "--model" not in args:
+            args = (*args, "--model", MODEL)
         code = run_command(cli, "hwexec", args)
         captured = capsys.readouterr()
         return Run(code, captured.out, captured.err)
@@ -206,10 +208,25 @@ def refused(done: Run, *parts: str) -> None:
         assert part in done.err
 
 
+def test_code_that_a_plan_names_runs_only_where_the_user_names_it_too(hwexec: Hwexec) -> None:
+    refused(
+        hwexec("verify", "plan.yaml", allowed=False),
+        f"made for {MODEL}, which would be imported",
+        f"--model {MODEL}",
+    )
+    refused(
+        hwexec("verify", "plan.yaml", "--model", "resnet50", allowed=False),
+        f"made for model {MODEL}, not resnet50",
+    )
+
+
 def test_a_plan_for_another_network(hwexec: Hwexec, tmp_path: Path) -> None:
     file = read_plan("plan.yaml")
     write_plan("odd.yaml", replace(file, model="tests.test_hwexec_verify:wider"))
-    refused(hwexec("verify", "odd.yaml", "--device", "cpu", "--anyway"), "it has 3 layers", "has 4 here")
+    done = hwexec(
+        "verify", "odd.yaml", "--device", "cpu", "--anyway", "--model", "tests.test_hwexec_verify:wider"
+    )
+    refused(done, "it has 3 layers", "has 4 here")
     write_plan("odd2.yaml", replace(file, network_digest="0" * 64))
     refused(hwexec("verify", "odd2.yaml", "--device", "cpu"), "another network", "000000000000...")
     assert not (tmp_path / "results").exists()

@@ -46,6 +46,19 @@ def test_the_h200_pair_is_fitted_again_from_its_samples_without_a_gpu(
         alike(ours, theirs)
 
 
+def test_samples_that_cannot_be_read_leave_the_files_of_the_last_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(SAMPLES / "state", tmp_path / "state")
+    layers = tmp_path / "samples" / "h200-pair"
+    layers.mkdir(parents=True)
+    whole = (SAMPLES / "samples" / "h200-pair" / "vgg16.fp32.b1.yaml").read_bytes()
+    (layers / "vgg16.fp32.b1.yaml").write_bytes(whole[: len(whole) // 2])
+    assert main(["fit", str(tmp_path)]) == 2
+    assert "vgg16.fp32.b1.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "hosts").exists()
+
+
 def alike(ours: object, theirs: object) -> None:
     """The same figures from the same sources; scipy's versions end a fit at slightly different points."""
     wanted, found = figures(theirs), figures(ours)
