@@ -20,10 +20,10 @@ from hwexec.timing import Samples
 from sim.catalog import (
     DEFAULT_HOST,
     Request,
+    check_plans_model,
     find_host,
     find_profile,
     host_names,
-    is_factory,
     no_profile,
     obtain_profile,
 )
@@ -82,15 +82,7 @@ class BenchCall:
 
 def verify_plan(call: VerifyCall) -> int:
     file = read_plan(call.plan)
-    require(
-        call.model is None or call.model == file.model,
-        f"{call.plan}: made for model {file.model}, not {call.model}; pass the plan of {call.model}",
-    )
-    require(
-        not is_factory(file.model) or call.model is not None,
-        f"{call.plan}: made for {file.model}, which would be imported and called to build it; "
-        f"pass --model {file.model} to allow that",
-    )
+    check_plans_model(call.plan, file.model, call.model)
     host = find_host(call.host or file.host)
     _same_host(call, file, host)
     with opened(call.device, len(host.gpus)) as device, _folder(call, file, host, device) as folder:

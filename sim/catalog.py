@@ -98,9 +98,20 @@ def find_profile(host: Host, request: Request) -> Profile | None:
     return None
 
 
-def is_factory(model: str) -> bool:
-    """Whether a model's name is code to import and call, which only the user may ask for, never a file."""
-    return ":" in model and not model.startswith("hf:")
+def check_plans_model(
+    path: str, model: str, given: str | None, *, profile: str | None = None, instead: str = ""
+) -> None:
+    """A plan's model may be code to import and call, which only the user may ask for, never a file: by `given`, its name, or
+    by a `profile`, where that makes calling it needless. Raises InputError; `instead` ends its remedy."""
+    require(
+        given is None or given == model,
+        f"{path}: made for model {model}, not {given}; pass the plan of {given}",
+    )
+    factory = ":" in model and not model.startswith("hf:")
+    require(
+        not factory or given is not None or profile is not None,
+        f"{path}: made for {model}, which would be imported and called to trace it; pass --model {model} to allow that{instead}",
+    )
 
 
 def no_profile(host: Host, request: Request) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sim.bound import bound_ns
-from sim.catalog import Request, find_host, host_names, is_factory, obtain_network, obtain_profile
+from sim.catalog import Request, check_plans_model, find_host, host_names, obtain_network, obtain_profile
 from sim.console import note
 from sim.errors import require
 from sim.files import PlanFile, read_plan, write_plan
@@ -188,15 +188,7 @@ def _check_fits(profile: Profile, host: Host, target: int, budget: int | None) -
 
 def _check_plan_names(call: SimulateCall, file: PlanFile) -> None:
     """A file may name what ships or is known here; code to import or a path to open only the user may name."""
-    require(
-        call.model is None or call.model == file.model,
-        f"{call.plan}: made for model {file.model}, not {call.model}; pass the plan of {call.model}",
-    )
-    require(
-        not is_factory(file.model) or call.model is not None or call.profile is not None,
-        f"{call.plan}: made for {file.model}, which would be imported and called to trace it; "
-        f"pass --model {file.model} to allow that, or its --profile",
-    )
+    check_plans_model(call.plan, file.model, call.model, profile=call.profile, instead=", or its --profile")
     require(
         call.host is not None or file.host in host_names(),
         f"{call.plan}: made for host {file.host!r}, which does not ship; pass its file with --host",

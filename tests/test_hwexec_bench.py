@@ -72,12 +72,17 @@ def test_every_strategy_on_the_cpu_gives_right_answers_and_no_times(hwexec: Hwex
     assert found.limits == ()
 
 
-def test_rows_have_their_copies_alone_and_say_where_starts_scattered(
-    hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads whose times are taken for figures, and little to wait for."""
     monkeypatch.setattr(commands, "open_device", lambda name, gpus: Stopwatch(gpus))
     monkeypatch.setattr(bench, "PROBE_BYTES", 2**20)
     monkeypatch.setattr(bench, "WAKE_S", 0.0)
+
+
+def test_rows_have_their_copies_alone_and_say_where_starts_scattered(
+    hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_figures(monkeypatch)
     monkeypatch.setattr(Samples, "noisy", True)
     said = (
         "bench",
@@ -109,9 +114,7 @@ def test_rows_have_their_copies_alone_and_say_where_starts_scattered(
 
 
 def test_json_has_the_keys_that_others_read(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "open_device", lambda name, gpus: Stopwatch(gpus))
-    monkeypatch.setattr(bench, "PROBE_BYTES", 2**20)
-    monkeypatch.setattr(bench, "WAKE_S", 0.0)
+    with_figures(monkeypatch)
     done = hwexec(
         "bench",
         "--model",
