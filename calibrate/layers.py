@@ -73,10 +73,6 @@ class LayersResult:
     seconds: float
     alone: Point | None = None
     """The same run without copies, taken in turn with `beside_copies`."""
-    idle: Point | None = None
-    """A start by graph with all weights resident, on the host's clock, from an idle device to the answer."""
-    gated: Point | None = None
-    """The same start behind a gate: what of it is no launch."""
     around: Point | None = None
     """Host thread, of an eager run before its first module begins and after its last has ended."""
     in_place_beside: tuple[Point, ...] = ()
@@ -94,8 +90,6 @@ class Unwatched:
     around: Point
     alone: Point | None
     beside_copies: Point | None
-    idle: Point | None
-    gated: Point | None
     notes: tuple[str, ...]
     seconds: float
 
@@ -112,7 +106,7 @@ def unwatched(
     """The first half of a network's measurement. Raises InputError where the network does not fit the GPU."""
     began = time.perf_counter()
     progress("issue")
-    alone = beside = idle = gated = None
+    alone = beside = None
     notes = []
     plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
     with (
@@ -121,7 +115,7 @@ def unwatched(
     ):
         issue, around = _issue(cold, built, network, device, repeats)
     if device.figures:
-        progress("launch, beside copies")
+        progress("beside copies")
         plan = everything(network, Access.RESIDENT)
         with (
             prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
@@ -129,36 +123,12 @@ def unwatched(
         ):
             given = built.inputs_on(device.torch_device(0))
             cold.resident(*given)
-            if cold.launch is Launch.GRAPH:
-                idle, gated = idle_and_gated(partial(cold.resident, *given), device, 2 * repeats)
             try:
                 alone, beside = _beside_copies(partial(cold.resident, *given), device, 2 * repeats)
             except InputError as error:
                 notes.append(f"resident beside copies: not measured ({error})")
     seconds = time.perf_counter() - began
-    return Unwatched(issue, around, alone, beside, idle, gated, tuple(notes), seconds)
-
-
-def idle_and_gated(start: Callable[[], object], device: Device, rounds: int) -> tuple[Point, Point]:
-    """A start from an idle device, on the host's clock, and behind a gate: what is less there, the host took.
-
-    In turn, after a round that warms up: a host's pace drifts.
-    """
-    idle: list[float] = []
-    gated: list[float] = []
-    stream = device.stream("calibrate", 0)
-    try:
-        for index in range(rounds + 1):
-            samples = (
-                time_ns(start, device, [stream], repeats=1, warmup=0),
-                wall_ns(start, device, repeats=1, warmup=0),
-            )
-            if index:
-                for found, sample in zip((gated, idle), samples, strict=True):
-                    found.extend(sample.raw)
-    finally:
-        device.close_stream(stream)
-    return Point("start from idle", 0, 1, tuple(idle)), Point("start behind a gate", 0, 1, tuple(gated))
+    return Unwatched(issue, around, alone, beside, tuple(notes), seconds)
 
 
 def measure(
@@ -209,7 +179,7 @@ def measure(
     seconds = first.seconds + time.perf_counter() - began
     return LayersResult(
         network, tuple(runs), first.beside_copies, tuple(notes), host.name, seconds,
-        first.alone, first.idle, first.gated, first.around, tuple(loaded),
+        first.alone, first.around, tuple(loaded),
     )  # fmt: skip
 
 

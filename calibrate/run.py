@@ -26,12 +26,13 @@ from calibrate.identity import (
     session,
     visible,
 )
+from calibrate.launches import LAUNCH_CASES
 from calibrate.layers import LayersResult, Unwatched, measure, unwatched
 from calibrate.links import LINK_CASES
 from calibrate.overheads import OVERHEAD_CASES
 from calibrate.samples import CaseResult
 from calibrate.store import Calibration, Session, Store
-from calibrate.timings import in_place, launch, slowed, start, timings
+from calibrate.timings import in_place, slowed, start, timings
 from calibrate.topology import Topology, Wire, from_identity
 from hwexec.device import Device
 from hwexec.timing import steady
@@ -47,7 +48,7 @@ from sim.trace import trace_model
 
 T = TypeVar("T")
 
-CASES: tuple[Case, ...] = LINK_CASES + BESIDE_CASES + OVERHEAD_CASES
+CASES: tuple[Case, ...] = LINK_CASES + BESIDE_CASES + OVERHEAD_CASES + LAUNCH_CASES
 NO_FIGURE = "GPUs were played by threads: no number written here means anything"
 NETWORK_SECONDS = 12.0
 """A first guess of what one network takes."""
@@ -199,8 +200,7 @@ def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profil
     busy, weight = in_place(result) or (None, None)
     return Profile(
         kind, result.network, made.host.digest, timings(result), provenance,
-        slowed(result), busy, weight,
-        launch(result, costs), start(result, costs) if opened.figures else None,
+        slowed(result), busy, weight, start(result, costs) if opened.figures else None,
     )  # fmt: skip
 
 

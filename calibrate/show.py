@@ -29,7 +29,6 @@ OF_PROFILE = {
     "slowed": "slowed beside copies, part",
     "direct_busy": "direct_busy, ns",
     "direct_weight": "direct_weight",
-    "launch": "launch, ns",
     "start": "start, ns",
 }
 """Figures of a profile beside its layers', each of which it may lack, and what a comparison calls them."""

@@ -68,7 +68,7 @@ class Calibration:
 SESSION = FileKind("calibration-session", 1, Session)
 CASE = FileKind("calibration-case", 1, CaseResult)
 CALIBRATION = FileKind("calibration", 1, Calibration)
-LAYERS = FileKind("layer-samples", 2, LayersResult, last="seconds")
+LAYERS = FileKind("layer-samples", 3, LayersResult, last="seconds")
 
 Write = Callable[..., None]
 

@@ -1,4 +1,4 @@
-"""Raw runs of a network to what its profile says: layers' times, what copies beside them cost, and the network's own launch.
+"""Raw runs of a network to what its profile says: layers' times, and what copies beside them cost.
 
 Every figure is made from samples that are on file, so a profile can be made again without a GPU. What reading in place adds
 to a layer is shared out among its reads: the run with the largest read resident is what the small ones add, theirs by bytes;
@@ -100,14 +100,6 @@ def in_place(result: LayersResult) -> tuple[Figure, Figure] | None:
         Figure(c.value, "measured", source, c.low, c.high) for c in (fit.constant(BUSY), fit.constant(WEIGHT))
     )
     return busy, weight
-
-
-def launch(result: LayersResult, costs: Costs) -> Figure | None:
-    """What the host takes from the request until the first layer may run, less what `costs` has of every start."""
-    if result.idle is None or result.gated is None:
-        return None
-    source = f"calibrate layers, {result.idle.label} less {result.gated.label} and the host's start_graph_ns"
-    return _shifted(result.idle, -result.gated.median_ns - costs.start_graph_ns.value, source)
 
 
 def start(result: LayersResult, costs: Costs) -> Figure | None:

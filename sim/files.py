@@ -77,7 +77,7 @@ class PlanFile:
 
 
 HOST = FileKind("host", 1, Host, last="costs")
-PROFILE = FileKind("profile", 1, Profile, last="layers")
+PROFILE = FileKind("profile", 2, Profile, last="layers")
 PLAN = FileKind("plan", 1, PlanFile, last="bound_ns")
 
 

@@ -93,7 +93,7 @@ class Costs:
     start_graph_ns: Figure
     """Graph mode: the same, to the first call of the head or, where there is none, of the launch."""
     launch_ns: Figure
-    """Graph mode: launch of a graph on one device until its first layer may run, where a profile has no figure of its own."""
+    """Graph mode: launch of a graph on one device until its first layer may run."""
     launch_node_ns: Figure
     """Added to that per layer."""
     launch_first_ns: Figure
@@ -116,7 +116,7 @@ class Costs:
     """The same for another GPU's memory."""
 
     def graph_launch_ns(self, layers: int) -> float:
-        """Launch of a graph without copies until its first layer may run, where a network's own was not measured."""
+        """Launch of a graph without copies until its first layer may run."""
         return self.launch_ns.value + self.launch_node_ns.value * layers
 
 

@@ -81,10 +81,9 @@ class Profile:
     network's kernels, and the host's costs hold."""
     direct_weight: Figure | None = None
     """From then on, their share of the link for each share a copy takes (1 = equal). There with `direct_busy`, or neither."""
-    launch: Figure | None = None
-    """Graph mode, nanoseconds: launch of the layers alone until the first may run; None where nobody measured it."""
     start: Figure | None = None
-    """Eager mode, nanoseconds: host thread, of a start beyond its layers and copies, the answer included; None likewise."""
+    """Eager mode, nanoseconds: host thread, of a start beyond its layers and copies, the answer included; None where nobody
+    measured it."""
 
     def __post_init__(self) -> None:
         layers = self.network.layers
@@ -116,7 +115,7 @@ class Profile:
 
     def launch_ns(self, costs: Costs) -> float:
         """Launch of a graph of all layers, without copies, until the first may run."""
-        return self.launch.value if self.launch is not None else costs.graph_launch_ns(len(self.layers))
+        return costs.graph_launch_ns(len(self.layers))
 
     def beside_ns(self, layer: int) -> float:
         """What copies of host memory to the same GPU add to a layer that begins beside them."""

@@ -13,7 +13,6 @@ from calibrate.layers import (
     LayerRun,
     LayersResult,
     _beside_copies,
-    idle_and_gated,
     issue_times,
     layer_times,
     layers_beside,
@@ -21,7 +20,7 @@ from calibrate.layers import (
 )
 from calibrate.samples import Point
 from calibrate.show import compare
-from calibrate.timings import in_place, launch, slowed, start, timings
+from calibrate.timings import in_place, slowed, start, timings
 from calibrate.ways import beside_copies, everything, largest, small_reads
 from hwexec.cpu import CpuDevice
 from hwexec.executor import prepare
@@ -29,7 +28,7 @@ from sim.errors import InputError
 from sim.host import Figure
 from sim.models import Built
 from sim.network import Layer, Network, Read, Storage
-from sim.plan import Access, Chunk
+from sim.plan import Access
 from sim.profile import Profile, Provenance
 from sim.program import Copy, Wait, lower
 from sim.timeline import Span, SpanKind, Timeline
@@ -140,22 +139,6 @@ def samples(*values: float) -> Point:
     return Point("toy", 0, 1, values)
 
 
-def test_a_launch_is_what_a_start_from_idle_takes_beyond_one_behind_a_gate_and_the_hosts_part() -> None:
-    assert launch(result(), COSTS) is None
-    gated = samples(90_000, 100_000, 400_000)
-    idle = samples(*(float(x) for x in range(150_000, 161_000, 1_000)))
-    found = launch(replace(result(), idle=idle, gated=gated), COSTS)
-    assert found is not None
-    assert (found.value, found.low, found.high) == (35_000, 31_000, 39_000)
-    assert found.kind == "measured"
-    assert "idle" not in found.source
-    assert "start_graph_ns" in found.source
-    assert launch(replace(result(), idle=idle), COSTS) is None
-    less = launch(replace(result(), idle=gated, gated=idle), COSTS)
-    assert less is not None
-    assert (less.value, less.low) == (0, 0), "no launch takes less than nothing"
-
-
 def test_layers_share_what_copies_cost_the_run_by_what_they_cost_each() -> None:
     """Of layers of 10, 20 and 30 us, copies slow the first by 6, the second by nothing beyond noise; the third ran behind."""
     whole = result(
@@ -246,30 +229,13 @@ def test_a_profile_without_figures_of_its_own_has_the_hosts() -> None:
     machine = toy_host(costs=replace(COSTS, launch_ns=figure(1_000), launch_node_ns=figure(10)))
     plain = toy_profile(NETWORK, machine)
     assert (plain.launch_ns(machine.costs), plain.start_ns(machine.costs)) == (1_030, 3_000)
-    own = replace(plain, launch=figure(700), start=figure(0))
-    assert (own.launch_ns(machine.costs), own.start_ns(machine.costs)) == (700, 0)
+    own = replace(plain, start=figure(0))
+    assert (own.launch_ns(machine.costs), own.start_ns(machine.costs)) == (1_030, 0)
 
 
 def built() -> Built:
     module = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU()).eval()
     return Built(module, (torch.ones(1, 32),), 1, "fp32", None, "toy")
-
-
-def test_starts_from_idle_and_behind_a_gate_are_whole_cold_starts() -> None:
-    made, device = built(), CpuDevice(1, delay_us=0.0)
-    network = trace(made).network
-    plan = replace(everything(network, Access.COPIED), chunks=(Chunk(0, network.arena_bytes, (0,)),), head=1)
-    with prepare(made.module, plan, made.inputs, network=network, host=toy_host(), device=device) as cold:
-        told: list[str] = []
-        taken = idle_and_gated(lambda: (told.append("cold"), cold(*made.inputs)), device, 3)
-        assert torch.equal(cold._stage.arena, cold._stage.host.tensor)
-    # two a round and one round that warms up; behind a gate that opened too early a start is made again
-    assert len(told) >= 8
-    assert [(p.label, p.count, len(p.samples_ns)) for p in taken] == [
-        ("start from idle", 1, 3),
-        ("start behind a gate", 1, 3),
-    ]
-    device.close()
 
 
 @pytest.mark.parametrize("figures", [False, True])
@@ -281,8 +247,8 @@ def test_host_times_of_a_whole_start_are_taken_before_the_profiler_runs(figures:
     found = unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=told.append)
     assert len(found.around.samples_ns) == len(found.issue.whole.samples_ns) == 4
     assert all(taken > 0 for taken in found.around.samples_ns)
-    assert [point is not None for point in (found.idle, found.gated)] == [figures] * 2
-    assert told == ["issue", *(["launch, beside copies"] if figures else [])]
+    assert [point is not None for point in (found.alone, found.beside_copies)] == [figures] * 2
+    assert told == ["issue", *(["beside copies"] if figures else [])]
     device.close()
 
 
@@ -342,7 +308,6 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "slowed": 0.05,
         "direct_busy": 40e3,
         "direct_weight": 8.0,
-        "launch": 30e3,
         "start": 50e3,
     }
     before = replace(plain, **{name: told(value) for name, value in own.items()})
@@ -356,8 +321,7 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "slowed beside copies, part",
         "direct_busy, ns",
         "direct_weight",
-        "launch, ns",
         "start, ns",
     ]
     assert len(compare(before, plain)) == len(compare(plain, before)) == len(near) - first
-    assert len(compare(before, replace(plain, launch=told(1)))) == len(near) - first + 1
+    assert len(compare(before, replace(plain, start=told(1)))) == len(near) - first + 1

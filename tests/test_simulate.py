@@ -76,13 +76,11 @@ def test_costs_are_charged_where_they_arise() -> None:
     assert took(replace(relayed, head=1)) == 30 + 10 + 1000 + 3 + 1 + 6 + 5 + 1000
 
 
-def launched(
-    plan: Plan, net: Network, machine: Host, launch: float | None = None
-) -> list[tuple[str, float, float]]:
+def launched(plan: Plan, net: Network, machine: Host, launch: float = 100) -> list[tuple[str, float, float]]:
     """Spans of the host, of copies and of layers, all costs but those of the launch left out."""
     costs = replace(
         FREE,
-        launch_ns=figure(100),
+        launch_ns=figure(launch),
         launch_node_ns=figure(1),
         launch_first_ns=figure(20),
         launch_copy_ns=figure(7),
@@ -90,10 +88,7 @@ def launched(
         launch_cross_ns=figure(9),
     )
     machine = replace(machine, costs=costs)
-    timings = profile(net, machine)
-    if launch is not None:
-        timings = replace(timings, launch=Figure(launch, "measured", "here"))
-    timeline = simulate(lower(plan, net, machine), timings)
+    timeline = simulate(lower(plan, net, machine), profile(net, machine))
     kinds = (SpanKind.ISSUE, SpanKind.COPY, SpanKind.RUN)
     return [(s.stream, s.start_ns, s.stop_ns) for s in timeline.spans if s.kind in kinds]
 
@@ -132,13 +127,13 @@ def test_a_launch_submits_copies_one_by_one_and_layers_last() -> None:
     assert launched(replace(relay, head=2), net, machine)[0] == ("host", 0, 103 + 7 + 2 * 8)
 
 
-def test_a_launch_that_was_measured_is_the_one_that_counts() -> None:
+def test_no_layer_runs_before_the_copies_that_a_launch_submits_first() -> None:
     net, machine = network(1, 1, 1), host()
     plan = copied(net, *(Chunk(256 * at, 256 * at + 1, (0,)) for at in range(3)))
     copies = [("h2d:0", 20, 21), ("h2d:0", 27, 28), ("h2d:0", 34, 35)]
-    for measured, end in ((None, 103 + 21), (50, 50 + 21), (10, 20 + 21)):
-        found = launched(plan, net, machine, measured)
-        assert found[0] == ("host", 0, end), "no layer before the copies that the launch submits first"
+    for launch, end in ((100, 103 + 21), (50, 53 + 21), (10, 20 + 21)):
+        found = launched(plan, net, machine, launch)
+        assert found[0] == ("host", 0, end)
         assert found[1:4] == copies
         assert found[4] == ("compute:0", end, end + 1000)
 

@@ -1,0 +1,219 @@
+"""Cases of whole graphs: what a launch costs the host, a start beyond its copies, and a first replay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from calibrate.bench import KIB, Bench, Case, peers
+from calibrate.links import Enqueue, h2d_label, p2p_label
+from calibrate.overheads import HOOKED_WIDTH, SMALL, Chain, bare_host, linears
+from calibrate.samples import Point
+from calibrate.ways import everything
+from hwexec.device import Device, Event, Stream, forked
+from hwexec.executor import prepare
+from hwexec.timing import call_ns, time_ns, wall_ns
+from sim.plan import Access, Chunk
+
+LAUNCH_BYTES = 64 * KIB
+"""What a chain's kernel adds 1 to: as short as a kernel can be, since what is left is a difference of two times."""
+LAUNCH_COPY_BYTES = 256 * KIB
+"""Of each copy in a graph whose launch is measured: as plans have them, if not as large."""
+
+
+def launch(bench: Bench) -> tuple[Point, ...]:
+    """Graphs of kernels alone ("graph"): from an idle device until all is done, on the host's clock, less what it takes behind
+    a gate. Others ("call"): the host thread's call until it returns. Kernels may begin later, and cost it nothing; what copies,
+    waits and edges add to it is all that is used.
+
+    `count` is kernels, `copies` both hops of a relay, `edges` waits between devices, `waits` those for a head. Each varies apart
+    from the others, between what plans have.
+    """
+    chain = Chain(bench, LAUNCH_BYTES)
+    size = min(LAUNCH_COPY_BYTES, bench.effort.largest_bytes // 64)
+    partner = next((s for s, d in peers(bench) if d == 0), None)
+    _, few, many, most = bench.effort.kernels
+    alone, some, several, _ = bench.effort.copies
+    shapes = [(kernels, 0, 0, 0) for kernels in bench.effort.kernels]
+    shapes += [(many, own, 0, 0) for own in bench.effort.copies]
+    shapes += [(many, 0, 0, ahead) for ahead in (some, several)]
+    shapes += [(few, some, 0, 0), (few, several, 0, 0), (most, several, 0, some)]
+    if partner is not None:
+        shapes += [(many, 0, relayed, 0) for relayed in (alone, some, several)]
+        shapes += [(few, 0, some, 0), (most, some, several, some)]
+    found = []
+    for kernels, own, relayed, ahead in shapes:
+        if own or relayed:
+            bench.poison(0)
+        body, bring = _program(bench, chain, kernels, own, relayed, partner, ahead, size)
+        with bench.device.capture(chain.stream) as graph:
+            body()
+        bare = not (own or relayed or ahead)
+        repeats = 2 * bench.effort.repeats
+        with bench.device.on(chain.stream):
+            # as a cold start finds it: arenas just filled, and the host's caches with something else in them
+            before = partial(bench.poison, 0)
+            if bare:
+                idle = wall_ns(graph.replay, bench.device, repeats=repeats, before=before)
+            else:
+                called = call_ns(graph.replay, bench.device, repeats=repeats, before=before)
+        if bare:
+            behind = time_ns(graph.replay, bench.device, [chain.stream], repeats=bench.effort.repeats)
+        graph.close()
+        bench.verify(
+            bench.arena(0)[:bring], bench.host.tensor[:bring], f"graph of {own} and {relayed} copies"
+        )
+        if bare:
+            taken = tuple(max(1.0, sample - behind.median_ns) for sample in idle.raw)
+            found.append(Point("graph", 0, kernels, taken))
+            continue
+        copies = own + 2 * relayed
+        found.append(Point("call", 0, kernels, called.raw, edges=relayed, copies=copies, waits=ahead))
+    return tuple(found)
+
+
+STARTED_LAYERS, STARTED_WIDTH, START_ROUNDS = 8, 1024, 4
+
+
+def start(bench: Bench) -> tuple[Point, ...]:
+    """A start of the executor's own, all of whose time goes into one copy: from idle on the host's clock, less behind a gate.
+
+    With the copy ahead of the graph that is the way to it and back from the answer; with the copy in the graph, also
+    the launch as far as its first copy.
+    """
+    device = bench.device
+    built, network = linears(STARTED_LAYERS, STARTED_WIDTH if device.figures else HOOKED_WIDTH)
+    given = built.inputs_on(device.torch_device(0))
+    plan = everything(network, Access.COPIED)
+    plan = replace(plan, chunks=(Chunk(0, network.arena_bytes, (0,)),))
+    taken: dict[str, list[float]] = {"copy ahead": [], "copy in the graph": []}
+    for _ in range(START_ROUNDS):  # in turn, as for hooks
+        for label, head in zip(taken, (1, 0), strict=True):
+            started = replace(plan, head=head)
+            with prepare(
+                built.module, started, given, network=network, host=bare_host(), device=device
+            ) as cold:
+                idle, behind = idle_and_gated(partial(cold, *given), device, bench.effort.repeats)
+            taken[label] += [max(1.0, sample - behind.median_ns) for sample in idle.samples_ns]
+    return tuple(Point(label, network.arena_bytes, 1, tuple(samples)) for label, samples in taken.items())
+
+
+def idle_and_gated(start: Callable[[], object], device: Device, rounds: int) -> tuple[Point, Point]:
+    """A start from an idle device, on the host's clock, and behind a gate: what is less there, the host took.
+
+    In turn, after a round that warms up: a host's pace drifts.
+    """
+    idle: list[float] = []
+    gated: list[float] = []
+    stream = device.stream("calibrate", 0)
+    try:
+        for index in range(rounds + 1):
+            samples = (
+                time_ns(start, device, [stream], repeats=1, warmup=0),
+                wall_ns(start, device, repeats=1, warmup=0),
+            )
+            if index:
+                for found, sample in zip((gated, idle), samples, strict=True):
+                    found.extend(sample.raw)
+    finally:
+        device.close_stream(stream)
+    return Point("start from idle", 0, 1, tuple(idle)), Point("start behind a gate", 0, 1, tuple(gated))
+
+
+def first_replay(bench: Bench) -> tuple[Point, ...]:
+    """The first launch of a fresh graph beside the second, on the host's clock: what its upload costs once."""
+    chain = Chain(bench)
+    found = []
+    for own in bench.effort.chains:
+        times: list[list[float]] = [[], []]
+        for _ in range(bench.effort.repeats):
+            body, _ = _program(bench, chain, own, own, 0, None)
+            with bench.device.capture(chain.stream) as graph:
+                body()
+            for which in times:
+                bench.device.synchronize()
+                with bench.device.on(chain.stream):
+                    began = time.perf_counter_ns()
+                    graph.replay()
+                bench.device.synchronize()
+                which.append(float(time.perf_counter_ns() - began))
+            graph.close()
+        found += [
+            Point(label, 0, 4 * own, tuple(t)) for label, t in zip(("first", "second"), times, strict=True)
+        ]
+    return tuple(found)
+
+
+def _program(
+    bench: Bench,
+    chain: Chain,
+    kernels: int,
+    own: int,
+    relayed: int,
+    partner: int | None,
+    ahead: int = 0,
+    size: int = SMALL,
+) -> tuple[Enqueue, int]:
+    """What a plan's graph is made of, and the bytes of the arena that it brings.
+
+    `own` chunks of `size` bytes over the own lane, `relayed` ones over a partner's and pushed from there, and kernels that wait for
+    them and for `ahead` copies of a head, evenly spread.
+    """
+    device = bench.device
+    host, arena = bench.host.tensor, bench.arena(0)
+    engine = bench.stream(h2d_label(0), 0)
+    outside = [device.event() for _ in range(ahead)]
+    for event in outside:
+        device.record(engine, event)
+    streams = [engine] if own else []
+    far = push = engine
+    away = there = arena
+    if relayed and partner is not None:
+        far = bench.stream(h2d_label(partner), partner)
+        push = bench.stream(p2p_label(partner, 0), partner)
+        away, there = bench.arena(partner), bench.pushed_view(partner, 0)
+        streams += [far, push]
+    parts = [slice(at * size, (at + 1) * size) for at in range(own + relayed)]
+
+    def record(stream: Stream) -> Event:
+        event = device.event()
+        device.record(stream, event)
+        return event
+
+    def body() -> None:
+        ready: list[Event] = []
+        with device.on(chain.stream), forked(device, chain.stream, streams):
+            for part in parts[:own]:
+                device.copy(engine, arena[part], host[part])
+                ready.append(record(engine))
+            for part in parts[own:]:
+                device.copy(far, away[part], host[part])
+                device.wait(push, record(far))
+                device.copy(push, there[part], away[part])
+                ready.append(record(push))
+            for kernel in range(kernels):
+                for events, wait in ((ready, device.wait), (outside, device.wait_outside)):
+                    for event in events[_due(kernel, kernels, events) : _due(kernel + 1, kernels, events)]:
+                        wait(chain.stream, event)
+                chain.kernel()
+
+    return body, len(parts) * size
+
+
+def _due(kernel: int, kernels: int, events: Sequence[Event]) -> int:
+    """How many of the events are waited for before a kernel."""
+    return -(-kernel * len(events) // kernels)
+
+
+LAUNCH_CASES = (
+    Case(
+        "launch",
+        "graph launch by kernels, copies, waits for a head and edges between devices",
+        launch,
+        seconds=5,
+    ),
+    Case("start", "a whole start by graph beyond its copy", start, seconds=1),
+    Case("first-replay", "first launch of a fresh graph", first_replay, seconds=3),
+)
