@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+
+import torch
 
 from calibrate.bench import KIB, Bench, Case, peers
 from calibrate.links import Enqueue, h2d_label, p2p_label
 from calibrate.overheads import HOOKED_WIDTH, SMALL, Chain, bare_host, linears
 from calibrate.samples import Point
 from calibrate.ways import everything
-from hwexec.device import Device, Event, Stream, forked
-from hwexec.executor import prepare
+from hwexec.device import Event, Stream, forked
+from hwexec.executor import ColdStart, prepare
 from hwexec.timing import call_ns, time_ns, wall_ns
+from hwexec.verify import kept, start_cold
+from sim.errors import require
 from sim.plan import Access, Chunk
 
 LAUNCH_BYTES = 64 * KIB
@@ -78,10 +82,11 @@ STARTED_LAYERS, STARTED_WIDTH, START_ROUNDS = 8, 1024, 4
 
 
 def start(bench: Bench) -> tuple[Point, ...]:
-    """A start of the executor's own, all of whose time goes into one copy: from idle on the host's clock, less behind a gate.
+    """A start of the executor's own, all of whose time goes into one copy: on the host's clock, less what it takes behind a gate.
 
     With the copy ahead of the graph that is the way to it and back from the answer; with the copy in the graph, also
-    the launch as far as its first copy.
+    the launch as far as its first copy. Each start is made as `hwexec verify` makes it, arenas filled and the last answer
+    compared before: the driver's calls take longest where the host has just done something else.
     """
     device = bench.device
     built, network = linears(STARTED_LAYERS, STARTED_WIDTH if device.figures else HOOKED_WIDTH)
@@ -95,31 +100,24 @@ def start(bench: Bench) -> tuple[Point, ...]:
             with prepare(
                 built.module, started, given, network=network, host=bare_host(), device=device
             ) as cold:
-                idle, behind = idle_and_gated(partial(cold, *given), device, bench.effort.repeats)
-            taken[label] += [max(1.0, sample - behind.median_ns) for sample in idle.samples_ns]
+                taken[label] += beyond_a_gate(cold, given, bench.effort.repeats)
     return tuple(Point(label, network.arena_bytes, 1, tuple(samples)) for label, samples in taken.items())
 
 
-def idle_and_gated(start: Callable[[], object], device: Device, rounds: int) -> tuple[Point, Point]:
-    """A start from an idle device, on the host's clock, and behind a gate: what is less there, the host took.
-
-    In turn, after a round that warms up: a host's pace drifts.
-    """
-    idle: list[float] = []
-    gated: list[float] = []
-    stream = device.stream("calibrate", 0)
+def beyond_a_gate(cold: ColdStart, inputs: tuple[torch.Tensor, ...], repeats: int) -> list[float]:
+    """Cold starts on the host's clock, nanoseconds each, less what they take where the host has done its part before."""
+    device, stream = cold.device, cold.device.stream("calibrate", 0)
     try:
-        for index in range(rounds + 1):
-            samples = (
-                time_ns(start, device, [stream], repeats=1, warmup=0),
-                wall_ns(start, device, repeats=1, warmup=0),
-            )
-            if index:
-                for found, sample in zip((gated, idle), samples, strict=True):
-                    found.extend(sample.raw)
+        behind = time_ns(partial(cold, *inputs), device, [stream], repeats=repeats)
     finally:
         device.close_stream(stream)
-    return Point("start from idle", 0, 1, tuple(idle)), Point("start behind a gate", 0, 1, tuple(gated))
+    starts = start_cold(cold, inputs, kept(cold.resident(*inputs)), repeats)
+    require(
+        starts.worst.bit_equal,
+        "the answer of a cold start is not that of a resident run, so none of this host's figures can be trusted; look for "
+        "memory or link errors (nvidia-smi -q, dmesg)",
+    )
+    return [max(1.0, sample - behind.median_ns) for sample in starts.samples.raw]
 
 
 def first_replay(bench: Bench) -> tuple[Point, ...]:

@@ -19,14 +19,16 @@ from calibrate.bench import FULL, NO_FIGURES, Bench, Case, has_peers
 from calibrate.beside import h2d_together, p2p
 from calibrate.cli import main
 from calibrate.identity import read_identity, visible
-from calibrate.launches import START_ROUNDS, idle_and_gated, launch, start
+from calibrate.launches import START_ROUNDS, launch, start
 from calibrate.links import h2d
 from calibrate.run import CASES, NO_FIGURE, Ask, Watch, choose_gpus, finish, run
 from calibrate.samples import Point
 from calibrate.store import Store
 from calibrate.topology import Topology, Wire
 from hwexec.cpu import CpuDevice
+from hwexec.executor import ColdStart
 from hwexec.timing import Samples
+from hwexec.verify import tensors
 from sim.catalog import Request
 from sim.errors import InputError
 from sim.files import read_host, read_profile, write_record
@@ -290,25 +292,28 @@ def test_bytes_that_do_not_arrive_are_noticed(case: Any, tmp_path: Path) -> None
     assert Store(tmp_path).case("h2d") is None
 
 
-def test_starts_from_idle_and_behind_a_gate_are_taken_in_turn() -> None:
-    told: list[str] = []
-    device = CpuDevice(1, delay_us=0.0)
-    taken = idle_and_gated(lambda: told.append("start"), device, 3)
-    device.close()
-    # two a round and one round that warms up; behind a gate that opened too early a start is made again
-    assert len(told) >= 8
-    assert [(p.label, p.count, len(p.samples_ns)) for p in taken] == [
-        ("start from idle", 1, 3),
-        ("start behind a gate", 1, 3),
-    ]
-
-
 def test_starts_are_the_executors_own_with_their_copy_ahead_of_the_graph_and_in_it(device: CpuDevice) -> None:
     ahead, inside = start(Bench(device, PAIR, NO_FIGURES))
     assert [p.label for p in (ahead, inside)] == ["copy ahead", "copy in the graph"]
     assert ahead.size_bytes == inside.size_bytes > 0
     assert [len(p.samples_ns) for p in (ahead, inside)] == [START_ROUNDS * NO_FIGURES.repeats] * 2
     assert min(*ahead.samples_ns, *inside.samples_ns) >= 1
+    assert device.pinned == {}
+
+
+def test_each_start_finds_the_arenas_filled_and_its_answer_is_compared(
+    device: CpuDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `hwexec verify` makes them: a start right behind another finds the host's caches warm, and no request does."""
+    filled = []
+    fill = ColdStart.evict
+    monkeypatch.setattr(ColdStart, "evict", lambda cold: (filled.append(cold.plan.head), fill(cold)))
+    start(Bench(device, PAIR, NO_FIGURES))
+    each = NO_FIGURES.repeats + 2  # one when it is prepared, one that warms up
+    assert filled == [*[1] * each, *[0] * each] * START_ROUNDS
+    monkeypatch.setattr(launches, "kept", lambda output: [torch.zeros_like(t) for t in tensors(output)])
+    with pytest.raises(InputError, match="the answer of a cold start is not that of a resident run"):
+        start(Bench(device, PAIR, NO_FIGURES))
     assert device.pinned == {}
 
 
