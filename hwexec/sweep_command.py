@@ -25,6 +25,7 @@ from hwexec.ablate import (
     models,
 )
 from hwexec.bench import Task
+from hwexec.claim import claimed
 from hwexec.device import Device
 from hwexec.report import NO_FIGURES, subject
 from hwexec.sweep import SWEEP, Point, SweepRecord, run_case
@@ -39,7 +40,7 @@ from sim.output import check_output, make_folder, write_file
 from sim.profile import Profile
 from sim.provenance import stamp
 from sim.report import show
-from sim.trace import trace_model
+from sim.trace import Trace, trace_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,47 +74,54 @@ class AgainCall:
 def run_sweep(call: SweepCall) -> int:
     """Cases one after another; the file is written after each, and a plan that it has is not run again."""
     file = Path(call.folder) / "sweep.yaml"
-    points: list[Point] = []
     with commands.opened(call.device, max(call.gpus) + 1) as device:
         host = commands.host_of(call.host, device, call.gpus)
-        made = commands.made(device, host, call.gpus[0], (f"host:{host.digest}",))
         cases = []
         for model, dtype, batch in itertools.product(call.models, call.dtypes, call.batches):
             seq = call.seq if model.startswith("hf:") else None
             traced = trace_model(model, batch=batch, dtype=dtype, seq=seq)
             cases.append((Request(model, batch, dtype, seq), traced))
-        _make_folder(file)
-        if file.exists() and not call.force:
-            points += _before(file, host, device, call.seed, call.runs)
-        for at, (request, trace) in enumerate(cases, 1):
-            model, dtype, batch, seq = request.model, request.precision, request.samples, request.seq
-            profile = commands.profile_for(
-                host, request, _profile(call.profiles, request, trace.network.seq), trace
+        make_folder(file.parent)
+        with claimed(file.parent):
+            check_output(file, force=True)
+            return _finish(file, _run_cases(call, file, host, device, cases), host)
+
+
+def _run_cases(
+    call: SweepCall, file: Path, host: Host, device: Device, cases: Sequence[tuple[Request, Trace]]
+) -> SweepRecord:
+    made = commands.made(device, host, call.gpus[0], (f"host:{host.digest}",))
+    points: list[Point] = []
+    if file.exists() and not call.force:
+        points += _before(file, host, device, call.seed, call.runs)
+    for at, (request, trace) in enumerate(cases, 1):
+        model, dtype, batch, seq = request.model, request.precision, request.samples, request.seq
+        path = _profile(call.profiles, request, trace.network.seq)
+        profile = commands.profile_for(host, request, path, trace)
+        built = build(model, batch=batch, dtype=dtype, seq=seq)
+        task = Task(built, trace.network, profile, host, call.gpus, (), (), False, made, call.runs)
+        done = frozenset(p.key for p in points)
+        try:
+            with _Bar(f"{at}/{len(cases)} {model} {dtype} batch {batch}") as bar:
+                for what, left, point in run_case(task, device, call.randoms, call.seed, done):
+                    bar.tell(what + ("" if point is None else _told(point)), left)
+                    points += [] if point is None else [point]
+        finally:  # an interrupted case keeps what it has
+            record = SweepRecord(
+                host.name, host.digest, device.kind, device.figures, call.seed, made, made, tuple(points)
             )
-            built = build(model, batch=batch, dtype=dtype, seq=seq)
-            task = Task(built, trace.network, profile, host, call.gpus, (), (), False, made, call.runs)
-            done = frozenset(p.key for p in points)
-            try:
-                with _Bar(f"{at}/{len(cases)} {model} {dtype} batch {batch}") as bar:
-                    for what, left, point in run_case(task, device, call.randoms, call.seed, done):
-                        bar.tell(what + ("" if point is None else _told(point)), left)
-                        points += [] if point is None else [point]
-            finally:  # an interrupted case keeps what it has
-                record = SweepRecord(
-                    host.name, host.digest, device.kind, device.figures, call.seed, made, made, tuple(points)
-                )
-                write_record(file, SWEEP, record, force=True)
-    return _finish(file, record, host)
-
-
-def _make_folder(file: Path) -> None:
-    make_folder(file.parent)
-    check_output(file, force=True)
+            write_record(file, SWEEP, record, force=True)
+    return record
 
 
 def predict_again(call: AgainCall) -> int:
     """Every kept plan predicted by the present model, whole and without each mechanism in turn. What was measured stays."""
     file = Path(call.folder) / "sweep.yaml"
+    with claimed(file.parent):
+        return _predict_again(call, file)
+
+
+def _predict_again(call: AgainCall, file: Path) -> int:
     record = read_record(file, SWEEP)
     for path in (file, file.with_name("ablation.yaml")):
         check_output(path, force=True)

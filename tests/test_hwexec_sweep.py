@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hwexec import bench, commands, sweep
+from hwexec import bench, commands, sweep, sweep_command
 from hwexec.ablate import ABLATION, MECHANISMS, UNCHARGED, AblationRecord, Model, ablation, ablation_parts
 from hwexec.cli import cli
 from hwexec.cpu import CpuDevice
@@ -107,6 +108,29 @@ def test_what_was_run_before_an_interruption_is_kept(folder: Path, monkeypatch: 
     monkeypatch.setattr(sweep, "run_entry", interrupted)
     assert run_command(cli, "hwexec", list(ASK)) == 130
     assert len(read_record(folder / "sweep.yaml", SWEEP).points) == 2
+
+
+def test_one_command_at_a_time_goes_on_with_a_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second one had read the file before the first one wrote, and put it back without the first one's points."""
+    run_case, told = sweep_command.run_case, list[tuple[int, str]]()
+
+    def meanwhile(*given: Any) -> Any:
+        if not told:
+            capsys.readouterr()
+            for args in ([*ASK], [*ASK, "--force"], ["sweep", "--again", "here"]):
+                told.append((run_command(cli, "hwexec", args), capsys.readouterr().err.splitlines()[-1]))
+        return run_case(*given)
+
+    monkeypatch.setattr(sweep_command, "run_case", meanwhile)
+    assert run_command(cli, "hwexec", [*ASK, "--random", "0"]) == 0
+    assert [code for code, _ in told] == [2, 2, 2]
+    assert all("here: another hwexec sweep is writing there; wait for its end" in line for _, line in told)
+    assert {p.name for p in folder.iterdir()} == {"sweep.yaml", "sweep.png", "summary.txt"}
+    assert run_command(cli, "hwexec", [*ASK, "--random", "1"]) == 0, (
+        "a command that has ended keeps nobody out"
+    )
 
 
 def test_on_the_cpu_no_times_are_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
