@@ -28,11 +28,16 @@ def cli() -> None:
 
 
 def parse_share(text: str, option: str = "--tolerance") -> float:
-    """`10%` or `0.1`."""
+    """`10%` or `0.1`. From 1 on the sign is needed: who writes 10 means 10 %, and would have allowed all up to ten times."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(%?)", text.strip(), re.ASCII)
     if found is None or not math.isfinite(float(found[1])):
         raise InputError(f"{option} {text!r}: must be a share of 0 or more, as 10% or 0.1")
-    return float(found[1]) / (100 if found[2] else 1)
+    share = float(found[1]) / (100 if found[2] else 1)
+    require(
+        bool(found[2]) or share < 1,
+        f"{option} {text!r}: without a % it is a share, which is below 1; write {text.strip()}%, or 0.1 for 10%",
+    )
+    return share
 
 
 def parse_gpus(parts: Sequence[str]) -> tuple[int, ...]:
@@ -79,7 +84,11 @@ _FORCE = click.option("--force", is_flag=True, help="Overwrite output files that
 @click.option("--host", metavar="NAME|FILE", help="Default: the one the plan names.")
 @_PROFILE
 @click.option("--runs", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Cold starts.")
-@click.option("--tolerance", metavar="10%", help="Fail as well where the prediction is farther off.")
+@click.option(
+    "--tolerance",
+    metavar="10%",
+    help="Fail as well where the prediction is farther off. Not with --device cpu.",
+)
 @click.option("--anyway", is_flag=True, help="Run a plan that was made for another host.")
 @click.option("--out", metavar="DIR", help="Default: results/<host>/verify-<model>-<plan>.")
 @_FORCE

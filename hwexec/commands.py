@@ -81,6 +81,10 @@ class BenchCall:
 
 
 def verify_plan(call: VerifyCall) -> int:
+    require(
+        call.tolerance is None or call.device != "cpu",
+        "--tolerance with --device cpu: threads' times are no figures to hold a prediction against; leave one of them out",
+    )
     file = read_plan(call.plan)
     check_plans_model(call.plan, file.model, call.model)
     host = find_host(call.host or file.host)

@@ -274,6 +274,8 @@ def test_no_cuda(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_options(hwexec: Hwexec) -> None:
     refused(hwexec("verify", "none.yaml", "--device", "cpu"), "there is no such file")
     refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--tolerance", "ten"), "as 10% or 0.1")
+    played = hwexec("verify", "plan.yaml", "--device", "cpu", "--tolerance", "10%")
+    refused(played, "times are no figures to hold a prediction against")
     refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--out", "plan.yaml"), "plan.yaml")
     refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--profile", "plan.yaml"), "kind is 'plan'")
 
@@ -282,9 +284,12 @@ def test_bad_options(hwexec: Hwexec) -> None:
 
 
 def test_shares() -> None:
-    assert [parse_share(text) for text in ("10%", "0.1", "5 %", "0")] == [0.1, 0.1, 0.05, 0.0]
-    with pytest.raises(InputError):
+    assert [parse_share(text) for text in ("10%", "0.1", "5 %", "0", "150%")] == [0.1, 0.1, 0.05, 0.0, 1.5]
+    with pytest.raises(InputError, match="a share of 0 or more"):
         parse_share("-1%")
+    for text in ("10", "1", "1.5"):
+        with pytest.raises(InputError, match=f"below 1; write {text}%"):
+            parse_share(text)
 
 
 def series(*takes: tuple[float, ...], wrong: int = -1) -> Callable[[], Starts]:
