@@ -182,7 +182,7 @@ def bench(**options: Any) -> int:
 @click.option(
     "--again",
     metavar="DIR",
-    help="Run nothing: predict again what DIR has, with --host and --profiles alone.",
+    help="Run nothing: predict again what DIR has, with --host, --profiles and --model alone.",
 )
 @click.pass_context
 def sweep(context: click.Context, /, again: str | None, **options: Any) -> int:
@@ -191,7 +191,8 @@ def sweep(context: click.Context, /, again: str | None, **options: Any) -> int:
     Every model in every dtype at every batch size, over each number of links. The same command goes on where it stopped.
 
     --again DIR needs no GPU: it predicts every plan that DIR has by the model and the constants as they are now, renews
-    predictions, picture and summary, and adds what each mechanism of the model buys (ablation.yaml). Samples stay.
+    predictions, picture and summary, and adds what each mechanism of the model buys (ablation.yaml). Samples stay. A
+    package.module:callable that DIR has plans of is imported only where --model names it too; --profiles needs none.
     """
     if again is not None:
         return _again(context, again)
@@ -211,13 +212,14 @@ def _again(context: click.Context, folder: str) -> int:
         for param in context.command.params
         if context.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
     ]
-    odd = [name for name in given if name not in ("--again", "--host", "--profiles")]
-    require(not odd, f"--again takes --host and --profiles alone; leave out {', '.join(odd)}")
+    odd = [name for name in given if name not in ("--again", "--host", "--profiles", "--model")]
+    require(not odd, f"--again takes --host, --profiles and --model alone; leave out {', '.join(odd)}")
     # `hwexec --help` answers without torch
     from hwexec import sweep_command  # noqa: PLC0415
 
+    asked = context.params
     return sweep_command.predict_again(
-        sweep_command.AgainCall(folder, context.params["host"], context.params["profiles"])
+        sweep_command.AgainCall(folder, asked["host"], asked["profiles"], asked["models"])
     )
 
 

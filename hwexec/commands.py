@@ -87,7 +87,7 @@ def verify_plan(call: VerifyCall) -> int:
     )
     file = read_plan(call.plan)
     check_plans_model(call.plan, file.model, call.model)
-    host = find_host(call.host or file.host)
+    host = host_named(call.plan, file.host, call.host)
     _same_host(call, file, host)
     with opened(call.device, len(host.gpus)) as device, _folder(call, file, host, device) as folder:
         _same_machine(call, file, host, device)
@@ -259,6 +259,15 @@ def unlike(host: Host, device: Device, gpus: tuple[int, ...]) -> str:
         if bare(here) != bare(there):
             return f"GPU {gpu} is {here} here and {there} on {host.name}"
     return ""
+
+
+def host_named(path: str, name: str, given: str | None) -> Host:
+    """The host `given`, else the one that a file names: one that ships, since only the user may name a path to open."""
+    require(
+        given is not None or name in host_names(),
+        f"{path}: made for host {name!r}, which does not ship; pass its file with --host",
+    )
+    return find_host(name if given is None else given)
 
 
 def host_of(name: str | None, device: Device, gpus: tuple[int, ...]) -> Host:

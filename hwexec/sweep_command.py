@@ -30,7 +30,7 @@ from hwexec.device import Device
 from hwexec.report import NO_FIGURES, subject
 from hwexec.sweep import SWEEP, Point, SweepRecord, run_case
 from hwexec.sweep_report import as_text, draw, summarise, summary_parts
-from sim.catalog import Request, find_host, obtain_profile, profile_name
+from sim.catalog import Request, check_plans_model, obtain_profile, profile_name
 from sim.console import note
 from sim.errors import InputError, require
 from sim.files import read_record, write_record
@@ -64,11 +64,12 @@ class SweepCall:
 
 @dataclass(frozen=True, slots=True)
 class AgainCall:
-    """The options of `hwexec sweep --again`. `folder` has sweep.yaml; ablation.yaml joins it."""
+    """The options of `hwexec sweep --again`. `folder` has sweep.yaml; ablation.yaml joins it. `models` may be imported."""
 
     folder: str
     host: str | None
     profiles: str | None
+    models: tuple[str, ...]
 
 
 def run_sweep(call: SweepCall) -> int:
@@ -123,9 +124,10 @@ def predict_again(call: AgainCall) -> int:
 
 def _predict_again(call: AgainCall, file: Path) -> int:
     record = read_record(file, SWEEP)
+    _check_models(call, file, record)
     for path in (file, file.with_name("ablation.yaml")):
         check_output(path, force=True)
-    host = find_host(call.host or record.host)
+    host = commands.host_named(str(file), record.host, call.host)
     if host.name != record.host:
         note(f"{file}: planned by constants of {record.host}, predicted by those of {host.name}")
     predicted, inputs = _predict_all(call, file, record, host)
@@ -139,6 +141,19 @@ def _predict_again(call: AgainCall, file: Path) -> int:
     bought = AblationRecord(host.name, host.digest, record.provenance, made, UNCHARGED, rows)
     write_record(file.with_name("ablation.yaml"), ABLATION, bought, force=True)
     return _finish(file, record, host, *ablation_parts(bought))
+
+
+def _check_models(call: AgainCall, file: Path, record: SweepRecord) -> None:
+    there = tuple(dict.fromkeys(point.model for point in record.points))
+    for model in call.models:
+        require(
+            model in there,
+            f"--model {model}: {file} has plans of {', '.join(there) or 'none'} alone; leave it out",
+        )
+    for model in there:
+        given = model if model in call.models else None
+        profiles = ", or the folder of its profiles with --profiles"
+        check_plans_model(str(file), model, given, profile=call.profiles, instead=profiles)
 
 
 def _predict_all(

@@ -40,6 +40,7 @@ from tests.builders import FREE, figure, host, network, profile
 from tests.test_hwexec_verify import MODEL, Stopwatch
 
 ASK = ("sweep", "--model", MODEL, "--host", "p3.8xlarge", "--runs", "1", "--out", "here")
+AGAIN = ("sweep", "--again", "here", "--model", MODEL)
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_one_command_at_a_time_goes_on_with_a_folder(
     def meanwhile(*given: Any) -> Any:
         if not told:
             capsys.readouterr()
-            for args in ([*ASK], [*ASK, "--force"], ["sweep", "--again", "here"]):
+            for args in ([*ASK], [*ASK, "--force"], AGAIN):
                 told.append((run_command(cli, "hwexec", args), capsys.readouterr().err.splitlines()[-1]))
         return run_case(*given)
 
@@ -138,7 +139,7 @@ def test_on_the_cpu_no_times_are_written(folder: Path, monkeypatch: pytest.Monke
     assert run_command(cli, "hwexec", [*ASK, "--random", "1"]) == 0
     points = read_record(folder / "sweep.yaml", SWEEP).points
     assert {(p.measured_ns, p.samples_ns) for p in points} == {(None, ())}
-    assert run_command(cli, "hwexec", ["sweep", "--again", "here"]) == 0
+    assert run_command(cli, "hwexec", AGAIN) == 0
     assert read_record(folder / "sweep.yaml", SWEEP).points == points
     assert {p.name for p in folder.iterdir()} == {"sweep.yaml"}
     assert summarise(points, FREE) is None
@@ -239,7 +240,7 @@ def test_again_needs_no_device_and_predicts_alike_while_the_model_is_the_same(
 ) -> None:
     first = swept(folder, monkeypatch)
     capsys.readouterr()
-    assert run_command(cli, "hwexec", ["sweep", "--again", "here"]) == 0
+    assert run_command(cli, "hwexec", AGAIN) == 0
     again = read_record(folder / "sweep.yaml", SWEEP)
     assert replace(again, predicted_by=first.predicted_by) == first
     assert again.predicted_by.inputs == (f"host:{first.host_digest}",)
@@ -261,7 +262,7 @@ def test_a_sweep_that_was_cut_off_is_never_taken_for_a_whole_one(
     for count in range(1, len(points)):
         file.write_text(cut := "\n- ".join(points[:count]) + "\n")
         capsys.readouterr()
-        assert run_command(cli, "hwexec", ["sweep", "--again", "here"]) == 2
+        assert run_command(cli, "hwexec", AGAIN) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
         assert file.read_text() == cut
 
@@ -273,7 +274,7 @@ def test_again_takes_new_constants_and_leaves_what_was_measured(
     shipped = find_host("p3.8xlarge")
     slower = replace(shipped, costs=replace(shipped.costs, copy_latency_ns=figure(1e6)))
     write_host("slower.yaml", slower)
-    assert run_command(cli, "hwexec", ["sweep", "--again", "here", "--host", "slower.yaml"]) == 0
+    assert run_command(cli, "hwexec", [*AGAIN, "--host", "slower.yaml"]) == 0
     again = read_record(folder / "sweep.yaml", SWEEP)
     assert again.host_digest == slower.digest != first.host_digest
     assert without_predictions(again.points) == without_predictions(first.points)
@@ -292,7 +293,7 @@ def test_a_folder_of_profiles_without_the_one_that_is_needed_is_refused(
     before = (folder / "sweep.yaml").read_bytes()
     Path("empty").mkdir()
     capsys.readouterr()
-    assert run_command(cli, "hwexec", ["sweep", "--again", "here", "--profiles", "empty"]) == 2
+    assert run_command(cli, "hwexec", [*AGAIN, "--profiles", "empty"]) == 2
     assert "--profiles empty: has no " in capsys.readouterr().err
     assert (folder / "sweep.yaml").read_bytes() == before
 
@@ -306,7 +307,7 @@ def test_again_takes_profiles_from_a_folder_and_says_which(
     slower = replace(known, layers=tuple(replace(t, resident=Timing(1e7)) for t in known.layers))
     Path("cal").mkdir()
     write_profile(Path("cal", profile_name(request, None)), slower)
-    assert run_command(cli, "hwexec", ["sweep", "--again", "here", "--profiles", "cal"]) == 0
+    assert run_command(cli, "hwexec", [*AGAIN, "--profiles", "cal"]) == 0
     again = read_record(folder / "sweep.yaml", SWEEP)
     assert all(p.predicted_ns > 1e7 * len(known.layers) for p in again.points)
     assert without_predictions(again.points) == without_predictions(first.points)
@@ -329,12 +330,38 @@ def test_again_refuses_another_network_and_an_estimate_where_a_measured_profile_
         )
         before = (folder / "sweep.yaml").read_bytes()
         capsys.readouterr()
-        assert run_command(cli, "hwexec", ["sweep", "--again", "here"]) == 2
+        assert run_command(cli, "hwexec", AGAIN) == 2
         said = capsys.readouterr().err
         assert words in said
         assert "tests.test_hwexec_verify:toy, fp32, batch 1" in said
         assert (folder / "sweep.yaml").read_bytes() == before
         assert not (folder / "ablation.yaml").exists()
+
+
+def test_code_that_a_sweep_names_runs_only_where_the_user_names_it_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = swept(folder, monkeypatch)
+    Path("planted.py").write_text("open('ran', 'w')\n")
+    named = replace(first, points=tuple(replace(p, model="planted:toy") for p in first.points))
+    write_record(folder / "sweep.yaml", SWEEP, named, force=True)
+
+    def said(*args: str) -> str:
+        capsys.readouterr()
+        assert run_command(cli, "hwexec", ["sweep", "--again", "here", *args]) == 2
+        return capsys.readouterr().err
+
+    assert (
+        "made for planted:toy, which would be imported and called to trace it; pass --model planted" in said()
+    )
+    assert f"--model {MODEL}: here/sweep.yaml has plans of planted:toy alone" in said("--model", MODEL)
+    Path("empty").mkdir()
+    assert "--profiles empty: has no planted-toy" in said("--profiles", "empty"), "and then none is imported"
+    assert not Path("ran").exists()
+    assert "'planted' has no 'toy'" in said("--model", "planted:toy")
+    assert Path("ran").exists()
+    write_record(folder / "sweep.yaml", SWEEP, replace(first, host="./slower.yaml"), force=True)
+    assert "host './slower.yaml', which does not ship; pass its file with --host" in said("--model", MODEL)
 
 
 def test_again_takes_no_option_that_says_what_to_run(
@@ -344,7 +371,7 @@ def test_again_takes_no_option_that_says_what_to_run(
         assert run_command(cli, "hwexec", ["sweep", *args]) == 2
         return capsys.readouterr().err
 
-    assert "leave out --model, GPUs, --runs" in said("--again", "here", "--runs", "3", "--model", "m", "1")
+    assert "leave out GPUs, --runs" in said("--again", "here", "--runs", "3", "--model", "m", "1")
     assert "there is no such file" in said("--again", "nowhere")
     assert "Missing option '--model'" in said("--out", "here")
     assert "Missing option '--out'" in said("--model", MODEL)

@@ -220,6 +220,11 @@ def test_code_that_a_plan_names_runs_only_where_the_user_names_it_too(hwexec: Hw
     )
 
 
+def test_a_path_that_a_plan_names_as_its_host_is_not_opened(hwexec: Hwexec) -> None:
+    write_plan("odd.yaml", replace(read_plan("plan.yaml"), host="../host.yaml"))
+    refused(hwexec("verify", "odd.yaml", "--device", "cpu"), "which does not ship; pass its file with --host")
+
+
 def test_a_plan_for_another_network(hwexec: Hwexec, tmp_path: Path) -> None:
     file = read_plan("plan.yaml")
     write_plan("odd.yaml", replace(file, model="tests.test_hwexec_verify:wider"))
