@@ -10,111 +10,40 @@ from functools import partial
 
 import torch
 
-from hwexec.arena import HostArena
-from hwexec.device import Device, Stream
+from hwexec.bench_record import BenchReport, Row, Waived
+from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
+from hwexec.limit import Limit, needed_bytes, pinned_rates
 from hwexec.pace import Pace, calibrated_ns
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
-from hwexec.timing import Samples, steady, time_ns
+from hwexec.timing import Samples, steady
 from hwexec.verify import Likeness, kept, likeness, nothing, plain_answer, start_cold, steadiest, take
 from sim.baselines import BASELINES, Setting
 from sim.errors import InputError, require
-from sim.files import FileKind, PlanFile
-from sim.hints import unknown
+from sim.files import PlanFile
+from sim.hints import error_line, unknown
 from sim.host import Host
 from sim.models import Built
 from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan
-from sim.profile import Profile, ProfileKind, Provenance
+from sim.profile import Profile, Provenance
 from sim.search import Options, search
 
 DEFAULT_STRATEGIES = ("warm", "demand", "pipeline", "pipeswitch", "dha", "pt", "pt+dha", "best")
 STRATEGIES = ("warm", *(b.name for b in BASELINES), "best")
-PROBE_BYTES = 256 * 2**20
-"""Size of the copies that measure a link."""
 BUDGET_S = 2.0
-"""Time that one row may take; slower ones stop after a few starts, and their count is shown."""
+"""Time that the starts of one row may take; slower ones stop after a few, and the row says so."""
 WAKE_S = 0.1
 """Warm runs ahead of each row's starts."""
 PEER_RUNS, PEER_BUDGET_S = 10, 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One strategy, or one peer. `error`: the largest relative difference to the reference, None where that is no number."""
+class Benched:
+    """A report, and what ended it before all had run: to be raised again once the report is kept."""
 
-    name: str
-    links: int
-    launch: str
-    copied_bytes: int
-    direct_bytes: int
-    predicted_ns: float | None
-    set_up_s: float | None
-    outputs_match: bool
-    bit_equal: bool
-    error: float | None
-    note: str
-    runs: int
-    samples_ns: tuple[float, ...]
-    """Empty where times are no figures."""
-    issue_copy_ns: float | None = None
-    """What the host took to issue a copy just before; None for a peer, and where times are no figures."""
-    copies_ns: float | None = None
-    """What the plan's copies from host memory took by themselves, all lanes at once, just after; None likewise, and where
-    nothing was copied."""
-    lanes: int = 1
-    """Lanes that the plan copies over, of the `links` that it might."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """max(warm graph time, bytes / rate). `copied_bytes` are those the best plan over as many links copies; where it was not
-    asked for, the bytes that layers read, of an embedding's table only the rows looked up."""
-
-    links: int
-    copied_bytes: int
-    bytes_per_s: float
-    limit_ns: float
-
-
-@dataclass(frozen=True, slots=True)
-class Waived:
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class BenchReport:
-    """What `hwexec bench` found. `pinned_bytes_per_s`: 256 MiB copies to each GPU alone, in the order of `gpus`, before all
-    else or after it, whichever was faster."""
-
-    model: str
-    dtype: str
-    batch: int
-    seq: int | None
-    gpus: tuple[int, ...]
-    device: str
-    figures: bool
-    host: str
-    profile_kind: ProfileKind
-    provenance: Provenance
-    pinned_bytes_per_s: tuple[float, ...]
-    warm_graph_ns: float | None
-    limits: tuple[Limit, ...]
-    waived: tuple[Waived, ...]
-    rows: tuple[Row, ...]
-    calibrated_issue_copy_ns: float | None = None
-    """What that took when the host was calibrated; None where it was estimated."""
-
-    @property
-    def outputs_match(self) -> bool:
-        return all(row.outputs_match for row in self.rows)
-
-    def limit(self, links: int) -> Limit | None:
-        return next((limit for limit in self.limits if limit.links == links), None)
-
-
-BENCH = FileKind("bench-report", 1, BenchReport)
+    report: BenchReport
+    stopped: BaseException | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +55,10 @@ class Entry:
     links: int
     """Links that it may use; the best plan over two may leave one out."""
     predicted_ns: float | None = None
+
+    @property
+    def label(self) -> str:
+        return f"best over {self.links}" if self.name == "best" else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +89,9 @@ def entries(task: Task) -> tuple[list[Entry], list[Waived]]:
     waived: list[Waived] = []
     target, *partners = task.gpus
     setting = Setting(task.profile, task.host, target, partners[0] if partners else None)
-    for partner in partners:
-        task.host.peer_route(partner, target)
+    if set(task.names) - {"warm"}:  # a plan's own way may go over more GPUs than one
+        for partner in partners:
+            task.host.peer_route(partner, target)
     for name in task.names:
         if name == "warm":
             found.append(Entry(name, warm_plan(task.network, target), 1))
@@ -187,17 +121,11 @@ def warm_plan(network: Network, target: int) -> Plan:
     return Plan("warm", target, Launch.GRAPH, access, chunks)
 
 
-def needed_bytes(network: Network) -> int:
-    """Bytes that layers read: of each storage the most that one of its readers touches."""
-    touched: dict[int, int] = {}
-    for layer in network.layers:
-        for read in layer.reads:
-            touched[read.storage] = max(touched.get(read.storage, 0), read.touched_bytes)
-    return sum(touched.values())
+def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: None) -> Benched:
+    """Run everything asked for, one after another, each with arenas of its own. `tell` hears of each row as it is done.
 
-
-def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: None) -> BenchReport:
-    """Run everything asked for, one after another, each with arenas of its own. `tell` hears of each row as it is done."""
+    Whatever ends it early, an interruption included, is in the report where there is a row to keep, and raised where not.
+    """
     require(task.runs >= 1, f"--runs {task.runs}: at least one start must be made")
     for gpu in task.gpus:
         require(
@@ -205,43 +133,62 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
             f"GPU {gpu}: this machine has {device.gpu_count}; name those with -d, as -d 0",
         )
     planned, waived = entries(task)
+    if not any(entry.name == "warm" for entry in planned):
+        planned.insert(0, Entry("warm", warm_plan(task.network, task.gpus[0]), 1))
     where = device.torch_device(task.gpus[0])
     inputs = task.built.inputs_on(where)
     scene = Scene(task.built.module, inputs, where, Snapshot(task.built.module))
     plain = plain_answer(scene, device)
     rates = pinned_rates(device, task.gpus)
-    if not any(entry.name == "warm" for entry in planned):
-        planned.insert(0, Entry("warm", warm_plan(task.network, task.gpus[0]), 1))
+    peers = PEERS if task.peers else ()
+    left = [*(entry.label for entry in planned), *(peer.name for peer in peers)]
     rows: list[Row] = []
-    with Pace(device, task.gpus[0]) as pace:
-        for entry in planned:
+    stopped: BaseException | None = None
+
+    def done(found: Row | Waived) -> None:
+        del left[0]
+        if isinstance(found, Waived):
+            waived.append(found)
+        else:
+            rows.append(found)
+            tell(found)
+
+    try:
+        with Pace(device, task.gpus[0]) as pace:
+            for entry in planned:
+                try:
+                    found = run_entry(task, entry, device, inputs, plain, pace)
+                except InputError as error:
+                    # one plan may need what this machine has not; without the warm run nothing is shown
+                    if entry.name == "warm":
+                        raise
+                    done(Waived(entry.name, str(error)))
+                else:
+                    done(found)
+        for peer in peers:
             try:
-                rows.append(run_entry(task, entry, device, inputs, plain, pace))
-            except InputError as error:
-                # one plan may need what this machine has not; without the warm run nothing is shown
-                if entry.name == "warm":
-                    raise
-                waived.append(Waived(entry.name, str(error)))
-                continue
-            tell(rows[-1])
-    if task.peers:
-        for peer in PEERS:
-            try:
-                rows.append(_run_peer(task, peer, scene, device, plain))
-                tell(rows[-1])
+                row = _run_peer(task, peer, scene, device, plain)
             except (
                 Exception
             ) as error:  # a peer is others' code on others' terms: whatever it raises waives it alone
-                waived.append(Waived(peer.name, why(error)))
+                done(Waived(peer.name, why(error)))
+            else:
+                done(row)
             finally:
                 scene.snapshot.restore()
                 device.trim()
-    # a machine's links have slow moments, and a slow one would make the limit too easy
-    with suppress(device.out_of_memory, InputError):  # all that was measured is worth more than a second look
-        rates = tuple(max(pair) for pair in zip(rates, pinned_rates(device, task.gpus), strict=True))
-    warm = next(row for row in rows if row.name == "warm")
-    warm_ns = Samples(warm.samples_ns).median_ns if warm.samples_ns else None
-    return BenchReport(
+        # a machine's links have slow moments, and a slow one would make the limit too easy
+        with suppress(
+            device.out_of_memory, InputError
+        ):  # all that was measured is worth more than a second look
+            rates = tuple(max(pair) for pair in zip(rates, pinned_rates(device, task.gpus), strict=True))
+    except BaseException as error:
+        if not rows:
+            raise
+        stopped = error
+    warm = next((row for row in rows if row.name == "warm"), None)
+    warm_ns = None if warm is None or not warm.samples_ns else Samples(warm.samples_ns).median_ns
+    report = BenchReport(
         model=task.built.name,
         dtype=task.built.dtype,
         batch=task.built.batch,
@@ -258,7 +205,16 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         waived=tuple(waived),
         rows=tuple(rows),
         calibrated_issue_copy_ns=calibrated_ns(task.host.costs),
+        stopped=_why_stopped(stopped),
+        not_run=tuple(left) if stopped is not None else (),
     )
+    return Benched(report, stopped)
+
+
+def _why_stopped(error: BaseException | None) -> str:
+    if error is None:
+        return ""
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else error_line(error)
 
 
 def _limits(task: Task, rates: tuple[float, ...], warm_ns: float | None, rows: list[Row]) -> Iterator[Limit]:
@@ -269,30 +225,6 @@ def _limits(task: Task, rates: tuple[float, ...], warm_ns: float | None, rows: l
         size = needed_bytes(task.network) if best is None else best.copied_bytes
         rate = sum(rates[:links])
         yield Limit(links, size, rate, max(warm_ns, size / rate * 1e9))
-
-
-def pinned_rates(device: Device, gpus: tuple[int, ...]) -> tuple[float, ...]:
-    """Median rate of large copies from pinned memory to each GPU alone; none where times are no figures."""
-    if not device.figures:
-        return ()
-    rates = []
-    for gpu in gpus:
-        host = HostArena(device, PROBE_BYTES, gpu)
-        arena = device.allocate(PROBE_BYTES, gpu)
-        stream = device.stream("h2d:probe", gpu)
-        try:
-            samples = time_ns(_copy(device, stream, arena, host.tensor), device, [stream])
-            rates.append(PROBE_BYTES / samples.median_ns * 1e9)
-        finally:
-            device.close_stream(stream)
-            del arena
-            host.close()
-    device.trim()
-    return tuple(rates)
-
-
-def _copy(device: Device, stream: Stream, arena: torch.Tensor, host: torch.Tensor) -> Callable[[], None]:
-    return lambda: device.copy(stream, arena, host)
 
 
 def run_entry(
@@ -330,6 +262,9 @@ def run_entry(
         eager = likeness(reference, plain)
         note = f"eager: {cold.why_eager}" if cold.why_eager else ""
         launch = cold.launch.value
+    made = len(starts.samples.raw)
+    if made < task.runs:
+        note += f"{'; ' if note else ''}{made} of {task.runs} runs, since those of a row may take {BUDGET_S:g} s together"
     if scattered:
         note += f"{'; ' if note else ''}{scattered}"
     if not again.bit_equal:
@@ -350,7 +285,8 @@ def run_entry(
         bit_equal=starts.worst.bit_equal,
         error=starts.worst.error,
         note=note,
-        runs=len(starts.samples.raw),
+        runs=made,
+        asked=task.runs,
         samples_ns=starts.samples.raw if device.figures else (),
         issue_copy_ns=issue_copy_ns,
         copies_ns=None if alone is None else alone.median_ns,
@@ -375,7 +311,10 @@ def _run_peer(task: Task, peer: Peer, scene: Scene, device: Device, plain: list[
             take, ready.call, device, plain, ready.before, min(task.runs, PEER_RUNS), PEER_BUDGET_S
         )
         starts, scattered = steadiest(series, device)
-        about = "; ".join(text for text in (ready.about, scattered) if text)
+        made, fewer = len(starts.samples.raw), ""
+        if made < task.runs:
+            fewer = f"{made} of {task.runs} runs, since a peer gets {PEER_RUNS} at most and {PEER_BUDGET_S:g} s for them"
+        about = "; ".join(text for text in (ready.about, fewer, scattered) if text)
     worst: Likeness = starts.worst
     return Row(
         name=peer.name,
@@ -389,7 +328,8 @@ def _run_peer(task: Task, peer: Peer, scene: Scene, device: Device, plain: list[
         bit_equal=worst.bit_equal,
         error=worst.error,
         note=about,
-        runs=len(starts.samples.raw),
+        runs=made,
+        asked=task.runs,
         samples_ns=starts.samples.raw if device.figures else (),
     )
 

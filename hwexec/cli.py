@@ -1,4 +1,5 @@
-"""The `hwexec` command: options and help. What the commands do is in hwexec/commands.py, imported when one runs."""
+"""The `hwexec` command: options and help. What the commands do is in commands.py, bench_command.py and
+sweep_command.py, imported when one runs."""
 
 from __future__ import annotations
 
@@ -53,9 +54,11 @@ def parse_gpus(parts: Sequence[str]) -> tuple[int, ...]:
     return gpus
 
 
-_GPUS = click.option(
-    "-d", "gpus", multiple=True, metavar="0 1", help="GPUs: the target, then its partners. Default: 0."
-)
+def _gpus(default: str) -> Callable[[_F], _F]:
+    text = f"GPUs: the target, then its partners. Default: {default}."
+    return click.option("-d", "gpus", multiple=True, metavar="0 1", help=text)
+
+
 _HOST = click.option(
     "--host", metavar="NAME|FILE", help="Constants to plan by. Default: the shipped host with these GPUs."
 )
@@ -120,13 +123,19 @@ def verify(**options: Any) -> int:
     help="demand, pipeline, pipeswitch, dha-static, dha, pt, pt+dha, best, warm, or a plan file; repeatable, or with "
     "commas. Default: all but dha-static. best is run once per number of links.",
 )
-@_GPUS
+@_gpus("those of the plan files, else 0")
 @click.argument("more", nargs=-1, metavar="")
 @_DEVICE
 @_HOST
 @_PROFILE
 @click.option("--peers", is_flag=True, help="Also run what a user would run instead.")
-@click.option("--runs", type=click.IntRange(1, 100_000), default=15, show_default=True, help="Starts each.")
+@click.option(
+    "--runs",
+    type=click.IntRange(1, 100_000),
+    default=15,
+    show_default=True,
+    help="Starts each; fewer where they take long, which is told.",
+)
 @click.option("--out", metavar="FILE", help="Write a record with all samples.")
 @_FORCE
 @_JSON
@@ -134,19 +143,22 @@ def bench(**options: Any) -> int:
     """Run strategies side by side, and show the limit: the larger of a warm run and the bytes over the links.
 
     Times are wall-clock, from the request (its input on the GPU) until the answer is there. Exit code 1 where an answer
-    differs.
+    differs. An interruption (Ctrl-C, SIGTERM) leaves what had run, marked as incomplete.
     """
-    options["gpus"] = parse_gpus((*options["gpus"], *options.pop("more")) or ("0",))
-    given = [word.strip() for part in options.pop("strategies") for word in part.split(",") if word.strip()]
+    gpus = (*options["gpus"], *options.pop("more"))
+    options["gpus"] = parse_gpus(gpus) if gpus else None
+    parts = options.pop("strategies")
+    given = [word.strip() for part in parts for word in part.split(",") if word.strip()]
+    require(bool(given) or not parts, f"-e {','.join(parts)!r}: names no strategy; leave -e out for all")
     options["files"] = tuple(word for word in given if word.endswith((".yaml", ".yml")) or "/" in word)
     options["names"] = tuple(dict.fromkeys(word for word in given if word not in options["files"]))
     # `hwexec --help` answers without torch
-    from hwexec import commands  # noqa: PLC0415
+    from hwexec import bench_command  # noqa: PLC0415
     from hwexec.bench import DEFAULT_STRATEGIES  # noqa: PLC0415
 
     if not given:
         options["names"] = DEFAULT_STRATEGIES
-    return commands.run_bench(commands.BenchCall(**options))
+    return bench_command.run_bench(bench_command.BenchCall(**options))
 
 
 @cli.command()
@@ -159,7 +171,7 @@ def bench(**options: Any) -> int:
     "--batch", "batches", multiple=True, default=(1,), type=click.IntRange(1), help="Repeatable. Default: 1."
 )
 @click.option("--seq", type=int, help="Tokens per sample, of every hf: model. Default: the model's own.")
-@_GPUS
+@_gpus("0")
 @click.argument("more", nargs=-1, metavar="")
 @_DEVICE
 @_HOST

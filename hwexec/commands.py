@@ -1,4 +1,4 @@
-"""What each `hwexec` command does, from checked options to print and files. Each returns its exit code."""
+"""`hwexec verify`, from checked options to print and files, and what other commands need as well. Each returns its exit code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from pathlib import Path
 
 import torch
 
-from hwexec import bench as benching
 from hwexec import report as reports
 from hwexec import verify as verifying
 from hwexec.device import Device
 from hwexec.executor import open_device
-from hwexec.timing import Samples
 from sim.catalog import (
     DEFAULT_HOST,
     Request,
@@ -38,7 +36,7 @@ from sim.output import check_output, make_folder, write_file
 from sim.picture import chrome_trace, picture
 from sim.profile import Profile, Provenance
 from sim.provenance import stamp
-from sim.report import ms, show
+from sim.report import show
 from sim.trace import Trace, trace_model
 
 
@@ -59,27 +57,6 @@ class VerifyCall:
     as_json: bool
 
 
-@dataclass(frozen=True, slots=True)
-class BenchCall:
-    """The options of `hwexec bench`; strategies split into names and plan files."""
-
-    model: str
-    batch: int | None
-    dtype: str | None
-    seq: int | None
-    device: str
-    host: str | None
-    profile: str | None
-    gpus: tuple[int, ...]
-    names: tuple[str, ...]
-    files: tuple[str, ...]
-    peers: bool
-    runs: int
-    out: str | None
-    force: bool
-    as_json: bool
-
-
 def verify_plan(call: VerifyCall) -> int:
     require(
         call.tolerance is None or call.device != "cpu",
@@ -95,14 +72,14 @@ def verify_plan(call: VerifyCall) -> int:
         trace = trace_model(file.model, batch=file.batch, dtype=file.dtype, seq=file.seq)
         _same_network(call.plan, file, trace.network)
         profile = profile_for(host, request, call.profile, trace)
-        inputs = (f"plan:{_sha256(call.plan)}", *_inputs(host, trace.network, call.profile))
+        made_from = (f"plan:{sha256(call.plan)}", *inputs(host, trace.network, call.profile))
         task = verifying.Task(
-            built=_build(request),
+            built=built(request),
             plan=file.plan,
             network=trace.network,
             profile=profile,
             host=host,
-            provenance=made(device, host, file.plan.target, inputs),
+            provenance=made(device, host, file.plan.target, made_from),
             runs=call.runs,
             tolerance=call.tolerance,
         )
@@ -122,53 +99,7 @@ def verify_plan(call: VerifyCall) -> int:
     return 0 if report.passed else 1
 
 
-def run_bench(call: BenchCall) -> int:
-    benching.check_names(call.names)
-    files = tuple(read_plan(path) for path in call.files)
-    if call.out is not None:
-        check_output(call.out, force=call.force)
-    needed = max(*call.gpus, *(gpu for file in files for gpu in file.plan.gpus), 0)
-    with opened(call.device, needed + 1) as device:
-        host = host_of(call.host, device, call.gpus)
-        request = Request(call.model, call.batch, call.dtype, call.seq)
-        trace = trace_model(call.model, batch=request.samples, dtype=request.precision, seq=call.seq)
-        profile = profile_for(host, request, call.profile, trace)
-        benching.check_files(files, trace.network, host)
-        inputs = tuple(f"plan:{_sha256(path)}" for path in call.files)
-        task = benching.Task(
-            built=_build(request),
-            network=trace.network,
-            profile=profile,
-            host=host,
-            gpus=call.gpus,
-            names=call.names,
-            plans=files,
-            peers=call.peers,
-            provenance=made(
-                device, host, call.gpus[0], (*inputs, *_inputs(host, trace.network, call.profile))
-            ),
-            runs=call.runs,
-        )
-        report = benching.bench(task, device, _tell)
-    if call.out is not None:
-        write_record(call.out, benching.BENCH, report, force=call.force)
-        note(f"wrote {call.out}")
-    if call.as_json:
-        print(reports.bench_json(report))
-        for waived in report.waived:
-            note(f"waived: {waived.name} ({waived.reason})")
-    else:
-        show(reports.bench_title(report), reports.bench_table(report), *reports.bench_words(report))
-    return 0 if report.outputs_match else 1
-
-
-def _tell(row: benching.Row) -> None:
-    time = f"{ms(Samples(row.samples_ns).median_ns)} ms" if row.samples_ns else "done"
-    answers = "" if row.outputs_match else ", answers DIFFER"
-    note(f"{row.name}, {row.links} link{'s' if row.links > 1 else ''}: {time} ({row.runs} runs{answers})")
-
-
-# What both need -------------------------------------------------------------------------------------------------------
+# What all need ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -200,7 +131,7 @@ def profile_for(host: Host, request: Request, path: str | None, trace: Trace) ->
         return shipped
     require(host.roofline is not None, no_profile(host, request))
     return estimate(
-        trace, host, stamp(host.name, host.gpus[0].name, inputs=_inputs(host, trace.network, None))
+        trace, host, stamp(host.name, host.gpus[0].name, inputs=inputs(host, trace.network, None))
     )
 
 
@@ -230,16 +161,16 @@ def _driver() -> str:
     return found.decode() if isinstance(found, bytes) else str(found)
 
 
-def _inputs(host: Host, network: Network, profile: str | None) -> tuple[str, ...]:
+def inputs(host: Host, network: Network, profile: str | None) -> tuple[str, ...]:
     known = (f"host:{host.digest}", f"network:{network.digest}")
-    return known if profile is None else (*known, f"profile:{_sha256(profile)}")
+    return known if profile is None else (*known, f"profile:{sha256(profile)}")
 
 
-def _sha256(path: str) -> str:
+def sha256(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def _build(request: Request) -> Built:
+def built(request: Request) -> Built:
     note(f"{request.model}: building it with random weights")
     return build(request.model, batch=request.samples, dtype=request.precision, seq=request.seq)
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwexec import pace
-from hwexec.bench import BenchReport, Row
+from hwexec.bench_record import BenchReport, Row
 from hwexec.timing import Samples
 from hwexec.verify import OpRow, VerifyReport
 from sim.report import mib, ms
@@ -170,9 +170,14 @@ def bench_table(report: BenchReport) -> Table:
         if report.figures:
             cells[2:2] = _row_times(report, row)
             cells += [f"{row.set_up_s or 0:.2f}"]
-        cells += [str(row.runs), _answers(row)]
+        cells += [runs_of(row), _answers(row)]
         table.add_row(*(Text(cell) for cell in cells), style="bold" if row.name == "best" else "")
     return table
+
+
+def runs_of(row: Row) -> str:
+    fewer = row.asked is not None and row.runs < row.asked
+    return f"{row.runs} of {row.asked}" if fewer else str(row.runs)
 
 
 def _row_times(report: BenchReport, row: Row) -> list[str]:
@@ -189,11 +194,15 @@ def _answers(row: Row) -> str:
 
 
 def bench_words(report: BenchReport) -> Iterator[str]:
-    if report.figures and report.warm_graph_ns is not None:
+    if report.stopped:
+        left = ", ".join(report.not_run) or "the second look at the links"
+        yield f"INCOMPLETE: {report.stopped}; still to run were {left}."
+    if report.figures:
+        warm = ms(report.warm_graph_ns or 0.0)
         for limit in report.limits:
             word = "link" if limit.links == 1 else "links"
             yield (
-                f"Limit over {limit.links} {word}: {ms(limit.limit_ns)} ms, the larger of warm {ms(report.warm_graph_ns)} ms and "
+                f"Limit over {limit.links} {word}: {ms(limit.limit_ns)} ms, the larger of warm {warm} ms and "
                 f"{mib(limit.copied_bytes)} MiB at {limit.bytes_per_s / 1e9:.1f} GB/s (pinned, measured here)."
             )
         yield from _against_peers(report)
@@ -236,7 +245,7 @@ def _against_peers(report: BenchReport) -> Iterator[str]:
 
 
 def bench_json(report: BenchReport) -> str:
-    """One object. Times are null where they are no figures."""
+    """One object. Times are null where they are no figures; a row has fewer runs than were asked for where its note says why."""
     return json.dumps(
         {
             "model": report.model,
@@ -245,14 +254,19 @@ def bench_json(report: BenchReport) -> str:
             "gpus": list(report.gpus),
             "warm_graph_ms": _ms(report.warm_graph_ns),
             "limit_ms": {str(limit.links): limit.limit_ns / 1e6 for limit in report.limits},
+            "complete": not report.stopped,
+            "not_run": list(report.not_run),
             "results": [
                 {
                     "name": row.name,
                     "links": row.links,
                     "median_ms": _ms(Samples(row.samples_ns).median_ns) if row.samples_ns else None,
                     "min_ms": _ms(min(row.samples_ns)) if row.samples_ns else None,
+                    "runs": row.runs,
+                    "runs_asked": row.asked,
                     "copied_bytes": row.copied_bytes,
                     "outputs_match": row.outputs_match,
+                    "note": row.note,
                 }
                 for row in report.rows
             ],

@@ -256,7 +256,7 @@ class VerifyReport:
     """The same when the host was calibrated; None where it was estimated."""
 
 
-VERIFY = FileKind("verify-report", 1, VerifyReport)
+VERIFY = FileKind("verify-report", 1, VerifyReport, last="figures")
 
 
 @dataclass(frozen=True, slots=True)

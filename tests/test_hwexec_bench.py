@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from hwexec import bench, commands, peers, report
+from hwexec import bench, bench_record, commands, limit, peers, report
 from hwexec.cli import cli, parse_gpus
 from hwexec.cpu import CpuDevice
 from hwexec.peers import PEERS, Peer, Ready, Scene, Snapshot
@@ -24,7 +24,7 @@ from hwexec.timing import Samples
 from sim.cli import cli as sim_cli
 from sim.console import run_command
 from sim.errors import InputError
-from sim.files import read_record
+from sim.files import format_record, parse_record, read_record
 from sim.profile import Provenance
 from tests import golden
 from tests.builders import network
@@ -65,7 +65,7 @@ def test_every_strategy_on_the_cpu_gives_right_answers_and_no_times(hwexec: Hwex
     assert done.code == 0, done.err
     assert "times are no figures" in done.out
     assert " ms" not in done.out
-    found = read_record("b.yaml", bench.BENCH)
+    found = read_record("b.yaml", bench_record.BENCH)
     assert tuple(row.name for row in found.rows) == ALL
     assert [row.links for row in found.rows][-4:] == [2, 2, 1, 2]
     assert all(row.outputs_match and row.samples_ns == () and row.runs == 2 for row in found.rows)
@@ -75,7 +75,7 @@ def test_every_strategy_on_the_cpu_gives_right_answers_and_no_times(hwexec: Hwex
 def with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads whose times are taken for figures, and little to wait for."""
     monkeypatch.setattr(commands, "open_device", lambda name, gpus: Stopwatch(gpus))
-    monkeypatch.setattr(bench, "PROBE_BYTES", 2**20)
+    monkeypatch.setattr(limit, "PROBE_BYTES", 2**20)
     monkeypatch.setattr(bench, "WAKE_S", 0.0)
 
 
@@ -99,7 +99,7 @@ def test_rows_have_their_copies_alone_and_say_where_starts_scattered(
         "--peers",
     )
     assert hwexec(*said, "--out", "b.yaml").code == 0
-    rows = {row.name: row for row in read_record("b.yaml", bench.BENCH).rows}
+    rows = {row.name: row for row in read_record("b.yaml", bench_record.BENCH).rows}
     assert {name: row.copies_ns is None for name, row in rows.items()} == {
         "warm": True,
         "pt": False,
@@ -110,7 +110,7 @@ def test_rows_have_their_copies_alone_and_say_where_starts_scattered(
     assert all("taken 3 times, the steadiest kept" in row.note for row in rows.values())
     monkeypatch.setattr(Samples, "noisy", False)
     assert hwexec(*said, "--out", "b.yaml", "--force").code == 0
-    assert not any("taken" in row.note for row in read_record("b.yaml", bench.BENCH).rows)
+    assert not any("taken" in row.note for row in read_record("b.yaml", bench_record.BENCH).rows)
 
 
 def test_json_has_the_keys_that_others_read(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,9 @@ def test_json_has_the_keys_that_others_read(hwexec: Hwexec, monkeypatch: pytest.
     assert done.code == 0, done.err
     assert "not of this machine" in done.err
     found = json.loads(done.out)
-    assert list(found) == ["model", "dtype", "batch", "gpus", "warm_graph_ms", "limit_ms", "results"]
+    keys = ["model", "dtype", "batch", "gpus", "warm_graph_ms", "limit_ms", "complete", "not_run", "results"]
+    assert list(found) == keys
+    assert (found["complete"], found["not_run"]) == (True, [])
     assert set(found["limit_ms"]) == {"1", "2"}
     assert [(r["name"], r["links"]) for r in found["results"]] == [
         ("warm", 1),
@@ -141,7 +143,19 @@ def test_json_has_the_keys_that_others_read(hwexec: Hwexec, monkeypatch: pytest.
         ("pt", 2),
     ]
     for row in found["results"]:
-        assert list(row) == ["name", "links", "median_ms", "min_ms", "copied_bytes", "outputs_match"]
+        keys = [
+            "name",
+            "links",
+            "median_ms",
+            "min_ms",
+            "runs",
+            "runs_asked",
+            "copied_bytes",
+            "outputs_match",
+            "note",
+        ]
+        assert list(row) == keys
+        assert (row["runs"], row["runs_asked"]) == (2, 2)
         assert row["median_ms"] >= row["min_ms"] > 0
     assert min(found["limit_ms"].values()) >= found["warm_graph_ms"]
 
@@ -155,9 +169,121 @@ def test_a_plan_file_runs_beside_the_strategies(hwexec: Hwexec, capsys: pytest.C
     assert (odd.code, "another network" in odd.err) == (2, True)
 
 
+def test_plan_files_say_which_gpus_and_others_that_are_named_are_refused(
+    hwexec: Hwexec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for gpus, path in (("0,2", "pair.yaml"), ("1", "one.yaml"), ("0,3", "other.yaml")):
+        run_command(sim_cli, "sim", ["search", "--model", MODEL, "--gpus", gpus, "--out", path])
+    capsys.readouterr()
+    ask = ("bench", "--model", MODEL, "--device", "cpu", "--runs", "1", "--json")
+
+    def gpus_of(*args: str) -> list[int]:
+        done = hwexec(*ask, *args)
+        assert done.code == 0, done.err
+        return json.loads(done.out)["gpus"]  # type: ignore[no-any-return]
+
+    assert gpus_of("-e", "warm") == [0]
+    assert gpus_of("-e", "one.yaml") == [1]
+    assert gpus_of("-e", "other.yaml,pair.yaml") == [0, 2, 3]
+    assert gpus_of("-e", "pair.yaml", "-d", "0,1,2") == [0, 1, 2]
+    for args, part in (
+        (("-e", "pair.yaml", "-d", "0"), "pair.yaml: a plan for -d 0 2, not for -d 0; leave -d out"),
+        (("-e", "pair.yaml", "-d", "2", "0"), "a plan for -d 0 2, not for -d 2 0"),
+        (("-e", "warm,one.yaml", "-d", "0"), "one.yaml: a plan for -d 1, not for -d 0"),
+        (("-e", "pair.yaml,one.yaml"), "one.yaml: a plan for GPU 1, and pair.yaml is one for GPU 0"),
+    ):
+        done = hwexec(*ask, *args)
+        assert (done.code, done.out) == (2, "")
+        assert part in done.err.splitlines()[-1]
+
+
+def test_fewer_runs_than_asked_for_are_told_with_the_reason(
+    hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "BUDGET_S", 0.0)
+    monkeypatch.setattr(bench, "PEER_BUDGET_S", 0.0)
+    ask = ("bench", "--model", MODEL, "--device", "cpu", "-e", "dha", "--peers", "--runs", "5")
+    done = hwexec(*ask, "--out", "b.yaml")
+    assert "dha, 1 link: done (3 of 5 runs)" in done.err
+    assert "dha: 3 of 5 runs, since those of a row may take 0 s together" in done.out
+    assert "3 of 5 runs, since a peer gets 10 at most and 0 s for them" in done.out
+    assert [line.count("3 of 5") for line in done.out.splitlines() if "equal" in line] == [1, 1, 1]
+    rows = read_record("b.yaml", bench_record.BENCH).rows
+    assert {(row.runs, row.asked, "3 of 5 runs" in row.note) for row in rows} == {(3, 5, True)}
+    found = json.loads(hwexec(*ask, "--json").out)["results"]
+    assert {(r["runs"], r["runs_asked"], "3 of 5 runs" in r["note"]) for r in found} == {(3, 5, True)}
+    monkeypatch.setattr(bench, "BUDGET_S", 60.0)
+    assert " of " not in hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "dha", "--runs", "4").err
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "why"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RuntimeError("the GPU is lost\nand more"), None, "RuntimeError: the GPU is lost"),
+    ],
+)
+def test_what_had_run_before_a_bench_was_stopped_is_kept_and_shown(
+    hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch, how: BaseException, code: int | None, why: str
+) -> None:
+    run_entry = bench.run_entry
+
+    def stopped(task: bench.Task, entry: bench.Entry, *given: Any) -> bench_record.Row:
+        if entry.label == "best over 1":
+            raise how
+        return run_entry(task, entry, *given)
+
+    monkeypatch.setattr(bench, "run_entry", stopped)
+    ask = (
+        "bench",
+        "--model",
+        MODEL,
+        "--device",
+        "cpu",
+        "-d",
+        "0,2",
+        "-e",
+        "dha,best",
+        "--runs",
+        "1",
+        "--peers",
+    )
+    for args in (("--out", "b.yaml"), ("--json",)):
+        if code is None:
+            with pytest.raises(RuntimeError, match="the GPU is lost"):
+                hwexec(*ask, *args)
+        else:
+            done = hwexec(*ask, *args)
+            assert (done.code, done.err.splitlines()[-1]) == (code, "hwexec: interrupted")
+            if args == ("--json",):
+                found = json.loads(done.out)
+                assert (found["complete"], len(found["results"]), len(found["not_run"])) == (False, 2, 6)
+            else:
+                assert (
+                    "INCOMPLETE: interrupted; still to run were best over 1, best over 2, peer:cuda"
+                    in done.out
+                )
+                assert "wrote b.yaml, incomplete" in done.err
+    kept = read_record("b.yaml", bench_record.BENCH)
+    assert [row.name for row in kept.rows] == ["warm", "dha"]
+    assert (kept.stopped, kept.not_run[:2]) == (why, ("best over 1", "best over 2"))
+
+
+def test_a_bench_that_is_stopped_before_its_first_row_leaves_nothing(
+    hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "run_entry", stopped)
+    done = hwexec("bench", "--model", MODEL, "--device", "cpu", "--out", "b.yaml")
+    assert (done.code, done.out, Path("b.yaml").exists()) == (130, "", False)
+
+
 @pytest.mark.parametrize(
     ("args", "part"),
     [
+        (("-e", ""), "names no strategy; leave -e out for all"),
         (("-e", "pipelined"), "nearest: pipeline"),
         (("-d", "7"), "GPUs 0 to 3"),
         (("-d", "0", "best"), "strategies as -e best"),
@@ -303,10 +429,10 @@ def test_a_package_that_is_not_there_waives_its_peer(monkeypatch: pytest.MonkeyP
 # Prints from samples by hand
 
 MADE = Provenance("pair", "GPU X", "hwexec bench", "2026-01-01T00:00:00Z", "abc", "580.1", "13.0", "2.11.0")
-ROW = bench.Row(
+ROW = bench_record.Row(
     "best", 1, "graph", 102_000_000, 0, 1.86e6, 0.8, True, True, 0.0, "", 3, (1.9e6, 1.88e6, 1.95e6), 4730.0
 )
-MEASURED = bench.BenchReport(
+MEASURED = bench_record.BenchReport(
     model="resnet50",
     dtype="fp32",
     batch=1,
@@ -319,8 +445,8 @@ MEASURED = bench.BenchReport(
     provenance=MADE,
     pinned_bytes_per_s=(55.4e9, 55.2e9),
     warm_graph_ns=0.91e6,
-    limits=(bench.Limit(1, 102_000_000, 55.4e9, 1.841e6), bench.Limit(2, 102_000_000, 110.6e9, 0.922e6)),
-    waived=(bench.Waived("peer:diffusers", "diffusers is not installed"),),
+    limits=(limit.Limit(1, 102_000_000, 55.4e9, 1.841e6), limit.Limit(2, 102_000_000, 110.6e9, 0.922e6)),
+    waived=(bench_record.Waived("peer:diffusers", "diffusers is not installed"),),
     rows=(
         replace(ROW, name="warm", copied_bytes=0, samples_ns=(0.91e6, 0.92e6, 0.9e6)),
         replace(ROW, name="pipeline", launch="eager", samples_ns=(7.1e6, 7.2e6, 7.0e6)),
@@ -335,7 +461,13 @@ MEASURED = bench.BenchReport(
             error=2e-4,
         ),
         replace(
-            ROW, name="odd", outputs_match=False, bit_equal=False, error=None, note="moved 3 bytes, 4 planned"
+            ROW,
+            name="odd",
+            asked=15,
+            outputs_match=False,
+            bit_equal=False,
+            error=None,
+            note="moved 3 bytes, 4 planned",
         ),
     ),
     calibrated_issue_copy_ns=1850.0,
@@ -354,6 +486,14 @@ def test_the_print_of_a_bench() -> None:
         "hwexec_bench",
         printed(report.bench_title(MEASURED), report.bench_table(MEASURED), *report.bench_words(MEASURED)),
     )
+
+
+def test_a_record_that_was_cut_off_is_never_taken_for_a_whole_one() -> None:
+    lines = format_record(bench_record.BENCH, MEASURED).splitlines(keepends=True)
+    assert parse_record("".join(lines).encode(), bench_record.BENCH) == MEASURED
+    for count in range(len(lines)):
+        with pytest.raises(InputError):
+            parse_record("".join(lines[:count]).encode(), bench_record.BENCH)
 
 
 def test_best_plans_whose_copies_had_slow_links_are_told() -> None:
@@ -387,6 +527,6 @@ def test_without_figures_no_time_is_printed() -> None:
 
 def test_limits_take_the_best_plan_of_as_many_links_or_else_what_layers_read() -> None:
     net = network(1000, (500, 24))
-    assert bench.needed_bytes(net) == 1524
+    assert limit.needed_bytes(net) == 1524
     touched = replace(net.layers[0], reads=(replace(net.layers[0].reads[0], touched_bytes=10),))
-    assert bench.needed_bytes(replace(net, layers=(touched, net.layers[1]))) == 534
+    assert limit.needed_bytes(replace(net, layers=(touched, net.layers[1]))) == 534

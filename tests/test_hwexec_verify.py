@@ -21,7 +21,7 @@ from sim.catalog import find_host
 from sim.cli import cli as sim_cli
 from sim.console import run_command
 from sim.errors import InputError
-from sim.files import read_plan, read_record, write_host, write_plan
+from sim.files import parse_record, read_plan, read_record, write_host, write_plan
 from sim.host import Figure
 from sim.timeline import Span, SpanKind, Timeline
 
@@ -124,6 +124,10 @@ def test_a_newcomer_without_a_gpu_verifies_a_plan(hwexec: Hwexec, tmp_path: Path
     report = read_record(folder / "report.yaml", verify.VERIFY)
     assert (report.passed, report.bit_equal, report.figures) == (True, True, False)
     assert (report.cold_ns, report.ops, report.predicted_ns, report.measured_ns) == ((), (), None, None)
+    lines = (folder / "report.yaml").read_bytes().splitlines(keepends=True)
+    for count in range(len(lines)):  # cut off, it is never taken for a whole one
+        with pytest.raises(InputError):
+            parse_record(b"".join(lines[:count]), verify.VERIFY)
     again = hwexec("verify", "plan.yaml", "--device", "cpu", "--runs", "2")
     assert (again.code, "--force" in again.err) == (2, True)
     assert hwexec("verify", "plan.yaml", "--device", "cpu", "--runs", "1", "--force").code == 0

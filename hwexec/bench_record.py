@@ -1,0 +1,82 @@
+"""What `hwexec bench` found, as it is kept: a row for each thing that ran, the limits, and what did not run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hwexec.limit import Limit
+from sim.files import FileKind
+from sim.profile import ProfileKind, Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One strategy, or one peer. `error`: the largest relative difference to the reference, None where that is no number."""
+
+    name: str
+    links: int
+    launch: str
+    copied_bytes: int
+    direct_bytes: int
+    predicted_ns: float | None
+    set_up_s: float | None
+    outputs_match: bool
+    bit_equal: bool
+    error: float | None
+    note: str
+    runs: int
+    samples_ns: tuple[float, ...]
+    """Empty where times are no figures."""
+    issue_copy_ns: float | None = None
+    """What the host took to issue a copy just before; None for a peer, and where times are no figures."""
+    copies_ns: float | None = None
+    """What the plan's copies from host memory took by themselves, all lanes at once, just after; None likewise, and where
+    nothing was copied."""
+    lanes: int = 1
+    """Lanes that the plan copies over, of the `links` that it might."""
+    asked: int | None = None
+    """Starts that were asked for; where `runs` are fewer, `note` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waived:
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """What `hwexec bench` found. `pinned_bytes_per_s`: 256 MiB copies to each GPU alone, in the order of `gpus`, before all
+    else or after it, whichever was faster."""
+
+    model: str
+    dtype: str
+    batch: int
+    seq: int | None
+    gpus: tuple[int, ...]
+    device: str
+    figures: bool
+    host: str
+    profile_kind: ProfileKind
+    provenance: Provenance
+    pinned_bytes_per_s: tuple[float, ...]
+    warm_graph_ns: float | None
+    limits: tuple[Limit, ...]
+    waived: tuple[Waived, ...]
+    rows: tuple[Row, ...]
+    calibrated_issue_copy_ns: float | None = None
+    """What that took when the host was calibrated; None where it was estimated."""
+    stopped: str = ""
+    """What ended the command before all had run; empty where all did."""
+    not_run: tuple[str, ...] = ()
+    """What was still to run then."""
+
+    @property
+    def outputs_match(self) -> bool:
+        return all(row.outputs_match for row in self.rows)
+
+    def limit(self, links: int) -> Limit | None:
+        return next((limit for limit in self.limits if limit.links == links), None)
+
+
+BENCH = FileKind("bench-report", 1, BenchReport, last="figures")

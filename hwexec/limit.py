@@ -1,0 +1,60 @@
+"""The limit that no cold start can beat: the larger of a warm run and the bytes over the links, both as measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from hwexec.arena import HostArena
+from hwexec.device import Device, Stream
+from hwexec.timing import time_ns
+from sim.network import Network
+
+PROBE_BYTES = 256 * 2**20
+"""Size of the copies that measure a link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """max(warm graph time, bytes / rate). `copied_bytes` are those the best plan over as many links copies; where it was not
+    asked for, the bytes that layers read, of an embedding's table only the rows looked up."""
+
+    links: int
+    copied_bytes: int
+    bytes_per_s: float
+    limit_ns: float
+
+
+def needed_bytes(network: Network) -> int:
+    """Bytes that layers read: of each storage the most that one of its readers touches."""
+    touched: dict[int, int] = {}
+    for layer in network.layers:
+        for read in layer.reads:
+            touched[read.storage] = max(touched.get(read.storage, 0), read.touched_bytes)
+    return sum(touched.values())
+
+
+def pinned_rates(device: Device, gpus: tuple[int, ...]) -> tuple[float, ...]:
+    """Median rate of large copies from pinned memory to each GPU alone; none where times are no figures."""
+    if not device.figures:
+        return ()
+    rates = []
+    for gpu in gpus:
+        host = HostArena(device, PROBE_BYTES, gpu)
+        arena = device.allocate(PROBE_BYTES, gpu)
+        stream = device.stream("h2d:probe", gpu)
+        try:
+            samples = time_ns(_copy(device, stream, arena, host.tensor), device, [stream])
+            rates.append(PROBE_BYTES / samples.median_ns * 1e9)
+        finally:
+            device.close_stream(stream)
+            del arena
+            host.close()
+    device.trim()
+    return tuple(rates)
+
+
+def _copy(device: Device, stream: Stream, arena: torch.Tensor, host: torch.Tensor) -> Callable[[], None]:
+    return lambda: device.copy(stream, arena, host)
