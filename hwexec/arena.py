@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from hwexec.device import Device
+from hwexec.host_memory import check_free
 from sim.errors import InputError, require
 from sim.network import ALIGNMENT_BYTES, Network
 from sim.tracker import StorageTable
@@ -34,6 +35,7 @@ class _Pages:
     """Anonymous memory, pinned as long as this lives. Never closed by hand: a tensor over it may still be read."""
 
     def __init__(self, device: Device, size_bytes: int, gpu: int) -> None:
+        check_free(size_bytes, "pinned memory")
         try:
             self.memory = mmap.mmap(-1, max(size_bytes, 1))
         except OSError as error:
@@ -68,12 +70,16 @@ def _touch(address: int, size_bytes: int, cpus: set[int]) -> None:
         ctypes.memset(address + start, 0, stop - start)
 
     step = -(-size_bytes // _TOUCHERS // mmap.PAGESIZE) * mmap.PAGESIZE or mmap.PAGESIZE
-    threads = [
-        threading.Thread(target=touch, args=(start, min(start + step, size_bytes)))
-        for start in range(0, size_bytes, step)
-    ]
-    for thread in threads:
-        thread.start()
+    threads = []
+    for start in range(0, size_bytes, step):
+        stop = min(start + step, size_bytes)
+        thread = threading.Thread(target=touch, args=(start, stop))
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads to be had: this one does it, on whatever node it is
+            ctypes.memset(address + start, 0, stop - start)
+        else:
+            threads.append(thread)
     for thread in threads:
         thread.join()
 

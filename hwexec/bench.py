@@ -13,6 +13,7 @@ import torch
 from hwexec.bench_record import BenchReport, Row, Waived
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
+from hwexec.host_memory import told
 from hwexec.limit import Limit, needed_bytes, pinned_rates
 from hwexec.pace import Pace, calibrated_ns
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
@@ -21,7 +22,7 @@ from hwexec.verify import Likeness, kept, likeness, nothing, plain_answer, start
 from sim.baselines import BASELINES, Setting
 from sim.errors import InputError, require
 from sim.files import PlanFile
-from sim.hints import error_line, unknown
+from sim.hints import unknown
 from sim.host import Host
 from sim.models import Built
 from sim.network import Network
@@ -185,7 +186,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
     except BaseException as error:
         if not rows:
             raise
-        stopped = error
+        stopped = told(error, device) or error
     warm = next((row for row in rows if row.name == "warm"), None)
     warm_ns = None if warm is None or not warm.samples_ns else Samples(warm.samples_ns).median_ns
     report = BenchReport(
@@ -214,7 +215,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
 def _why_stopped(error: BaseException | None) -> str:
     if error is None:
         return ""
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else error_line(error)
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else why(error)
 
 
 def _limits(task: Task, rates: tuple[float, ...], warm_ns: float | None, rows: list[Row]) -> Iterator[Limit]:

@@ -53,7 +53,7 @@ def run_bench(call: BenchCall) -> int:
         benching.check_files(files, trace.network, host)
         inputs = tuple(f"plan:{commands.sha256(path)}" for path in call.files)
         task = benching.Task(
-            built=commands.built(request),
+            built=commands.built(request, trace.network, device, copies=1 if call.peers else 0),
             network=trace.network,
             profile=profile,
             host=host,

@@ -15,6 +15,7 @@ from hwexec import report as reports
 from hwexec import verify as verifying
 from hwexec.device import Device
 from hwexec.executor import open_device
+from hwexec.host_memory import check_free, told
 from sim.catalog import (
     DEFAULT_HOST,
     Request,
@@ -74,7 +75,7 @@ def verify_plan(call: VerifyCall) -> int:
         profile = profile_for(host, request, call.profile, trace)
         made_from = (f"plan:{sha256(call.plan)}", *inputs(host, trace.network, call.profile))
         task = verifying.Task(
-            built=built(request),
+            built=built(request, trace.network, device),
             plan=file.plan,
             network=trace.network,
             profile=profile,
@@ -104,13 +105,17 @@ def verify_plan(call: VerifyCall) -> int:
 
 @contextmanager
 def opened(name: str, gpus: int) -> Iterator[Device]:
-    """A device by name, closed afterwards."""
+    """A device by name, closed afterwards. InputError where memory ran out meanwhile, of host or GPU."""
     try:
         device = open_device(name, gpus)
     except InputError as error:
         raise InputError(f"{error} (pass --device cpu)") from None
     try:
         yield device
+    except Exception as error:
+        if (line := told(error, device)) is not None:
+            raise line from None
+        raise
     finally:
         device.close()
 
@@ -170,9 +175,18 @@ def sha256(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def built(request: Request) -> Built:
+def built(request: Request, network: Network, device: Device, copies: int = 0) -> Built:
+    """The model with random weights. InputError where the host has no memory for it; `copies` are needed beside what runs."""
+    check_host_memory(request, network, device, copies)
     note(f"{request.model}: building it with random weights")
     return build(request.model, batch=request.samples, dtype=request.precision, seq=request.seq)
+
+
+def check_host_memory(request: Request, network: Network, device: Device, copies: int = 0) -> None:
+    """A model is there as built and as pinned, and once more where a GPU's memory is the host's."""
+    copies += 2 if device.figures else 3
+    what = f"{copies} times the weights of {request.model} in {request.precision}, as built, as pinned and as copied"
+    check_free(copies * network.arena_bytes, what)
 
 
 def bare(name: str) -> str:

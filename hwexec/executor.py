@@ -20,6 +20,7 @@ from hwexec.cpu import CpuDevice
 from hwexec.cuda import CudaDevice
 from hwexec.device import CaptureError, Device, Event, Graph
 from hwexec.hooks import LayerHooks, Learned, follow, learn
+from hwexec.host_memory import told
 from hwexec.script import Head, do
 from hwexec.stage import Inputs, Stage
 from hwexec.timing import Samples, time_ns
@@ -142,8 +143,10 @@ class ColdStart:
                 f"out of memory while preparing {self.network.model} ({first_line(error)}); GPU "
                 f"{self.plan.target} has {target.free_bytes} bytes free: stop what else runs there, or take a smaller model"
             ) from None
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if (line := told(error, device)) is not None:
+                raise line from None
             raise
 
     # Making ready
@@ -333,9 +336,11 @@ class ColdStart:
                 f"out of memory while running {self.network.model} ({first_line(error)}); "
                 "stop what else runs on the GPU, or take a smaller batch"
             ) from None
-        except BaseException:
+        except BaseException as error:
             if begun:
                 self._give_up()
+            if (line := told(error, self.device)) is not None:
+                raise line from None
             raise
 
     def _give_up(self) -> None:

@@ -179,8 +179,8 @@ def _version(package: str) -> str:
         return package
 
 
-def why(error: Exception) -> str:
-    """One line that says why a peer is waived."""
+def why(error: BaseException) -> str:
+    """One line that says why a peer is waived, or what stopped a bench."""
     return str(error) if isinstance(error, InputError) else error_line(error)
 
 

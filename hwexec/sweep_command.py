@@ -81,7 +81,8 @@ def run_sweep(call: SweepCall) -> int:
         for model, dtype, batch in itertools.product(call.models, call.dtypes, call.batches):
             seq = call.seq if model.startswith("hf:") else None
             traced = trace_model(model, batch=batch, dtype=dtype, seq=seq)
-            cases.append((Request(model, batch, dtype, seq), traced))
+            cases.append((request := Request(model, batch, dtype, seq), traced))
+            commands.check_host_memory(request, traced.network, device)
         make_folder(file.parent)
         with claimed(file.parent):
             check_output(file, force=True)

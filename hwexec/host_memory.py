@@ -1,0 +1,83 @@
+"""Host memory that is not there: told before it is asked for where that can be known, else when it is refused.
+
+Linux hands out more than it has and later kills who uses it, so what is about to be written is held against what is free.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from hwexec.device import Device
+from sim.errors import InputError, require
+from sim.hints import first_line
+
+_SAID = ("DefaultCPUAllocator", "can't start new thread")
+"""What PyTorch and Python say in a RuntimeError where memory, or that of a thread, cannot be had."""
+_REMEDY = "free some, or take a smaller model, batch or dtype"
+
+
+def check_free(size_bytes: int, what: str) -> None:
+    """InputError where the system has not `size_bytes` for `what`, as far as it says."""
+    free = free_bytes()
+    require(
+        free is None or size_bytes <= free,
+        f"host memory: {size_bytes} bytes are needed for {what}, and {free} are free; {_REMEDY}",
+    )
+
+
+def told(error: BaseException, device: Device) -> InputError | None:
+    """The one line for an error that says that host or GPU memory is used up; None for any other."""
+    if isinstance(error, device.out_of_memory):
+        return InputError(
+            f"out of GPU memory ({first_line(error)}); stop what else runs there, or take a smaller model"
+        )
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in _SAID)
+    ):
+        reason = first_line(error).partition("DefaultCPUAllocator: ")
+        return InputError(f"out of host memory ({reason[2] or reason[0]}); {_REMEDY}")
+    return None
+
+
+def free_bytes(root: Path = Path("/")) -> int | None:
+    """What can still be written without swapping: the machine's, or what is left of a container's limit. None if nobody says."""
+    found = [_level(folder, names) for folder, names in _groups(root)]
+    with suppress(OSError, ValueError):
+        found.append(1024 * _field(root / "proc/meminfo", "MemAvailable:"))
+    return min((free for free in found if free is not None), default=None)
+
+
+_V2 = ("memory.max", "memory.current", "")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+_Names = tuple[str, str, str]
+"""Files of a control group: its limit and its use; and how names in its memory.stat begin."""
+
+
+def _groups(root: Path) -> list[tuple[Path, _Names]]:
+    """The control group of this process and all above it: each may have a limit."""
+    found: list[tuple[Path, _Names]] = []
+    with suppress(OSError, UnicodeError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds not in ("", "memory"):
+                continue
+            top, names = (root / "sys/fs/cgroup/memory", _V1) if kinds else (root / "sys/fs/cgroup", _V2)
+            here = top / path.strip("/")
+            found += [(folder, names) for folder in (here, *here.parents) if folder.is_relative_to(top)]
+    return found
+
+
+def _level(folder: Path, names: _Names) -> int | None:
+    """Limit less use; what files lie in memory for is given back when it is needed."""
+    limit, used, prefix = names
+    with suppress(OSError, ValueError):
+        most, now = (int((folder / name).read_text()) for name in (limit, used))
+        files = sum(_field(folder / "memory.stat", f"{prefix}{kind}_file") for kind in ("active", "inactive"))
+        return max(0, most - now + files)
+    return None  # no such group here, or without a limit ("max")
+
+
+def _field(file: Path, name: str) -> int:
+    words = (line.split() for line in file.read_text().splitlines())
+    return next((int(row[1]) for row in words if row[:1] == [name]), 0)
