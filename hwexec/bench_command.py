@@ -51,6 +51,8 @@ def run_bench(call: BenchCall) -> int:
         trace = trace_model(call.model, batch=request.samples, dtype=request.precision, seq=call.seq)
         profile = commands.profile_for(host, request, call.profile, trace)
         benching.check_files(files, trace.network, host)
+        for path, file in zip(call.files, files, strict=True):
+            commands.check_fits(path, file, trace.network, host)
         inputs = tuple(f"plan:{commands.sha256(path)}" for path in call.files)
         task = benching.Task(
             built=commands.built(request, trace.network, device, copies=1 if call.peers else 0),

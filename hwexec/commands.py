@@ -36,6 +36,7 @@ from sim.network import Network
 from sim.output import check_output, make_folder, write_file
 from sim.picture import chrome_trace, picture
 from sim.profile import Profile, Provenance
+from sim.program import lower
 from sim.provenance import stamp
 from sim.report import show
 from sim.trace import Trace, trace_model
@@ -72,6 +73,7 @@ def verify_plan(call: VerifyCall) -> int:
         request = Request(file.model, file.batch, file.dtype, file.seq)
         trace = trace_model(file.model, batch=file.batch, dtype=file.dtype, seq=file.seq)
         _same_network(call.plan, file, trace.network)
+        check_fits(call.plan, file, trace.network, host)
         profile = profile_for(host, request, call.profile, trace)
         made_from = (f"plan:{sha256(call.plan)}", *inputs(host, trace.network, call.profile))
         task = verifying.Task(
@@ -296,6 +298,14 @@ def _same_network(path: str, file: PlanFile, network: Network) -> None:
         f"{path}: made for another network than {file.model} is here: {differs}; "
         "search again with the packages installed here"
     )
+
+
+def check_fits(path: str, file: PlanFile, network: Network, host: Host) -> None:
+    """Before anything is built for it. InputError where the plan in a file is none for this network and host."""
+    try:
+        lower(file.plan, network, host)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 # Where verify writes --------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +13,7 @@ from hwexec import pace
 from hwexec.bench_record import BenchReport, Row
 from hwexec.timing import Samples
 from hwexec.verify import OpRow, VerifyReport
+from sim.picture import stream_label
 from sim.report import mib, ms
 
 NO_FIGURES = "GPUs were played by threads of the CPU: bytes and answers are real, times are no figures and are not shown."
@@ -50,13 +51,14 @@ def verify_title(report: VerifyReport) -> str:
 def verify_words(report: VerifyReport) -> Iterator[str]:
     yield verify_title(report)
     same = "bit for bit" if report.bit_equal else "not bit for bit"
-    if report.outputs_match and not report.bit_equal:
+    if report.cold_match and not report.bit_equal:
         same = f"within {report.error_allowed:g}"
     yield (
         f"Answers: {report.runs + 1} cold starts with arenas filled with 0xFF before each; "
-        f"{'equal to' if report.outputs_match else 'DIFFERENT from'} the resident run launched as {report.launch}, {same}."
+        f"{'equal to' if report.cold_match else 'DIFFERENT from'} the resident run launched as {report.launch}, {same}."
     )
-    relayed = f", {report.relayed_bytes} from GPU to GPU" if report.planned_relay_bytes else ""
+    crossed = report.planned_relay_bytes or report.relayed_bytes
+    relayed = f", {report.relayed_bytes} from GPU to GPU" if crossed else ""
     agree = (report.moved_bytes, report.relayed_bytes) == (report.planned_bytes, report.planned_relay_bytes)
     yield f"Bytes: {report.moved_bytes} left host memory{relayed}, {'as planned' if agree else 'NOT as planned'}."
     yield from (f"Note: {remark}." for remark in report.remarks)
@@ -81,11 +83,19 @@ def _times(report: VerifyReport) -> Iterator[str]:
         yield f"Against the {label} {ms(report.predicted_ns)} ms: {off:+.1%}."
     if said := pace.words(report.issue_copy_ns, report.calibrated_issue_copy_ns):
         yield said
-    for kind, what in (("copy", "Copies"), ("run", "Layers")):
-        ops = [op for op in report.ops if op.kind == kind]
-        if ops:
-            sums = sum(op.predicted_ns for op in ops), sum(op.measured_ns for op in ops)
-            yield f"{what} in both timelines: {len(ops)}, together {label} {ms(sums[0])} ms, measured {ms(sums[1])} ms."
+    # lanes copy at the same time: all their copies together would take longer than the whole start
+    for lane in dict.fromkeys(op.stream for op in report.ops if op.kind == "copy"):
+        copies = [op for op in report.ops if op.kind == "copy" and op.stream == lane]
+        yield _together(f"Copies {stream_label(lane)}", copies, label)
+    if layers := [op for op in report.ops if op.kind == "run"]:
+        yield _together("Layers", layers, label)
+
+
+def _together(what: str, ops: Sequence[OpRow], label: str) -> str:
+    sums = sum(op.predicted_ns for op in ops), sum(op.measured_ns for op in ops)
+    return (
+        f"{what} in both timelines: {len(ops)}, together {label} {ms(sums[0])} ms, measured {ms(sums[1])} ms."
+    )
 
 
 def difference_table(report: VerifyReport) -> Table | None:
@@ -135,6 +145,8 @@ def verify_json(report: VerifyReport) -> str:
             "launch": report.launch,
             "planned_bytes": report.planned_bytes,
             "moved_bytes": report.moved_bytes,
+            "planned_relay_bytes": report.planned_relay_bytes,
+            "relayed_bytes": report.relayed_bytes,
             "predicted_ms": _ms(report.predicted_ns),
             "measured_ms": _ms(report.measured_ns),
             "runs": report.runs,

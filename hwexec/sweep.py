@@ -14,7 +14,7 @@ from hwexec.pace import Pace
 from hwexec.peers import Scene, Snapshot
 from hwexec.sweep_plan import KeptPlan, keep
 from hwexec.timing import Samples
-from hwexec.verify import plain_answer
+from hwexec.verify import as_run, plain_answer
 from sim.baselines import BASELINES
 from sim.draft import Draft, Range, aligned, plan_of, runs_of
 from sim.errors import InputError
@@ -202,8 +202,3 @@ def _points(
                 copies_ns=row.copies_ns,
             ),
         )
-
-
-def as_run(plan: Plan, launch: Launch) -> Plan:
-    """A graph that could not be captured ran eagerly, without a head, and is predicted and kept so."""
-    return replace(plan, launch=launch, head=plan.head if launch is Launch.GRAPH else 0)

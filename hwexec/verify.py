@@ -20,7 +20,7 @@ from sim.files import FileKind
 from sim.host import Host
 from sim.models import Built
 from sim.network import Network
-from sim.plan import Plan
+from sim.plan import Launch, Plan
 from sim.profile import Profile, ProfileKind, Provenance
 from sim.program import lower
 from sim.report import ms
@@ -255,6 +255,12 @@ class VerifyReport:
     calibrated_issue_copy_ns: float | None = None
     """The same when the host was calibrated; None where it was estimated."""
 
+    @property
+    def cold_match(self) -> bool:
+        """Whether cold answers are the resident ones, as nearly as those repeat. `outputs_match` asks for PyTorch's own as well."""
+        near = self.largest_error is not None and self.largest_error <= self.error_allowed
+        return self.bit_equal or (near and not self.reproducible)
+
 
 VERIFY = FileKind("verify-report", 1, VerifyReport, last="figures")
 
@@ -382,8 +388,13 @@ def _predict(task: Task, cold: ColdStart) -> Timeline:
     """Of what really ran: a plan that could not be captured is predicted as it was launched."""
     program = cold.program
     if cold.launch is not program.launch:
-        program = lower(replace(task.plan, launch=cold.launch), task.network, task.host)
+        program = lower(as_run(task.plan, cold.launch), task.network, task.host)
     return simulate(program, task.profile)
+
+
+def as_run(plan: Plan, launch: Launch) -> Plan:
+    """A graph that could not be captured ran eagerly, without a head, and is predicted and kept so."""
+    return replace(plan, launch=launch, head=plan.head if launch is Launch.GRAPH else 0)
 
 
 def nothing() -> None:

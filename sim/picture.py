@@ -110,7 +110,7 @@ def _draw(axes: Any, timeline: Timeline, end_ms: float) -> None:
             )
             if kind is SpanKind.COPY and distinct:
                 _number(axes, row, spans, per_ms)
-    axes.set_yticks(range(len(streams)), [_stream_label(s) for s in streams], fontsize=9)
+    axes.set_yticks(range(len(streams)), [stream_label(s) for s in streams], fontsize=9)
     axes.set_ylim(max(1, len(streams)) - 0.5, -0.5)
     axes.set_xlim(0, end_ms * 1.01)
     axes.axvline(timeline.makespan_ns / 1e6, color="black", linewidth=0.8, linestyle="--")
@@ -127,7 +127,7 @@ def _number(axes: Any, row: int, spans: list[Span], per_ms: float) -> None:
             axes.text(middle, row, text, ha="center", va="center", fontsize=7, color="black", clip_on=True)
 
 
-def _stream_label(stream: str) -> str:
+def stream_label(stream: str) -> str:
     """`compute:0`, `h2d:0`, `p2p:3>0` in words."""
     what, _, where = stream.partition(":")
     if what == "compute":
@@ -155,7 +155,7 @@ def _events(pid: int, timeline: Timeline, about: str) -> Iterator[dict[str, obje
     yield _meta(pid, 0, "process_sort_index", sort_index=pid)
     threads = {stream: tid for tid, stream in enumerate(timeline.streams, 1)}
     for stream, tid in threads.items():
-        yield _meta(pid, tid, "thread_name", name=f"{stream} ({_stream_label(stream)})")
+        yield _meta(pid, tid, "thread_name", name=f"{stream} ({stream_label(stream)})")
         yield _meta(pid, tid, "thread_sort_index", sort_index=tid)
     for span in timeline.spans:
         yield {

@@ -24,7 +24,7 @@ from hwexec.timing import Samples
 from sim.cli import cli as sim_cli
 from sim.console import run_command
 from sim.errors import InputError
-from sim.files import format_record, parse_record, read_record
+from sim.files import format_record, parse_record, read_plan, read_record, write_plan
 from sim.profile import Provenance
 from tests import golden
 from tests.builders import network
@@ -167,6 +167,10 @@ def test_a_plan_file_runs_beside_the_strategies(hwexec: Hwexec, capsys: pytest.C
     assert [r["name"] for r in json.loads(done.out)["results"]] == ["warm", "best"]
     odd = hwexec("bench", "--model", "resnet18", "--device", "cpu", "-e", "plan.yaml")
     assert (odd.code, "another network" in odd.err) == (2, True)
+    file = read_plan("plan.yaml")
+    write_plan("odd.yaml", replace(file, plan=replace(file.plan, chunks=())))
+    odd = hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "odd.yaml")
+    assert (odd.code, "odd.yaml: plan 'best'" in odd.err) == (2, True), "it is none, whatever the machine has"
 
 
 def test_plan_files_say_which_gpus_and_others_that_are_named_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,10 +151,26 @@ def test_with_figures_prediction_and_measurement_stand_side_by_side(
     assert {e["pid"] for e in trace["traceEvents"]} == {1, 2}
 
 
+def test_each_lane_of_a_plan_over_two_links_is_told_by_itself(hwexec: Hwexec, played: Played) -> None:
+    """Lanes copy at the same time: together their copies took longer than the start they were in."""
+    played(Stopwatch)
+    done = hwexec("verify", "plan.yaml", "--anyway", "--runs", "1", "--out", "here")
+    ops = read_record("here/report.yaml", verify.VERIFY).ops
+    told = dict(re.findall(r"(.*) in both timelines: (\d+), together estimated", done.out))
+    assert told == {
+        "Copies host to GPU 0": f"{sum(op.stream == 'h2d:0' for op in ops)}",
+        "Copies host to GPU 2": f"{sum(op.stream == 'h2d:2' for op in ops)}",
+        "Copies GPU 2 to GPU 0": f"{sum(op.stream == 'p2p:2>0' for op in ops)}",
+        "Layers": f"{sum(op.kind == 'run' for op in ops)}",
+    }
+    assert sum(map(int, told.values())) == len(ops)
+
+
 def test_json_is_one_object(hwexec: Hwexec) -> None:
     done = hwexec("verify", "plan.yaml", "--device", "cpu", "--runs", "1", "--json", "--out", "here")
     found = json.loads(done.out)
     assert (found["passed"], found["moved_bytes"]) == (True, found["planned_bytes"])
+    assert found["relayed_bytes"] == found["planned_relay_bytes"] > 0
     assert (found["predicted_ms"], found["measured_ms"]) == (None, None)
 
 
@@ -168,6 +185,18 @@ def test_a_plan_for_a_graph_that_cannot_be_captured_says_that_it_ran_eagerly(
     assert "but ran eager: " in done.out
 
 
+def test_a_plan_with_a_head_that_cannot_be_captured_is_predicted_as_it_ran(
+    hwexec: Hwexec, played: Played
+) -> None:
+    """An eager plan has no head: the prediction of what ran was refused, and the verification with it."""
+    played(lambda gpus: Stopwatch(gpus, fail_at="capture"))
+    file = read_plan("plan.yaml")
+    write_plan("head.yaml", replace(file, plan=replace(file.plan, launch=file.plan.launch.GRAPH, head=2)))
+    done = hwexec("verify", "head.yaml", "--anyway", "--runs", "1", "--out", "here")
+    assert done.code == 0, done.err
+    assert read_record("here/report.yaml", verify.VERIFY).launch == "eager"
+
+
 # What fails
 
 
@@ -176,7 +205,23 @@ def test_wrong_answers_fail(hwexec: Hwexec, played: Played) -> None:
     done = hwexec("verify", "plan.yaml", "--runs", "1", "--out", "here")
     assert done.code == 1
     assert "FAILED: the cold answer is not the resident one" in done.out
+    assert "DIFFERENT from the resident run launched as graph, not bit for bit" in done.out
     assert not read_record("here/report.yaml", verify.VERIFY).outputs_match
+
+
+def test_an_answer_that_is_not_pytorchs_own_is_no_fault_of_cold_starts(
+    hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cold answers that had the resident ones' very bits were called different, bit for bit."""
+    plain_answer = verify.plain_answer
+    monkeypatch.setattr(verify, "plain_answer", lambda *given: [t + 1 for t in plain_answer(*given)])
+    done = hwexec("verify", "plan.yaml", "--device", "cpu", "--runs", "1", "--out", "here")
+    assert done.code == 1
+    assert "equal to the resident run launched as graph, bit for bit" in done.out
+    assert "DIFFERENT" not in done.out
+    assert "FAILED: the resident answer is not plain PyTorch's" in done.out
+    report = read_record("here/report.yaml", verify.VERIFY)
+    assert (report.passed, report.cold_match, report.outputs_match) == (False, True, False)
 
 
 def test_bytes_that_were_not_planned_fail(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +283,10 @@ def test_a_plan_for_another_network(hwexec: Hwexec, tmp_path: Path) -> None:
     refused(done, "it has 3 layers", "has 4 here")
     write_plan("odd2.yaml", replace(file, network_digest="0" * 64))
     refused(hwexec("verify", "odd2.yaml", "--device", "cpu"), "another network", "000000000000...")
+    write_plan("odd3.yaml", replace(file, plan=replace(file.plan, chunks=file.plan.chunks[1:])))
+    done = hwexec("verify", "odd3.yaml", "--device", "cpu")
+    refused(done, "odd3.yaml: plan 'best': layer", "no chunks bring all of it")
+    assert "building" not in done.err
     assert not (tmp_path / "results").exists()
 
 
