@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -202,7 +202,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         provenance=task.provenance,
         pinned_bytes_per_s=rates,
         warm_graph_ns=warm_ns,
-        limits=tuple(_limits(task, rates, warm_ns, rows)),
+        limits=tuple(limits(task.network, rates, warm_ns, rows)),
         waived=tuple(waived),
         rows=tuple(rows),
         calibrated_issue_copy_ns=calibrated_ns(task.host.costs),
@@ -218,12 +218,15 @@ def _why_stopped(error: BaseException | None) -> str:
     return "interrupted" if isinstance(error, KeyboardInterrupt) else why(error)
 
 
-def _limits(task: Task, rates: tuple[float, ...], warm_ns: float | None, rows: list[Row]) -> Iterator[Limit]:
+def limits(
+    network: Network, rates: tuple[float, ...], warm_ns: float | None, rows: Sequence[Row]
+) -> Iterator[Limit]:
+    """One for each number of links, by the rates of the links alone; none where nobody knows what a warm run takes."""
     if warm_ns is None:
         return
     for links in range(1, len(rates) + 1):
         best = next((row for row in rows if row.name == "best" and row.links == links), None)
-        size = needed_bytes(task.network) if best is None else best.copied_bytes
+        size = needed_bytes(network) if best is None else best.copied_bytes
         rate = sum(rates[:links])
         yield Limit(links, size, rate, max(warm_ns, size / rate * 1e9))
 

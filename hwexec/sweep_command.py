@@ -74,6 +74,10 @@ class AgainCall:
 
 def run_sweep(call: SweepCall) -> int:
     """Cases one after another; the file is written after each, and a plan that it has is not run again."""
+    require(
+        call.seq is None or any(model.startswith("hf:") for model in call.models),
+        f"--seq {call.seq}: none of the models is an hf: one, which alone take a token sequence; leave it out",
+    )
     file = Path(call.folder) / "sweep.yaml"
     with commands.opened(call.device, max(call.gpus) + 1) as device:
         host = commands.host_of(call.host, device, call.gpus)
@@ -211,7 +215,8 @@ def _finish(file: Path, record: SweepRecord, host: Host, *more: Table | str) -> 
     wrong = sum(not p.outputs_match for p in points)
     found = summarise(points, host.costs)
     if found is None:
-        show(f"{len(points)} plans run, {wrong} with wrong answers. {NO_FIGURES}")
+        why = "" if record.figures else f" {NO_FIGURES}"
+        show(f"{len(points)} plans run, {wrong} with wrong answers.{why}")
         note(f"wrote {file}")
         return 1 if wrong else 0
     about = f"{found.errors.points} plans on {record.host} ({record.provenance.gpu})"

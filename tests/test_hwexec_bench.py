@@ -533,4 +533,13 @@ def test_limits_take_the_best_plan_of_as_many_links_or_else_what_layers_read() -
     net = network(1000, (500, 24))
     assert limit.needed_bytes(net) == 1524
     touched = replace(net.layers[0], reads=(replace(net.layers[0].reads[0], touched_bytes=10),))
-    assert limit.needed_bytes(replace(net, layers=(touched, net.layers[1]))) == 534
+    net = replace(net, layers=(touched, net.layers[1]))
+    assert limit.needed_bytes(net) == 534
+    best = replace(ROW, links=2, copied_bytes=900)
+    # at a byte in a nanosecond over each link
+    assert [*bench.limits(net, (1e9, 1e9), 100.0, [ROW, best])] == [
+        limit.Limit(1, ROW.copied_bytes, 1e9, ROW.copied_bytes),
+        limit.Limit(2, 900, 2e9, 450.0),
+    ]
+    assert [*bench.limits(net, (1e9,), 700.0, [best])] == [limit.Limit(1, 534, 1e9, 700.0)]
+    assert [*bench.limits(net, (1e9,), None, [best])] == []

@@ -145,6 +145,17 @@ def test_on_the_cpu_no_times_are_written(folder: Path, monkeypatch: pytest.Monke
     assert summarise(points, FREE) is None
 
 
+def test_a_sweep_of_plans_that_this_machine_cannot_run_does_not_speak_of_threads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: Any) -> None:
+        raise InputError("no peer access")
+
+    monkeypatch.setattr(sweep, "run_entry", none)
+    assert run_command(cli, "hwexec", [*ASK, "--random", "0"]) == 0
+    assert capsys.readouterr().out == "0 plans run, 0 with wrong answers.\n"
+
+
 def test_random_plans_are_valid_and_follow_their_seed() -> None:
     machine, net = host(3), network(5_000_000, 0, (3_000_000, 100), 9_000_000)
     plans = [random_plan(net, machine, (0, 2), f"{seed}") for seed in range(60)]
@@ -375,6 +386,7 @@ def test_again_takes_no_option_that_says_what_to_run(
     assert "there is no such file" in said("--again", "nowhere")
     assert "Missing option '--model'" in said("--out", "here")
     assert "Missing option '--out'" in said("--model", MODEL)
+    assert "--seq 4: none of the models is an hf: one" in said(*ASK[1:], "--seq", "4")
     assert "--profiles nowhere: there is no such folder" in said(*ASK[1:], "--profiles", "nowhere")
 
 
@@ -391,14 +403,15 @@ def test_without_sharing_every_flow_has_its_whole_link() -> None:
     assert MECHANISMS["sharing"](whole).predict_ns(plan) == pytest.approx(10_000 + padding + 1000)
 
 
-@pytest.mark.parametrize(
-    "name", ["sharing", "in-place weight", "latency", "wait", "issue", "launch", "start", "host sync"]
-)
+@pytest.mark.parametrize("name", MECHANISMS)
 def test_a_mechanism_that_is_off_changes_some_prediction(name: str) -> None:
     costs = Costs(**{f.name: figure(0.5 if f.name == "direct_weight" else 1000) for f in fields(Costs)})
+    # 1000 would be just what a read in place gains by a copy's share of the link for its first stretch
+    costs = replace(costs, direct_busy_ns=figure(3000))
     net = network(*[60_000] * 8)
     machine = host(2, costs=costs)
-    whole = Model(machine, profile(net, machine))
+    # layers so long that some copies land while none of them waits: what is slowed then makes the whole later
+    whole = Model(machine, replace(profile(net, machine, run=20_000), slowed=figure(0.5)))
     lacks = MECHANISMS[name](whole)
     plans = [random_plan(net, machine, (0, 1), f"{seed}") for seed in range(8)]
     plans += [b.make(Setting(whole.profile, machine, 0, 1)) for b in BASELINES]
