@@ -64,6 +64,7 @@ def verify_plan(call: VerifyCall) -> int:
         call.tolerance is None or call.device != "cpu",
         "--tolerance with --device cpu: threads' times are no figures to hold a prediction against; leave one of them out",
     )
+    require(call.out != "", "--out '': names no folder; give one, or leave it out")
     file = read_plan(call.plan)
     check_plans_model(call.plan, file.model, call.model)
     host = host_named(call.plan, file.host, call.host)
@@ -302,6 +303,11 @@ def _same_network(path: str, file: PlanFile, network: Network) -> None:
 
 def check_fits(path: str, file: PlanFile, network: Network, host: Host) -> None:
     """Before anything is built for it. InputError where the plan in a file is none for this network and host."""
+    # names are printed, and what a terminal obeys is no part of one
+    require(
+        file.plan.name.isprintable(),
+        f"{path}: the plan's name {file.plan.name!r} cannot be printed; change it",
+    )
     try:
         lower(file.plan, network, host)
     except InputError as error:

@@ -36,11 +36,12 @@ from sim.errors import InputError, require
 from sim.files import read_record, write_record
 from sim.host import Host
 from sim.models import build
+from sim.network import Network
 from sim.output import check_output, make_folder, write_file
 from sim.profile import Profile
 from sim.provenance import stamp
 from sim.report import show
-from sim.trace import Trace, trace_model
+from sim.trace import trace_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,10 @@ def run_sweep(call: SweepCall) -> int:
         for model, dtype, batch in itertools.product(call.models, call.dtypes, call.batches):
             seq = call.seq if model.startswith("hf:") else None
             traced = trace_model(model, batch=batch, dtype=dtype, seq=seq)
-            cases.append((request := Request(model, batch, dtype, seq), traced))
+            request = Request(model, batch, dtype, seq)
             commands.check_host_memory(request, traced.network, device)
+            path = _profile(call.profiles, request, traced.network.seq)
+            cases.append((request, traced.network, commands.profile_for(host, request, path, traced)))
         make_folder(file.parent)
         with claimed(file.parent):
             check_output(file, force=True)
@@ -94,18 +97,16 @@ def run_sweep(call: SweepCall) -> int:
 
 
 def _run_cases(
-    call: SweepCall, file: Path, host: Host, device: Device, cases: Sequence[tuple[Request, Trace]]
+    call: SweepCall, file: Path, host: Host, device: Device, cases: Sequence[tuple[Request, Network, Profile]]
 ) -> SweepRecord:
     made = commands.made(device, host, call.gpus[0], (f"host:{host.digest}",))
     points: list[Point] = []
     if file.exists() and not call.force:
         points += _before(file, host, device, call.seed, call.runs)
-    for at, (request, trace) in enumerate(cases, 1):
+    for at, (request, network, profile) in enumerate(cases, 1):
         model, dtype, batch, seq = request.model, request.precision, request.samples, request.seq
-        path = _profile(call.profiles, request, trace.network.seq)
-        profile = commands.profile_for(host, request, path, trace)
         built = build(model, batch=batch, dtype=dtype, seq=seq)
-        task = Task(built, trace.network, profile, host, call.gpus, (), (), False, made, call.runs)
+        task = Task(built, network, profile, host, call.gpus, (), (), False, made, call.runs)
         done = frozenset(p.key for p in points)
         try:
             with _Bar(f"{at}/{len(cases)} {model} {dtype} batch {batch}") as bar:

@@ -388,6 +388,7 @@ def test_again_takes_no_option_that_says_what_to_run(
     assert "Missing option '--out'" in said("--model", MODEL)
     assert "--seq 4: none of the models is an hf: one" in said(*ASK[1:], "--seq", "4")
     assert "--profiles nowhere: there is no such folder" in said(*ASK[1:], "--profiles", "nowhere")
+    assert not folder.exists()
 
 
 # What each mechanism buys

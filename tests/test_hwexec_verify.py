@@ -287,6 +287,10 @@ def test_a_plan_for_another_network(hwexec: Hwexec, tmp_path: Path) -> None:
     done = hwexec("verify", "odd3.yaml", "--device", "cpu")
     refused(done, "odd3.yaml: plan 'best': layer", "no chunks bring all of it")
     assert "building" not in done.err
+    write_plan("odd4.yaml", replace(file, plan=replace(file.plan, name="\x1b[31mred")))
+    refused(
+        hwexec("verify", "odd4.yaml", "--device", "cpu"), r"the plan's name '\x1b[31mred' cannot be printed"
+    )
     assert not (tmp_path / "results").exists()
 
 
@@ -332,6 +336,7 @@ def test_no_cuda(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_options(hwexec: Hwexec) -> None:
     refused(hwexec("verify", "none.yaml", "--device", "cpu"), "there is no such file")
     refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--tolerance", "ten"), "as 10% or 0.1")
+    refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--out", ""), "names no folder")
     played = hwexec("verify", "plan.yaml", "--device", "cpu", "--tolerance", "10%")
     refused(played, "times are no figures to hold a prediction against")
     refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--out", "plan.yaml"), "plan.yaml")
