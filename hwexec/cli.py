@@ -150,7 +150,8 @@ def bench(**options: Any) -> int:
     parts = options.pop("strategies")
     given = [word.strip() for part in parts for word in part.split(",") if word.strip()]
     require(bool(given) or not parts, f"-e {','.join(parts)!r}: names no strategy; leave -e out for all")
-    options["files"] = tuple(word for word in given if word.endswith((".yaml", ".yml")) or "/" in word)
+    files = (word for word in given if word.endswith((".yaml", ".yml")) or "/" in word)
+    options["files"] = tuple(dict.fromkeys(files))
     options["names"] = tuple(dict.fromkeys(word for word in given if word not in options["files"]))
     # `hwexec --help` answers without torch
     from hwexec import bench_command  # noqa: PLC0415

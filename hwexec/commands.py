@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -323,7 +324,9 @@ def _folder(call: VerifyCall, file: PlanFile, host: Host, device: Device) -> Ite
     played = "" if device.figures else "-cpu"
     default = Path("results", _word(host.name), f"verify-{_word(file.model)}-{_word(file.plan.name)}{played}")
     folder = Path(call.out) if call.out is not None else default
-    fresh = [p for p in (folder, *folder.parents) if not p.exists()]
+    fresh = [
+        p for p in (folder, *folder.parents) if not os.path.exists(p)
+    ]  # False as well for a name that none can have
     try:
         make_folder(folder)
         for name in ("report.yaml", "trace.json", "timeline.png"):

@@ -5,6 +5,7 @@ Linux hands out more than it has and later kills who uses it, so what is about t
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from sim.hints import first_line
 
 _SAID = ("DefaultCPUAllocator", "can't start new thread")
 """What PyTorch and Python say in a RuntimeError where memory, or that of a thread, cannot be had."""
+_DRIVERS = re.compile("CUDA_ERROR_OUT_OF_MEMORY|CUDA error: out of memory")
+"""What a call of the driver's says, and a call of PyTorch's that is no allocation."""
 _REMEDY = "free some, or take a smaller model, batch or dtype"
 
 
@@ -28,12 +31,13 @@ def check_free(size_bytes: int, what: str) -> None:
 
 def told(error: BaseException, device: Device) -> InputError | None:
     """The one line for an error that says that host or GPU memory is used up; None for any other."""
-    if isinstance(error, device.out_of_memory):
+    text = str(error)
+    if isinstance(error, device.out_of_memory) or (isinstance(error, RuntimeError) and _DRIVERS.search(text)):
         return InputError(
             f"out of GPU memory ({first_line(error)}); stop what else runs there, or take a smaller model"
         )
     if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in _SAID)
+        isinstance(error, RuntimeError) and any(word in text for word in _SAID)
     ):
         reason = first_line(error).partition("DefaultCPUAllocator: ")
         return InputError(f"out of host memory ({reason[2] or reason[0]}); {_REMEDY}")

@@ -78,6 +78,8 @@ def test_errors_of_memory_are_told_from_others() -> None:
     assert "out of GPU memory (GPU 0 has no 5 bytes left)" in str(
         told(OutOfMemory("GPU 0 has no 5 bytes left"), device)
     )
+    launch = RuntimeError("an event on h2d:0: out of memory (CUDA_ERROR_OUT_OF_MEMORY, 2)")
+    assert "out of GPU memory (an event on h2d:0: out of memory" in str(told(launch, device))
     assert told(RuntimeError("an injected copy error"), device) is None
     assert told(KeyboardInterrupt(), device) is None
 

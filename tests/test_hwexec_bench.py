@@ -201,6 +201,24 @@ def test_plan_files_say_which_gpus_and_others_that_are_named_are_refused(
         assert part in done.err.splitlines()[-1]
 
 
+def test_plan_files_of_one_name_are_told_apart_by_their_paths(
+    hwexec: Hwexec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_command(sim_cli, "sim", ["search", "--model", MODEL, "--gpus", "0", "--out", "a.yaml"])
+    file = read_plan("a.yaml")
+    write_plan("b.yaml", file)
+    write_plan("c.yaml", replace(file, plan=replace(file.plan, name="warm")))
+    write_plan("d.yaml", replace(file, plan=replace(file.plan, name="mine")))
+    capsys.readouterr()
+
+    def rows(strategies: str) -> list[str]:
+        done = hwexec("bench", "--model", MODEL, "--device", "cpu", "--runs", "1", "--json", "-e", strategies)
+        return [row["name"] for row in json.loads(done.out)["results"]]
+
+    assert rows("best,a.yaml,a.yaml,d.yaml") == ["warm", "best", "best (a.yaml)", "mine"]
+    assert rows("a.yaml,b.yaml,c.yaml") == ["warm", "best (a.yaml)", "best (b.yaml)", "warm (c.yaml)"]
+
+
 def test_fewer_runs_than_asked_for_are_told_with_the_reason(
     hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +289,25 @@ def test_what_had_run_before_a_bench_was_stopped_is_kept_and_shown(
     kept = read_record("b.yaml", bench_record.BENCH)
     assert [row.name for row in kept.rows] == ["warm", "dha"]
     assert (kept.stopped, kept.not_run[:2]) == (why, ("best over 1", "best over 2"))
+
+
+def test_rows_that_can_no_longer_be_written_are_shown_all_the_same(
+    hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_entry = bench.run_entry
+
+    def meanwhile(*given: Any) -> bench_record.Row:
+        Path("b.yaml").write_text("another's")
+        return run_entry(*given)
+
+    monkeypatch.setattr(bench, "run_entry", meanwhile)
+    done = hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "dha", "--runs", "1", "--out", "b.yaml")
+    assert (done.code, done.err.splitlines()[-1]) == (
+        2,
+        "hwexec: b.yaml: exists; choose another path or pass --force",
+    )
+    assert "dha" in done.out
+    assert Path("b.yaml").read_text() == "another's"
 
 
 def test_a_bench_that_is_stopped_before_its_first_row_leaves_nothing(

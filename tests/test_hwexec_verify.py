@@ -337,6 +337,10 @@ def test_bad_options(hwexec: Hwexec) -> None:
     refused(hwexec("verify", "none.yaml", "--device", "cpu"), "there is no such file")
     refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--tolerance", "ten"), "as 10% or 0.1")
     refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--out", ""), "names no folder")
+    refused(
+        hwexec("verify", "plan.yaml", "--device", "cpu", "--out", "a" * 300),
+        "cannot be made (File name too long)",
+    )
     played = hwexec("verify", "plan.yaml", "--device", "cpu", "--tolerance", "10%")
     refused(played, "times are no figures to hold a prediction against")
     refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--out", "plan.yaml"), "plan.yaml")
