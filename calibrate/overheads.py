@@ -14,8 +14,7 @@ from calibrate.samples import Point
 from calibrate.ways import everything
 from hwexec.device import Ready, forked
 from hwexec.executor import prepare
-from hwexec.pace import issue_ns
-from hwexec.timing import at_pace
+from hwexec.timing import at_pace, issue_ns
 from sim.host import Costs, Figure, Gpu, Host, Link
 from sim.models import Built
 from sim.network import Network

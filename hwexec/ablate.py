@@ -18,6 +18,7 @@ from sim.plan import Launch, Plan
 from sim.profile import Profile, Provenance, Timing
 from sim.program import lower
 from sim.simulate import simulate
+from sim.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,10 @@ class Model:
     profile: Profile
     share: bool = True
 
-    def predict_ns(self, plan: Plan) -> float:
+    def predict(self, plan: Plan) -> Timeline:
+        """Without its spans."""
         program = lower(plan, self.profile.network, self.host)
-        return simulate(program, self.profile, detail=False, share=self.share).makespan_ns
+        return simulate(program, self.profile, detail=False, share=self.share)
 
 
 def _costs(value: float, *names: str, own: tuple[str, ...] = ()) -> Callable[[Model], Model]:

@@ -15,10 +15,9 @@ from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
 from hwexec.host_memory import told
 from hwexec.limit import Limit, needed_bytes, pinned_rates
-from hwexec.pace import Pace, calibrated_ns
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
 from hwexec.timing import Samples, steady
-from hwexec.verify import Likeness, kept, likeness, nothing, plain_answer, start_cold, steadiest, take
+from hwexec.verify import Likeness, as_run, kept, likeness, nothing, plain_answer, start_cold, steadiest, take
 from sim.baselines import BASELINES, Setting
 from sim.errors import InputError, require
 from sim.files import PlanFile
@@ -28,7 +27,9 @@ from sim.models import Built
 from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan
 from sim.profile import Profile, Provenance
+from sim.program import lower
 from sim.search import Options, search
+from sim.simulate import simulate
 
 DEFAULT_STRATEGIES = ("warm", "demand", "pipeline", "pipeswitch", "dha", "pt", "pt+dha", "best")
 STRATEGIES = ("warm", *(b.name for b in BASELINES), "best")
@@ -55,7 +56,6 @@ class Entry:
     plan: Plan
     links: int
     """Links that it may use; the best plan over two may leave one out."""
-    predicted_ns: float | None = None
 
     @property
     def label(self) -> str:
@@ -99,14 +99,14 @@ def entries(task: Task) -> tuple[list[Entry], list[Waived]]:
         elif name == "best":
             for count in range(len(task.gpus)):
                 outcome = search(task.profile, task.host, Options(target, tuple(partners[:count])))
-                found.append(Entry(name, outcome.best.plan, count + 1, outcome.best.makespan_ns))
+                found.append(Entry(name, outcome.best.plan, count + 1))
         else:
             baseline = next(b for b in BASELINES if b.name == name)
             if baseline.relays and not partners:
                 waived.append(Waived(name, "it needs a second GPU; name two, as -d 0 1"))
             else:
                 found.append(Entry(name, plan := baseline.make(setting), lanes(plan)))
-    found += [Entry(f.plan.name, f.plan, lanes(f.plan), f.predicted_ns) for f in task.plans]
+    found += [Entry(f.plan.name, f.plan, lanes(f.plan)) for f in task.plans]
     return found, waived
 
 
@@ -155,17 +155,16 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
             tell(found)
 
     try:
-        with Pace(device, task.gpus[0]) as pace:
-            for entry in planned:
-                try:
-                    found = run_entry(task, entry, device, inputs, plain, pace)
-                except InputError as error:
-                    # one plan may need what this machine has not; without the warm run nothing is shown
-                    if entry.name == "warm":
-                        raise
-                    done(Waived(entry.name, str(error)))
-                else:
-                    done(found)
+        for entry in planned:
+            try:
+                found = run_entry(task, entry, device, inputs, plain)
+            except InputError as error:
+                # one plan may need what this machine has not; without the warm run nothing is shown
+                if entry.name == "warm":
+                    raise
+                done(Waived(entry.name, str(error)))
+            else:
+                done(found)
         for peer in peers:
             try:
                 row = _run_peer(task, peer, scene, device, plain)
@@ -205,7 +204,6 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         limits=tuple(limits(task.network, rates, warm_ns, rows)),
         waived=tuple(waived),
         rows=tuple(rows),
-        calibrated_issue_copy_ns=calibrated_ns(task.host.costs),
         stopped=_why_stopped(stopped),
         not_run=tuple(left) if stopped is not None else (),
     )
@@ -237,12 +235,10 @@ def run_entry(
     device: Device,
     inputs: tuple[torch.Tensor, ...],
     plain: list[torch.Tensor],
-    pace: Pace,
 ) -> Row:
     """One plan prepared, started cold many times, and given back. `plain` is PyTorch's own answer."""
     plan, dtype = entry.plan, task.built.dtype
     is_warm = entry.name == "warm"
-    issue_copy_ns = pace.issue_copy_ns()
     began = time.perf_counter()
     with prepare(
         task.built.module, plan, inputs, network=task.network, host=task.host, device=device
@@ -265,7 +261,12 @@ def run_entry(
         bytes_agree = is_warm or cold.moved_bytes == plan.copied_bytes
         eager = likeness(reference, plain)
         note = f"eager: {cold.why_eager}" if cold.why_eager else ""
-        launch = cold.launch.value
+        launch = cold.launch
+    predicted = (
+        None
+        if is_warm
+        else simulate(lower(as_run(plan, launch), task.network, task.host), task.profile, detail=False)
+    )
     made = len(starts.samples.raw)
     if made < task.runs:
         note += f"{'; ' if note else ''}{made} of {task.runs} runs, since those of a row may take {BUDGET_S:g} s together"
@@ -280,10 +281,10 @@ def run_entry(
     return Row(
         name=entry.name,
         links=entry.links,
-        launch=launch,
+        launch=launch.value,
         copied_bytes=0 if is_warm else plan.copied_bytes,
         direct_bytes=0 if is_warm else plan.direct_bytes(task.network),
-        predicted_ns=entry.predicted_ns,
+        predicted_ns=None if predicted is None else predicted.makespan_ns,
         set_up_s=set_up_s if device.figures else None,
         outputs_match=match and bytes_agree and eager.within(dtype),
         bit_equal=starts.worst.bit_equal,
@@ -292,7 +293,8 @@ def run_entry(
         runs=made,
         asked=task.runs,
         samples_ns=starts.samples.raw if device.figures else (),
-        issue_copy_ns=issue_copy_ns,
+        issued_ns=starts.issued.median_ns if device.figures and not is_warm else None,
+        predicted_issued_ns=None if predicted is None else predicted.issued_ns,
         copies_ns=None if alone is None else alone.median_ns,
         lanes=lanes(plan),
     )

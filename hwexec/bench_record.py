@@ -19,6 +19,7 @@ class Row:
     copied_bytes: int
     direct_bytes: int
     predicted_ns: float | None
+    """By this host's constants and this profile; None for a warm run and a peer."""
     set_up_s: float | None
     outputs_match: bool
     bit_equal: bool
@@ -27,8 +28,10 @@ class Row:
     runs: int
     samples_ns: tuple[float, ...]
     """Empty where times are no figures."""
-    issue_copy_ns: float | None = None
-    """What the host took to issue a copy just before; None for a peer, and where times are no figures."""
+    issued_ns: float | None = None
+    """Median over the same starts until the host thread had issued all of one; None for a peer, and where times are no figures."""
+    predicted_issued_ns: float | None = None
+    """The same, predicted; None where `predicted_ns` is."""
     copies_ns: float | None = None
     """What the plan's copies from host memory took by themselves, all lanes at once, just after; None likewise, and where
     nothing was copied."""
@@ -64,8 +67,6 @@ class BenchReport:
     limits: tuple[Limit, ...]
     waived: tuple[Waived, ...]
     rows: tuple[Row, ...]
-    calibrated_issue_copy_ns: float | None = None
-    """What that took when the host was calibrated; None where it was estimated."""
     stopped: str = ""
     """What ended the command before all had run; empty where all did."""
     not_run: tuple[str, ...] = ()
@@ -79,4 +80,4 @@ class BenchReport:
         return next((limit for limit in self.limits if limit.links == links), None)
 
 
-BENCH = FileKind("bench-report", 1, BenchReport, last="figures")
+BENCH = FileKind("bench-report", 2, BenchReport, last="figures")

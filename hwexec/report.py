@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
@@ -37,6 +36,10 @@ def _table(title: str | None, left: tuple[str, ...], columns: list[str]) -> Tabl
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right")
     return table
+
+
+def _label(report: VerifyReport | BenchReport) -> str:
+    return "estimated" if report.profile_kind == "estimated" else "predicted"
 
 
 # Verify ---------------------------------------------------------------------------------------------------------------
@@ -73,7 +76,7 @@ def verify_words(report: VerifyReport) -> Iterator[str]:
 
 def _times(report: VerifyReport) -> Iterator[str]:
     samples, warm = Samples(report.cold_ns), Samples(report.warm_ns)
-    label = "estimated" if report.profile_kind == "estimated" else "predicted"
+    label = _label(report)
     yield (
         f"Time: measured {ms(samples.median_ns)} ms (median of {len(samples.raw)}, least {ms(samples.minimum_ns)}, "
         f"spread {samples.spread:.1%}); warm {ms(warm.median_ns)} ms; set-up {report.set_up_s or 0:.2f} s."
@@ -81,7 +84,8 @@ def _times(report: VerifyReport) -> Iterator[str]:
     if report.predicted_ns:
         off = samples.median_ns / report.predicted_ns - 1
         yield f"Against the {label} {ms(report.predicted_ns)} ms: {off:+.1%}."
-    if said := pace.words(report.issue_copy_ns, report.calibrated_issue_copy_ns):
+    issued = Samples(report.issued_ns).median_ns if report.issued_ns else None
+    if said := pace.words("a start", issued, report.predicted_issued_ns, label):
         yield said
     # lanes copy at the same time: all their copies together would take longer than the whole start
     for lane in dict.fromkeys(op.stream for op in report.ops if op.kind == "copy"):
@@ -149,6 +153,8 @@ def verify_json(report: VerifyReport) -> str:
             "relayed_bytes": report.relayed_bytes,
             "predicted_ms": _ms(report.predicted_ns),
             "measured_ms": _ms(report.measured_ns),
+            "predicted_issued_ms": _ms(report.predicted_issued_ns),
+            "issued_ms": _ms(Samples(report.issued_ns).median_ns) if report.issued_ns else None,
             "runs": report.runs,
         },
         allow_nan=False,
@@ -173,7 +179,7 @@ def bench_title(report: BenchReport) -> str:
 def bench_table(report: BenchReport) -> Table:
     columns = ["strategy", "links", "launch", "copied MiB", "in place MiB"]
     if report.figures:
-        columns[2:2] = ["average ms", "median ms", "min ms", "spread", "over limit"]
+        columns[2:2] = [f"{_label(report)} ms", "average ms", "median ms", "min ms", "spread", "over limit"]
         columns += ["set-up s"]
     columns += ["runs", "answers"]
     table = _table(None, ("strategy", "launch", "answers"), columns)
@@ -196,7 +202,15 @@ def _row_times(report: BenchReport, row: Row) -> list[str]:
     samples, limit = Samples(row.samples_ns), report.limit(row.links)
     average = sum(samples.raw) / len(samples.raw)
     over = "" if limit is None or row.name == "warm" else f"{samples.median_ns / limit.limit_ns:.3f}x"
-    return [ms(average), ms(samples.median_ns), ms(samples.minimum_ns), f"{samples.spread:.1%}", over]
+    predicted = "" if row.predicted_ns is None else ms(row.predicted_ns)
+    return [
+        predicted,
+        ms(average),
+        ms(samples.median_ns),
+        ms(samples.minimum_ns),
+        f"{samples.spread:.1%}",
+        over,
+    ]
 
 
 def _answers(row: Row) -> str:
@@ -218,9 +232,13 @@ def bench_words(report: BenchReport) -> Iterator[str]:
                 f"{mib(limit.copied_bytes)} MiB at {limit.bytes_per_s / 1e9:.1f} GB/s (pinned, measured here)."
             )
         yield from _against_peers(report)
-        known = [row.issue_copy_ns for row in report.rows if row.issue_copy_ns is not None]
-        if known and (said := pace.words(statistics.median(known), report.calibrated_issue_copy_ns)):
-            yield said
+        for row in report.rows:
+            if row.name == "best" and (
+                said := pace.words(
+                    f"best over {row.links}", row.issued_ns, row.predicted_issued_ns, _label(report)
+                )
+            ):
+                yield said
         yield from _slow_links(report)
     else:
         yield NO_FIGURES
@@ -272,6 +290,7 @@ def bench_json(report: BenchReport) -> str:
                 {
                     "name": row.name,
                     "links": row.links,
+                    "predicted_ms": _ms(row.predicted_ns),
                     "median_ms": _ms(Samples(row.samples_ns).median_ns) if row.samples_ns else None,
                     "min_ms": _ms(min(row.samples_ns)) if row.samples_ns else None,
                     "runs": row.runs,

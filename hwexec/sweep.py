@@ -10,7 +10,6 @@ import torch
 
 from hwexec.bench import Entry, Task, entries, run_entry
 from hwexec.device import Device
-from hwexec.pace import Pace
 from hwexec.peers import Scene, Snapshot
 from hwexec.sweep_plan import KeptPlan, keep
 from hwexec.timing import Samples
@@ -23,8 +22,6 @@ from sim.host import Host
 from sim.network import Network
 from sim.plan import Launch, Plan
 from sim.profile import ProfileKind, Provenance
-from sim.program import lower
-from sim.simulate import simulate
 
 SMALLEST_CHUNK_BYTES, LARGEST_CHUNK_BYTES = 2**19, 2**26
 MOST_CHUNKS = 200
@@ -56,8 +53,10 @@ class Point:
     note: str
     plan: KeptPlan
     samples_ns: tuple[float, ...]
-    issue_copy_ns: float | None = None
-    """What the host took to issue a copy just before; None where nobody looked."""
+    issued_ns: float | None = None
+    """Median over the same starts until the host thread had issued all of one; None where nobody looked."""
+    predicted_issued_ns: float | None = None
+    """The same, predicted; None likewise."""
     copies_ns: float | None = None
     """What the plan's copies took by themselves, all lanes at once, just after; None likewise."""
 
@@ -102,7 +101,7 @@ class SweepRecord:
     points: tuple[Point, ...]
 
 
-SWEEP = FileKind("sweep", 2, SweepRecord, last="figures")
+SWEEP = FileKind("sweep", 3, SweepRecord, last="figures")
 
 
 def random_plan(network: Network, host: Host, gpus: tuple[int, ...], seed: str) -> Plan:
@@ -156,8 +155,7 @@ def run_case(
     where = device.torch_device(task.gpus[0])
     inputs = built.inputs_on(where)
     plain = plain_answer(Scene(built.module, inputs, where, Snapshot(built.module)), device)
-    with Pace(device, task.gpus[0]) as pace:
-        yield from _points(task, device, todo, here, inputs, plain, pace)
+    yield from _points(task, device, todo, here, inputs, plain)
 
 
 def _points(
@@ -167,19 +165,17 @@ def _points(
     here: tuple[str, str, int, int | None, str],
     inputs: tuple[torch.Tensor, ...],
     plain: list[torch.Tensor],
-    pace: Pace,
 ) -> Iterator[tuple[str, int, Point | None]]:
     network = task.network
     for at, (entry, number) in enumerate(todo, 1):
         left = len(todo) - at
         what = f"{entry.name}{number if entry.name == 'random' else ''} over {entry.links}"
         try:
-            row = run_entry(task, entry, device, inputs, plain, pace)
+            row = run_entry(task, entry, device, inputs, plain)
         except InputError as error:
             yield f"{what}: {error}", left, None
             continue
-        ran = as_run(entry.plan, Launch(row.launch))
-        predicted = simulate(lower(ran, network, task.host), task.profile, detail=False).makespan_ns
+        assert row.predicted_ns is not None
         yield (
             what,
             left,
@@ -193,12 +189,13 @@ def _points(
                 copied_bytes=entry.plan.copied_bytes,
                 direct_bytes=entry.plan.direct_bytes(network),
                 outputs_match=row.outputs_match,
-                predicted_ns=predicted,
+                predicted_ns=row.predicted_ns,
                 measured_ns=Samples(row.samples_ns).median_ns if row.samples_ns else None,
                 note=row.note,
-                plan=keep(ran),
+                plan=keep(as_run(entry.plan, Launch(row.launch))),
                 samples_ns=row.samples_ns,
-                issue_copy_ns=row.issue_copy_ns,
+                issued_ns=row.issued_ns,
+                predicted_issued_ns=None if row.issued_ns is None else row.predicted_issued_ns,
                 copies_ns=row.copies_ns,
             ),
         )

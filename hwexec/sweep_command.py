@@ -190,9 +190,19 @@ def _predict_all(
 
 def _predicted(model: Model, points: Sequence[Point]) -> list[Point]:
     kind, network = model.profile.kind, model.profile.network
-    return [
-        replace(p, profile_kind=kind, predicted_ns=model.predict_ns(p.plan.plan(network))) for p in points
-    ]
+    found = []
+    for point in points:
+        timeline = model.predict(point.plan.plan(network))
+        issued_ns = None if point.issued_ns is None else timeline.issued_ns
+        found.append(
+            replace(
+                point,
+                profile_kind=kind,
+                predicted_ns=timeline.makespan_ns,
+                predicted_issued_ns=issued_ns,
+            )
+        )
+    return found
 
 
 def _same_network(who: str, points: Sequence[Point], profile: Profile, host: Host) -> None:
@@ -214,7 +224,7 @@ def _finish(file: Path, record: SweepRecord, host: Host, *more: Table | str) -> 
     """Print and keep the summary and the picture. 1 where an answer was wrong."""
     points = record.points
     wrong = sum(not p.outputs_match for p in points)
-    found = summarise(points, host.costs)
+    found = summarise(points)
     if found is None:
         why = "" if record.figures else f" {NO_FIGURES}"
         show(f"{len(points)} plans run, {wrong} with wrong answers.{why}")

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from hwexec.pace import SLOWER, calibrated_ns
+from hwexec.pace import SLOWER, is_slower
 from hwexec.report import subject
 from hwexec.sweep import Point
-from sim.host import Costs
 from sim.plan import Launch
 from sim.report import WIDE
 
@@ -47,8 +46,8 @@ class CaseSummary:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """`by_launch`: those of graphs and of eager plans apart, where there are any. `by_pace`: those that ran while the host was
-    about as fast as when it was calibrated (True), and those while it was slower; empty where nobody looked."""
+    """`by_launch`: those of graphs and of eager plans apart, where there are any. `by_pace`: those whose starts
+    the host issued about as fast as predicted (True), and those it took longer for; empty where nobody looked."""
 
     mismatches: int
     errors: Errors
@@ -57,8 +56,8 @@ class Summary:
     cases: tuple[CaseSummary, ...]
 
 
-def summarise(points: Sequence[Point], costs: Costs) -> Summary | None:
-    """None where nothing was measured. `costs` are those of the host that predicts."""
+def summarise(points: Sequence[Point]) -> Summary | None:
+    """None where nothing was measured."""
     known = [p for p in points if p.measured_ns is not None]
     errors = errors_of(known)
     if errors is None:
@@ -67,7 +66,7 @@ def summarise(points: Sequence[Point], costs: Costs) -> Summary | None:
         sum(not p.outputs_match for p in known),
         errors,
         tuple(by_launch(known)),
-        tuple(_by_pace(known, costs)),
+        tuple(_by_pace(known)),
         tuple(_case(found) for found in _cases(known)),
     )
 
@@ -95,11 +94,12 @@ def by_launch(points: Sequence[Point]) -> Iterator[tuple[Launch, Errors]]:
             yield launch, errors
 
 
-def _by_pace(points: Sequence[Point], costs: Costs) -> Iterator[tuple[bool, Errors]]:
-    then = calibrated_ns(costs)
-    if then is None:
-        return
-    known = [(p, p.issue_copy_ns <= SLOWER * then) for p in points if p.issue_copy_ns is not None]
+def _by_pace(points: Sequence[Point]) -> Iterator[tuple[bool, Errors]]:
+    known = [
+        (point, not is_slower(point.issued_ns, point.predicted_issued_ns))
+        for point in points
+        if point.issued_ns is not None and point.predicted_issued_ns is not None
+    ]
     for fast in (True, False):
         errors = errors_of([point for point, was_fast in known if was_fast is fast])
         if errors is not None:
@@ -165,7 +165,7 @@ def summary_parts(found: Summary, about: str) -> Iterator[Table | str]:
     if found.by_pace:
         table = table_of("By the host's pace", ("host", "plans", *ERRORS, "mean tau"), ("host",))
         for fast, errors in found.by_pace:
-            what = "as when calibrated" if fast else f"slower: over {SLOWER:g} times as long to issue a copy"
+            what = "as predicted" if fast else f"slower: over {SLOWER:g} times as long to issue a start"
             table.add_row(what, str(errors.points), *error_cells(errors))
         yield table
     words = (

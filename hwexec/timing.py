@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hwexec.device import Device, Stream, forked
+from hwexec.device import Device, Ready, Stream, forked
 from sim.errors import require
 
 NOISY = 0.10
@@ -33,6 +33,7 @@ _fastest_ns = float("inf")
 
 _FIRST_HOLD_NS = 200_000.0
 _LONGEST_HOLD_NS = 1e9
+_ISSUE_HOLD_NS = 3e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,3 +233,14 @@ def _from_idle(
         done = time.perf_counter_ns()
         if index >= warmup:
             yield float(called - began), float(done - began)
+
+
+def issue_ns(device: Device, streams: Sequence[Stream], call: Ready, count: int) -> float:
+    """Host thread, nanoseconds of `count` calls together, while `streams` are held so that the GPU cannot hold up the host."""
+    for stream in streams:
+        device.gate(stream, _ISSUE_HOLD_NS)
+    with device.on(streams[0]):
+        began = time.perf_counter_ns()
+        for _ in range(count):
+            call()
+        return float(time.perf_counter_ns() - began)

@@ -12,7 +12,6 @@ from torch.utils import _pytree as pytree
 
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
-from hwexec.pace import Pace, calibrated_ns
 from hwexec.peers import Scene, Snapshot, eager_output
 from hwexec.timing import Samples, at_pace, steady
 from sim.errors import InputError, require
@@ -96,10 +95,14 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """One thing started many times: wall-clock times from the request to the answer synchronised, and the worst answer."""
+    """One thing started many times: wall-clock times from the request to the answer synchronised, and the worst answer.
+
+    `issued`: of the same starts, until the host thread had issued all of it and the call returned.
+    """
 
     samples: Samples
     worst: Likeness
+    issued: Samples
 
 
 def take(
@@ -115,6 +118,7 @@ def take(
     `before` makes the next call a cold one. Every answer is compared, the untimed one's too.
     """
     raw: list[float] = []
+    issued: list[float] = []
     worst = SAME
     with steady(device), torch.no_grad():
         for number in range(runs + 1):
@@ -123,15 +127,17 @@ def take(
             at_pace()
             began = time.perf_counter_ns()
             output = call()
+            returned = time.perf_counter_ns() - began
             device.synchronize()
             elapsed = time.perf_counter_ns() - began
             worst = worst.worse(likeness(output, reference))
             del output
             if number > 0:
                 raw.append(float(elapsed))
+                issued.append(float(returned))
             if len(raw) >= FEWEST and sum(raw) > budget_s * 1e9:
                 break
-    return Starts(Samples(tuple(raw)), worst)
+    return Starts(Samples(tuple(raw)), worst, Samples(tuple(issued)))
 
 
 def steadiest(series: Callable[[], Starts], device: Device) -> tuple[Starts, str]:
@@ -149,7 +155,7 @@ def steadiest(series: Callable[[], Starts], device: Device) -> tuple[Starts, str
         worst = worst.worse(starts.worst)
     steady_one = min(found, key=lambda starts: starts.samples.spread)
     all_of_them = ", ".join(f"{ms(s.samples.median_ns)} ms (spread {s.samples.spread:.0%})" for s in found)
-    return Starts(steady_one.samples, worst), f"taken {len(found)} times, the steadiest kept: {all_of_them}"
+    return replace(steady_one, worst=worst), f"taken {len(found)} times, the steadiest kept: {all_of_them}"
 
 
 def start_cold(
@@ -250,10 +256,10 @@ class VerifyReport:
     warm_ns: tuple[float, ...]
     """Runs with every weight in GPU memory, launched the same way."""
     ops: tuple[OpRow, ...]
-    issue_copy_ns: float | None = None
-    """What the host took to issue a copy just before the starts; None where times are no figures."""
-    calibrated_issue_copy_ns: float | None = None
-    """The same when the host was calibrated; None where it was estimated."""
+    predicted_issued_ns: float | None = None
+    """Until the host thread has issued a start."""
+    issued_ns: tuple[float, ...] = ()
+    """The same, measured in each of `cold_ns`."""
 
     @property
     def cold_match(self) -> bool:
@@ -262,7 +268,7 @@ class VerifyReport:
         return self.bit_equal or (near and not self.reproducible)
 
 
-VERIFY = FileKind("verify-report", 1, VerifyReport, last="figures")
+VERIFY = FileKind("verify-report", 2, VerifyReport, last="figures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,8 +309,6 @@ def verify(task: Task, device: Device) -> Verified:
         again = likeness(cold.resident(*inputs), reference)
         eager = likeness(reference, plain)
         warm = take(lambda: cold.resident(*inputs), device, reference, nothing, task.runs)
-        with Pace(device, plan.target) as pace:
-            issue_copy_ns = pace.issue_copy_ns()
         starts = start_cold(cold, inputs, reference, task.runs)
         moved, relayed = cold.moved_bytes, cold.relayed_bytes
         timelines: tuple[Timeline, ...] = ()
@@ -378,8 +382,8 @@ def verify(task: Task, device: Device) -> Verified:
         cold_ns=starts.samples.raw if device.figures else (),
         warm_ns=warm.samples.raw if device.figures else (),
         ops=join(*timelines) if timelines else (),
-        issue_copy_ns=issue_copy_ns,
-        calibrated_issue_copy_ns=calibrated_ns(task.host.costs),
+        predicted_issued_ns=timelines[0].issued_ns if timelines else None,
+        issued_ns=starts.issued.raw if device.figures else (),
     )
     return Verified(report, timelines)
 

@@ -165,7 +165,7 @@ class _Simulation:
         for index, op in enumerate(program.ops):
             self.by_stream[op.stream].append((index, op))
         self.spans: list[Span] = []
-        self.end = 0.0
+        self.end = self.issued = 0.0
         target = program.plan.target
         self.lane = self.host.h2d_route(target)[0]
         self.compute = compute_stream(target)
@@ -189,7 +189,7 @@ class _Simulation:
         self.end += self.start_ns
         order = {name: at for at, name in enumerate((HOST, *self.program.streams))}
         spans = sorted(self.spans, key=lambda s: (order[s.stream], s.start_ns, s.stop_ns))
-        return Timeline("predicted", self.end, tuple(spans), tuple(self.fabric.use))
+        return Timeline("predicted", self.end, tuple(spans), tuple(self.fabric.use), self.issued)
 
     def issue(self) -> Process:
         """The host thread: pays for each operation in turn, and stands still at its own waits."""
@@ -224,11 +224,12 @@ class _Simulation:
             self.ready[index] = now
             self.span(HOST, SpanKind.ISSUE, begin, now, "issue", index)
         self.announce()
+        self.issued = now
         if eager:
             self.end = max(self.end, now)
             return
-        begin, now = now, self.launched(now)
-        self.span(HOST, SpanKind.ISSUE, begin, now, "launch graph")
+        begin, self.issued = now, self.launched(now)
+        self.span(HOST, SpanKind.ISSUE, begin, self.issued, "launch graph")
         self.announce()
 
     def launched(self, begin: float) -> float:

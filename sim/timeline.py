@@ -48,12 +48,14 @@ class LinkUse:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Spans sorted by stream and start. `makespan_ns` runs from the request until all operations are done."""
+    """Spans sorted by stream and start. `makespan_ns` runs from the request until all operations are done, `issued_ns` until the
+    host thread has issued all of them (None where nobody looked)."""
 
     kind: Literal["predicted", "measured"]
     makespan_ns: float
     spans: tuple[Span, ...]
     links: tuple[LinkUse, ...] = ()
+    issued_ns: float | None = None
 
     @property
     def streams(self) -> tuple[str, ...]:

@@ -146,6 +146,7 @@ def test_json_has_the_keys_that_others_read(hwexec: Hwexec, monkeypatch: pytest.
         keys = [
             "name",
             "links",
+            "predicted_ms",
             "median_ms",
             "min_ms",
             "runs",
@@ -471,7 +472,21 @@ def test_a_package_that_is_not_there_waives_its_peer(monkeypatch: pytest.MonkeyP
 
 MADE = Provenance("pair", "GPU X", "hwexec bench", "2026-01-01T00:00:00Z", "abc", "580.1", "13.0", "2.11.0")
 ROW = bench_record.Row(
-    "best", 1, "graph", 102_000_000, 0, 1.86e6, 0.8, True, True, 0.0, "", 3, (1.9e6, 1.88e6, 1.95e6), 4730.0
+    "best",
+    1,
+    "graph",
+    102_000_000,
+    0,
+    1.86e6,
+    0.8,
+    True,
+    True,
+    0.0,
+    "",
+    3,
+    (1.9e6, 1.88e6, 1.95e6),
+    0.11e6,
+    0.1e6,
 )
 MEASURED = bench_record.BenchReport(
     model="resnet50",
@@ -489,14 +504,23 @@ MEASURED = bench_record.BenchReport(
     limits=(limit.Limit(1, 102_000_000, 55.4e9, 1.841e6), limit.Limit(2, 102_000_000, 110.6e9, 0.922e6)),
     waived=(bench_record.Waived("peer:diffusers", "diffusers is not installed"),),
     rows=(
-        replace(ROW, name="warm", copied_bytes=0, samples_ns=(0.91e6, 0.92e6, 0.9e6)),
-        replace(ROW, name="pipeline", launch="eager", samples_ns=(7.1e6, 7.2e6, 7.0e6)),
+        replace(ROW, name="warm", copied_bytes=0, predicted_ns=None, samples_ns=(0.91e6, 0.92e6, 0.9e6)),
+        replace(ROW, name="pipeline", launch="eager", predicted_ns=7.05e6, samples_ns=(7.1e6, 7.2e6, 7.0e6)),
         ROW,
-        replace(ROW, links=2, direct_bytes=2**20, samples_ns=(1.0e6, 0.99e6, 1.05e6)),
+        replace(
+            ROW,
+            links=2,
+            direct_bytes=2**20,
+            samples_ns=(1.0e6, 0.99e6, 1.05e6),
+            predicted_ns=0.95e6,
+            issued_ns=0.21e6,
+            predicted_issued_ns=0.1e6,
+        ),
         replace(
             ROW,
             name="peer:cuda",
             launch="eager",
+            predicted_ns=None,
             samples_ns=(23.5e6, 24e6, 23e6),
             bit_equal=False,
             error=2e-4,
@@ -511,7 +535,6 @@ MEASURED = bench_record.BenchReport(
             note="moved 3 bytes, 4 planned",
         ),
     ),
-    calibrated_issue_copy_ns=1850.0,
 )
 
 

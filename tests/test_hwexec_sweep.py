@@ -30,13 +30,13 @@ from sim.files import (
     write_profile,
     write_record,
 )
-from sim.host import Costs, Figure
+from sim.host import Costs
 from sim.plan import Access, Chunk, Launch, Plan, Sync
 from sim.profile import Provenance, Timing
 from sim.program import lower
 from tests import golden
 from tests import strategies as some
-from tests.builders import FREE, figure, host, network, profile
+from tests.builders import figure, host, network, profile
 from tests.test_hwexec_verify import MODEL, Stopwatch
 
 ASK = ("sweep", "--model", MODEL, "--host", "p3.8xlarge", "--runs", "1", "--out", "here")
@@ -142,7 +142,7 @@ def test_on_the_cpu_no_times_are_written(folder: Path, monkeypatch: pytest.Monke
     assert run_command(cli, "hwexec", AGAIN) == 0
     assert read_record(folder / "sweep.yaml", SWEEP).points == points
     assert {p.name for p in folder.iterdir()} == {"sweep.yaml"}
-    assert summarise(points, FREE) is None
+    assert summarise(points) is None
 
 
 def test_a_sweep_of_plans_that_this_machine_cannot_run_does_not_speak_of_threads(
@@ -243,7 +243,7 @@ def swept(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> SweepRec
 
 
 def without_predictions(points: tuple[Point, ...]) -> list[Point]:
-    return [replace(p, predicted_ns=0.0) for p in points]
+    return [replace(p, predicted_ns=0.0, predicted_issued_ns=None) for p in points]
 
 
 def test_again_needs_no_device_and_predicts_alike_while_the_model_is_the_same(
@@ -258,7 +258,7 @@ def test_again_needs_no_device_and_predicts_alike_while_the_model_is_the_same(
     bought = read_record(folder / "ablation.yaml", ABLATION)
     assert {row.without for row in bought.rows} == {None, *MECHANISMS}
     assert bought.measured_by == first.provenance
-    assert bought.rows[0].errors == summarise(first.points, FREE).errors  # type: ignore[union-attr]
+    assert bought.rows[0].errors == summarise(first.points).errors  # type: ignore[union-attr]
     out = capsys.readouterr().out
     assert "with one mechanism of the model off" in out
     assert (folder / "summary.txt").read_text() == out
@@ -400,8 +400,8 @@ def test_without_sharing_every_flow_has_its_whole_link() -> None:
     chunk = Chunk(net.offsets[1], net.arena_bytes, (0,))
     plan = Plan("both", 0, Launch.GRAPH, ((Access.DIRECT,), (Access.COPIED,)), (chunk,))
     padding = chunk.size_bytes - 10_000
-    assert whole.predict_ns(plan) == pytest.approx(5000 + 10_000 + padding + 1000)
-    assert MECHANISMS["sharing"](whole).predict_ns(plan) == pytest.approx(10_000 + padding + 1000)
+    assert whole.predict(plan).makespan_ns == pytest.approx(5000 + 10_000 + padding + 1000)
+    assert MECHANISMS["sharing"](whole).predict(plan).makespan_ns == pytest.approx(10_000 + padding + 1000)
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
@@ -419,7 +419,7 @@ def test_a_mechanism_that_is_off_changes_some_prediction(name: str) -> None:
     access = (*[(Access.DIRECT,)] * 7, (Access.COPIED,))
     chunk = Chunk(net.offsets[7], net.arena_bytes, (0,))
     plans.append(Plan("mostly in place", 0, Launch.GRAPH, access, (chunk,)))
-    assert any(lacks.predict_ns(plan) != whole.predict_ns(plan) for plan in plans)
+    assert any(lacks.predict(plan).makespan_ns != whole.predict(plan).makespan_ns for plan in plans)
     assert MECHANISMS[name](lacks) == lacks
 
 
@@ -444,10 +444,6 @@ def point(
     )  # fmt: skip
 
 
-PACED = replace(FREE, issue_copy_ns=Figure(1_000.0, "measured", "a test"))
-"""Costs of a host that took a microsecond to issue a copy when it was measured."""
-
-
 def record(points: tuple[Point, ...]) -> SweepRecord:
     return SweepRecord("pair", "0" * 64, "cuda", True, 0, MADE, MADE, points)
 
@@ -462,7 +458,7 @@ POINTS = (
 
 
 def test_errors_ranks_and_regret() -> None:
-    found = summarise(POINTS, FREE)
+    found = summarise(POINTS)
     assert found is not None
     (case,) = found.cases
     assert (found.errors.points, found.mismatches) == (4, 1)
@@ -484,10 +480,10 @@ def test_prints_of_summary_and_ablation() -> None:
         for at, (name, links) in enumerate((("best", 2), ("best", 1), ("pt", 2), ("dha", 1)), 2)
     )
     points = (*POINTS, *(replace(p, plan=good[0].plan) for p in good))
-    # two while the host was as fast as ever, one while it was not, and five when nobody looked
+    # two that the host issued as fast as predicted, one that it did not, and five when nobody looked
     paced = zip(points[:3], (1_000.0, 1_250.0, 1_260.0), strict=True)
-    points = (*(replace(p, issue_copy_ns=ns) for p, ns in paced), *points[3:])
-    found = summarise(points, PACED)
+    points = (*(replace(p, issued_ns=ns, predicted_issued_ns=1_000.0) for p, ns in paced), *points[3:])
+    found = summarise(points)
     assert found is not None
     off = [replace(p, predicted_ns=0.8 * p.predicted_ns) for p in points]
     rows = tuple(ablation((points, *(off for _ in MECHANISMS))))[: 3 * 3]
@@ -498,7 +494,7 @@ def test_prints_of_summary_and_ablation() -> None:
 
 def test_a_target_is_met_or_not_by_what_was_found_unrounded() -> None:
     def verdicts(points: tuple[Point, ...]) -> list[str]:
-        found = summarise(points, PACED)
+        found = summarise(points)
         assert found is not None
         lines = as_text(*summary_parts(found, "some")).splitlines()
         at = next(i for i, line in enumerate(lines) if "median absolute error" in line)

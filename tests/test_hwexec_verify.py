@@ -362,7 +362,8 @@ def test_shares() -> None:
 def series(*takes: tuple[float, ...], wrong: int = -1) -> Callable[[], Starts]:
     """One take after another; the answer of one of them is wrong."""
     made = iter(
-        Starts(Samples(t), Likeness(at != wrong, 0.0 if at != wrong else 0.5)) for at, t in enumerate(takes)
+        Starts(Samples(t), Likeness(at != wrong, 0.0 if at != wrong else 0.5), Samples((t[0] / 2,)))
+        for at, t in enumerate(takes)
     )
     return lambda: next(made)
 
@@ -374,7 +375,7 @@ def test_starts_that_scatter_are_taken_again_and_the_steadiest_kept() -> None:
     device = CpuDevice(1)
     assert steadiest(series(WILDER), device)[1] == "", "times that are no figures always scatter"
     device.figures = True
-    assert steadiest(series(CALM), device) == (Starts(Samples(CALM), SAME), "")
+    assert steadiest(series(CALM), device) == (Starts(Samples(CALM), SAME, Samples((CALM[0] / 2,))), "")
     found, said = steadiest(series(WILD, CALM), device)
     assert found.samples.raw == CALM
     assert said == "taken 2 times, the steadiest kept: 130.00 ms (spread 23%), 101.00 ms (spread 1%)"

@@ -152,6 +152,21 @@ def test_a_start_by_graph_pays_half_ahead_and_half_behind() -> None:
     assert simulate(eager, own).makespan_ns == 2500
 
 
+def test_a_start_is_issued_when_its_launch_is_over_or_its_last_call_made_whatever_still_runs() -> None:
+    costs = replace(
+        FREE, issue_copy_ns=figure(10), launch_ns=figure(600), start_graph_ns=figure(30), start_ns=figure(50)
+    )
+    net, machine = network(1000), host(costs=costs)
+    plan = copied(net, Chunk(0, 1000, (0,)))
+    timings = profile(net, machine, run=10_000, issue=7)
+    for head, ended in ((0, 15 + 600), (1, 15 + 10 + 600)):
+        for detail in (True, False):
+            found = simulate(lower(replace(plan, head=head), net, machine), timings, detail=detail)
+            assert found.issued_ns == ended
+    eager = simulate(lower(replace(plan, launch=Launch.EAGER), net, machine), timings)
+    assert eager.issued_ns == 25 + 10 + 7 < eager.makespan_ns
+
+
 def test_layers_do_not_pay_for_a_landing_that_is_over() -> None:
     costs = replace(FREE, wait_land_ns=figure(600), wait_head_ns=figure(5), wait_cross_ns=figure(50))
     net, machine = network(0, 1000), host(2, nvlink=1000, costs=costs)

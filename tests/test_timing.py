@@ -10,7 +10,7 @@ import pytest
 
 from hwexec import timing
 from hwexec.cpu import CpuDevice
-from hwexec.timing import at_pace, call_ns, steady, wall_ns
+from hwexec.timing import at_pace, call_ns, issue_ns, steady, wall_ns
 
 holds = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system holds no thread")
 
@@ -132,3 +132,12 @@ def test_a_sample_waits_for_a_core_at_its_pace_but_not_for_ever(
         seen = wall_ns(lambda: None, device, repeats=3, warmup=1)
     assert woken == ["woken"] * 4
     assert seen.median_ns < 5e6, "the wait is no part of the sample"
+
+
+def test_calls_are_made_as_often_as_asked() -> None:
+    device, told = CpuDevice(1, delay_us=0.0), list[int]()
+    streams = [device.stream(name, 0) for name in ("a", "b")]
+    assert issue_ns(device, streams, lambda: told.append(1), 7) > 0
+    assert len(told) == 7
+    device.synchronize()
+    device.close()
