@@ -1,12 +1,15 @@
 """How commands end: results on stdout, one line per error on stderr, exit codes. Every command line here uses `run_command`.
 
-0 done · 1 the reader of our output went away (as click and rich end then) · 2 bad input or usage · 130 interrupted ·
+0 done · 2 bad input or usage, or an output that cannot be written · 130 interrupted · 141 the reader of our output went away ·
 143 told to stop (SIGTERM: a job's time limit, a container's end), which is an interruption as well: what was measured is kept.
+1 is left to commands: `hwexec verify` says wrong answers by it. So a closed pipe ends with what a shell shows of any program
+that one kills, 128 + SIGPIPE, and not with the 1 of click and rich.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -17,15 +20,20 @@ import click
 
 from sim.errors import InputError
 
+BROKEN_PIPE = 141
+
 
 def run_command(command: click.Command, prog: str, args: Sequence[str] | None = None) -> int:
     """Run a click command and return its exit code. Anything but bad input, ours included, keeps its traceback."""
+    if not _fill_closed():
+        return _complain(prog, "stdout is closed; redirect it to a file or to /dev/null")
     told: list[int] = []
     with _stoppable(told):
         return _run(command, prog, args, told)
 
 
 def _run(command: click.Command, prog: str, args: Sequence[str] | None, told: list[int]) -> int:
+    stdout = sys.stdout
     try:
         code = command.main(args=args, prog_name=prog, standalone_mode=False)
         sys.stdout.flush()
@@ -42,9 +50,15 @@ def _run(command: click.Command, prog: str, args: Sequence[str] | None, told: li
         return _complain(prog, error.format_message())
     except (KeyboardInterrupt, click.Abort):
         return _complain(prog, "stopped", 143) if told else _complain(prog, "interrupted", 130)
+    except SystemExit as error:
+        # click and rich make one an exit with code 1: rich while it handles it, click with another stdout in place
+        if sys.stdout is stdout and not _broken_pipe(error.__context__):
+            raise
+        _drop_stdout()
+        return BROKEN_PIPE
     except BrokenPipeError:
         _drop_stdout()
-        return 1
+        return BROKEN_PIPE
     except OSError as error:
         if error.filename is not None:
             raise
@@ -86,6 +100,23 @@ def _complain(prog: str, text: str, code: int = 2) -> int:
     with contextlib.suppress(OSError):
         click.echo(f"{prog}: {one_line(text)}", err=True)
     return code
+
+
+def _broken_pipe(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EPIPE
+
+
+def _fill_closed() -> bool:
+    """Whether there is a stdout. A descriptor that was closed would be the next file's, and prints would go into that."""
+    stdout = sys.stdout
+    for name, mode in (
+        ("stdin", "r"),
+        ("stdout", "w"),
+        ("stderr", "w"),
+    ):  # the lowest free number is the closed one's
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    return stdout is not None
 
 
 def _drop_stdout() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -421,13 +422,51 @@ def test_our_own_mistakes_keep_their_traceback() -> None:
         run_command(command, "prog", [])
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+@pytest.mark.parametrize(
+    "args", [("hosts", "p3.8xlarge"), ("search", "--model", "resnet50", "--json"), ("--help",)]
+)
+def test_a_reader_that_goes_away_ends_it_as_sigpipe_does(args: tuple[str, ...]) -> None:
+    """Rich's, print's and click's ways out; 1 would be `hwexec verify`'s word for wrong answers."""
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-c", _PROBE, "hosts", "p3.8xlarge"]
+    command = [sys.executable, "-c", _PROBE, *args]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_exit_of_another_kind_is_passed_on() -> None:
+    @click.command()
+    def command() -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit, match="3"):
+        run_command(command, "prog", [])
+
+
+def closed(descriptors: str, *args: str) -> subprocess.CompletedProcess[str]:
+    command = shlex.join([sys.executable, "-c", _PROBE, *args])
+    return subprocess.run(
+        ["sh", "-c", f"{command} {descriptors}"], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("args", [("hosts",), ("search", "--model", "resnet50"), ("--help",), ("models",)])
+def test_a_closed_stdout_is_one_line(args: tuple[str, ...]) -> None:
+    done = closed(">&-", *args)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "sim: stdout is closed; redirect it to a file or to /dev/null\n",
+    )
+
+
+def test_closed_others_do_no_harm(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    done = closed("<&- 2>&-", "search", "--model", "resnet50", "--out", str(plan))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Bound: " in done.stdout
+    assert read_plan(plan).model == "resnet50"
+    assert closed("<&- >&- 2>&-", "hosts").returncode == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
