@@ -21,7 +21,8 @@ import torch
 from hwexec.device import Device
 from hwexec.host_memory import check_free
 from sim.errors import InputError, require
-from sim.network import ALIGNMENT_BYTES, Network
+from sim.memory import pack
+from sim.network import Network
 from sim.tracker import StorageTable
 
 Weights = Mapping[str, torch.Tensor] | str | Path | Sequence[str | Path]
@@ -120,19 +121,8 @@ class Extents:
 
     @classmethod
     def of(cls, ranges: Iterable[tuple[int, int]]) -> Extents:
-        """Neighbours stay neighbours, and each byte keeps its alignment."""
-        merged: list[tuple[int, int]] = []
-        for start, stop in sorted(ranges):
-            if merged and start <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
-            else:
-                merged.append((start, stop))
-        rows, at = [], 0
-        for start, stop in merged:
-            at = -(-at // ALIGNMENT_BYTES) * ALIGNMENT_BYTES + start % ALIGNMENT_BYTES
-            rows.append((start, stop, at))
-            at += stop - start
-        return cls(tuple(rows), at)
+        rows = tuple(pack(ranges))
+        return cls(rows, rows[-1][2] + rows[-1][1] - rows[-1][0] if rows else 0)
 
     def slice(self, buffer: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """The bytes [start, stop) of the arena in this GPU's buffer."""

@@ -17,6 +17,7 @@ from hwexec import verify as verifying
 from hwexec.device import Device
 from hwexec.executor import open_device
 from hwexec.host_memory import check_free, told
+from hwexec.stage import room_for
 from sim.catalog import (
     DEFAULT_HOST,
     Request,
@@ -28,7 +29,7 @@ from sim.catalog import (
     obtain_profile,
 )
 from sim.console import note
-from sim.errors import InputError, require
+from sim.errors import InputError, naming, require
 from sim.estimate import estimate
 from sim.files import PlanFile, read_plan, write_record
 from sim.host import Host
@@ -76,6 +77,8 @@ def verify_plan(call: VerifyCall) -> int:
         trace = trace_model(file.model, batch=file.batch, dtype=file.dtype, seq=file.seq)
         _same_network(call.plan, file, trace.network)
         check_fits(call.plan, file, trace.network, host)
+        with naming(call.plan):  # before a module is built that may be as large as the plan
+            room_for(file.plan, trace.network, device)
         profile = profile_for(host, request, call.profile, trace)
         made_from = (f"plan:{sha256(call.plan)}", *inputs(host, trace.network, call.profile))
         task = verifying.Task(
@@ -309,10 +312,8 @@ def check_fits(path: str, file: PlanFile, network: Network, host: Host) -> None:
         file.plan.name.isprintable(),
         f"{path}: the plan's name {file.plan.name!r} cannot be printed; change it",
     )
-    try:
+    with naming(path):
         lower(file.plan, network, host)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 # Where verify writes --------------------------------------------------------------------------------------------------

@@ -17,11 +17,10 @@ from hwexec.hooks import Finder
 from hwexec.script import Head, Move, Script
 from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
-from sim.plan import Access
+from sim.memory import HEADROOM_BYTES
+from sim.network import Network
+from sim.plan import Access, Plan
 from sim.program import HOST, Copy, Op, Program, Run, device_of
-
-HEADROOM_BYTES = 256 * 2**20
-"""Left free on a GPU beside its arena, for library workspaces and graphs; activations come on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,31 @@ class Way:
     ops: tuple[Op, ...]
     initial: Pairs
     repoint: Mapping[int, Pairs]
+
+
+def room_for(plan: Plan, network: Network, device: Device) -> Mapping[int, Extents]:
+    """What a plan takes of each GPU: of the target all, as it may settle and run warm. InputError where that is not free."""
+    for gpu in plan.gpus:
+        require(
+            gpu < device.gpu_count,
+            f"plan {plan.name!r} uses GPU {gpu}, but this machine has {device.gpu_count}; search a plan for this host",
+        )
+    found = {plan.target: Extents.of([(0, network.arena_bytes)])}
+    found |= {gpu: Extents.of(plan.crossing(gpu)) for gpu in plan.gpus[1:]}
+    activations = 2 * max(layer.activation_bytes for layer in network.layers)
+    for gpu, extents in found.items():
+        need = extents.size_bytes + HEADROOM_BYTES + (activations if gpu == plan.target else 0)
+        memory = device.memory(gpu)
+        if need > memory.free_bytes:  # what was let go of may still be held by cycles
+            gc.collect()
+            device.trim()
+            memory = device.memory(gpu)
+        require(
+            need <= memory.free_bytes,
+            f"GPU {gpu} ({device.describe(gpu)}) has {memory.free_bytes} of {memory.total_bytes} bytes free, and "
+            f"{network.model} needs {need} there; stop what else runs on it, or take a smaller model",
+        )
+    return found
 
 
 class Stage:
@@ -50,38 +74,13 @@ class Stage:
     ) -> None:
         self.module, self.program, self.device = module, program, device
         self.plan, self.network = program.plan, program.network
-        self._check()
+        self._extents = room_for(self.plan, self.network, device)
         self._build(weights, stack)
 
     @property
     def arena(self) -> torch.Tensor:
         """The target's: every storage at its offset."""
         return self.arenas[self.plan.target]
-
-    def _check(self) -> None:
-        plan, device, network = self.plan, self.device, self.network
-        for gpu in plan.gpus:
-            require(
-                gpu < device.gpu_count,
-                f"plan {plan.name!r} uses GPU {gpu}, but this machine has {device.gpu_count}; search a plan for this host",
-            )
-        self._extents = {plan.target: Extents.of([(0, network.arena_bytes)])}
-        for gpu in plan.gpus[1:]:
-            crossing = [(c.start_bytes, c.stop_bytes) for c in plan.chunks if gpu in c.path]
-            self._extents[gpu] = Extents.of(crossing)
-        activations = 2 * max(layer.activation_bytes for layer in network.layers)
-        for gpu, extents in self._extents.items():
-            need = extents.size_bytes + HEADROOM_BYTES + (activations if gpu == plan.target else 0)
-            memory = device.memory(gpu)
-            if need > memory.free_bytes:  # what was let go of may still be held by cycles
-                gc.collect()
-                device.trim()
-                memory = device.memory(gpu)
-            require(
-                need <= memory.free_bytes,
-                f"GPU {gpu} ({device.describe(gpu)}) has {memory.free_bytes} of {memory.total_bytes} bytes free, and "
-                f"{network.model} needs {need} there; stop what else runs on it, or take a smaller model",
-            )
 
     def _build(self, weights: Weights | None, stack: ExitStack) -> None:
         """Arenas, streams, the binding; each knows how to go again."""

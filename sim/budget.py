@@ -1,17 +1,24 @@
-"""A draft made to hold no more on the target GPU than it may: whole storages are read in place instead, cheapest first."""
+"""A draft made to hold no more on the target GPU than it may: whole storages are read in place instead, cheapest first.
+
+Partners hold what they have room for.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from heapq import heapify, heappop, heappush
 
 from sim.draft import Draft, ReadKey, held_bytes, needed
+from sim.host import Host
+from sim.memory import PADDING_BYTES, room_bytes
 from sim.profile import Profile
 
 
-def within(budget_bytes: int, draft: Draft, profile: Profile) -> Draft:
+def within(budget_bytes: int, draft: Draft, profile: Profile, host: Host) -> Draft:
     """`draft`, or with as many storages in place as it takes, those first that add least time per byte.
 
-    In place is where that is faster: host memory, or a partner's where the draft has one and nobody reads it otherwise.
+    In place is where that is faster: host memory, or a partner's where the draft has one with room and nobody reads it
+    otherwise.
     """
     network = profile.network
     if held_bytes(draft, network) <= budget_bytes:
@@ -20,24 +27,39 @@ def within(budget_bytes: int, draft: Draft, profile: Profile) -> Draft:
     for i, layer in enumerate(network.layers):
         for j, read in enumerate(layer.reads):
             by_storage.setdefault(read.storage, []).append((i, j))
+    sizes = [storage.size_bytes for storage in network.storages]
+    direct = {
+        storage: sum(profile.layers[i].direct[j].median_ns for i, j in keys) / max(1, sizes[storage])
+        for storage, keys in by_storage.items()
+    }
     rows = []
     for storage, keys in by_storage.items():
-        direct = sum(profile.layers[i].direct[j].median_ns for i, j in keys)
         peers = [profile.layers[i].peer[j].median_ns for i, j in keys if profile.layers[i].peer]
-        at_peer = len(draft.paths) > 1 and len(peers) == len(keys) and sum(peers) < direct
-        cost = sum(peers) if at_peer else direct
-        rows.append((cost / max(1, network.storages[storage].size_bytes), storage, at_peer))
-    rows.sort()
+        cost = sum(peers) / max(1, sizes[storage])
+        at_peer = len(draft.paths) > 1 and len(peers) == len(keys) and cost < direct[storage]
+        rows.append((cost if at_peer else direct[storage], storage, at_peer))
+    heapify(rows)
+    partners = {gpu for path in draft.paths for gpu in path[:-1]}
+    room = sum(room_bytes(host, gpu) for gpu in partners)
     direct_reads, peer = set(draft.direct), set(draft.peer)
+    staying = sum(sizes[storage] + PADDING_BYTES for storage in peer)
+    largest = max((sizes[storage] + PADDING_BYTES for storage in peer), default=0)
     held = sum(b - a for _, a, b in needed(draft, network))
-    for at, (_, storage, at_peer) in enumerate(rows):
+    while rows:
+        _, storage, at_peer = heappop(rows)
         if at_peer:
+            size = sizes[storage] + PADDING_BYTES
+            # where one fits nowhere, each partner has less than its size left
+            if staying + size + (len(partners) - 1) * max(largest, size) > room:
+                heappush(rows, (direct[storage], storage, False))
+                continue
+            staying, largest = staying + size, max(largest, size)
             peer.add(storage)
             direct_reads -= set(by_storage[storage])
         else:
             direct_reads |= set(by_storage[storage])
-        held -= network.storages[storage].size_bytes
-        if held > budget_bytes and at + 1 < len(rows):
+        held -= sizes[storage]
+        if held > budget_bytes and rows:
             continue
         tight = replace(draft, direct=frozenset(direct_reads), peer=frozenset(peer), cuts=None)
         if held_bytes(tight, network) <= budget_bytes:  # padding and small holes included

@@ -11,10 +11,11 @@ from pathlib import Path
 from sim.bound import bound_ns
 from sim.catalog import Request, check_plans_model, find_host, host_names, obtain_network, obtain_profile
 from sim.console import note
-from sim.errors import require
+from sim.errors import naming, require
 from sim.files import PlanFile, read_plan, write_plan
 from sim.host import Host
 from sim.listing import host_table, hosts_table, layers_json, layers_table
+from sim.memory import room_bytes
 from sim.output import check_output, write_file
 from sim.picture import check_format, chrome_trace, picture
 from sim.profile import Profile
@@ -133,7 +134,9 @@ def simulate_plan(call: SimulateCall) -> None:
         f"{call.plan}: made for another network than {file.model} is here (its layers or storages differ); search again",
     )
     plan, network = file.plan, profile.network
-    timeline = simulate(lower(plan, network, host), profile)
+    with naming(call.plan):
+        program = lower(plan, network, host)
+    timeline = simulate(program, profile)
     lowest = bound_ns(profile, host, plan.gpus)
     about = title(profile, host, plan.target)
     _write_timeline(call.trace, call.plot, call.force, timeline, about)
@@ -178,11 +181,18 @@ def simulate_plan(call: SimulateCall) -> None:
 
 def _check_fits(profile: Profile, host: Host, target: int, budget: int | None) -> None:
     """Plans that copy everything are of no use where a GPU cannot hold it; what one may hold only the user knows."""
-    network, memory = profile.network, host.gpu(target).memory_bytes
+    network, room = profile.network, room_bytes(host, target)
+    if network.arena_bytes <= room:
+        return
+    has = f"the {mib(room)} MiB that GPU {target} of {host.name} has room for"
     require(
-        budget is not None or network.arena_bytes <= memory,
-        f"{network.model}: its {mib(network.arena_bytes)} MiB of weights do not fit in the {mib(memory)} MiB of GPU {target} of "
-        f"{host.name}; pass --memory-budget with what it may hold of them, and the rest is read in place",
+        budget is not None,
+        f"{network.model}: its {mib(network.arena_bytes)} MiB of weights do not fit in {has}; "
+        "pass --memory-budget with what it may hold of them, and the rest is read in place",
+    )
+    require(
+        budget is None or budget <= room,
+        f"--memory-budget of {mib(budget or 0)} MiB: more than {has}; give at most that",
     )
 
 

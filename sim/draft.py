@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sim.host import Host
+from sim.memory import PADDING_BYTES, PartnerRoom, room_bytes
 from sim.network import ALIGNMENT_BYTES, Network
 from sim.plan import Access, Chunk, Launch, Plan
 from sim.program import calls_of
@@ -152,6 +153,7 @@ def deal(
     pieces: Sequence[tuple[Range, bool]], paths: tuple[Path, ...], host: Host, head: int
 ) -> Iterator[Chunk]:
     """Give each range, in order, to the path on which it would land first; one marked True to a partner, to stay there.
+    Partners take what they have room for; the rest goes straight.
 
     The first `head` can start when the host thread has issued them, one by one; the others when the graph's launch has come
     to them.
@@ -162,22 +164,41 @@ def deal(
     beside = [(path[:-1], rate) for path, rate in ways if len(path) > 1]
     free: dict[Path, float] = {}
     thread = 0.0
+    room = _room(pieces, paths, host)
     for index, ((start, stop), stays) in enumerate(pieces):
         if index == head:
             thread += costs.launch_first_ns.value
         if index < head:
             thread += costs.issue_copy_ns.value  # its first copy can start then
         open_ways = beside if stays else ways
+        if room is not None:
+            able = [way for way in open_ways if room.has(_partners(way[0], stays), stop - start, stays=stays)]
+            open_ways = able or open_ways  # a plan that fits nowhere is refused where it is checked
         tried = [_landings(path, stop - start, rate, thread, free, host) for path, rate in open_ways]
         ends = min(tried, key=lambda landings: max(landings.values()))
         free |= ends
         path = tuple(stream[-1] for stream in ends)
+        if room is not None:
+            room.take(_partners(path, stays), stop - start, stays=stays)
         if index < head:
             copies, others = calls_of(path)
             thread += (copies - 1) * costs.issue_copy_ns.value + others * costs.issue_event_ns.value
         else:
             thread += len(path) * costs.launch_copy_ns.value
         yield Chunk(start, stop, path)
+
+
+def _room(pieces: Sequence[tuple[Range, bool]], paths: tuple[Path, ...], host: Host) -> PartnerRoom | None:
+    """None where any partner could take all."""
+    partners = sorted({gpu for path in paths for gpu in path[:-1]})
+    most = sum(stop - start + PADDING_BYTES for (start, stop), _ in pieces)
+    if all(most <= room_bytes(host, gpu) for gpu in partners):
+        return None
+    return PartnerRoom(host, partners, (stop - start for (start, stop), stays in pieces if stays))
+
+
+def _partners(path: Path, stays: bool) -> Path:
+    return path if stays else path[:-1]
 
 
 def _landings(

@@ -16,9 +16,9 @@ MOST_PLANS = 4000
 
 
 def every_plan(
-    network: Network, host: Host, target: int, partners: tuple[int, ...], fits: Callable[[int], bool]
+    network: Network, host: Host, target: int, partners: tuple[int, ...], fits: Callable[[Plan], bool]
 ) -> list[Plan] | None:
-    """All plans cut at storage boundaries, None if they are too many. `fits` says whether bytes held on the target are few enough.
+    """All plans cut at storage boundaries, None if they are too many. `fits` says which have room.
 
     All of: each read copied or in place from host memory, the order of storages, which neighbours one chunk joins, the
     path of each chunk (straight, or over one partner), the launch, and a graph's head.
@@ -40,8 +40,8 @@ def every_plan(
         for ranges in _arrangements(pieces):
             for ways in product(paths, repeat=len(ranges)):
                 chunks = tuple(Chunk(a, b, way) for (a, b), way in zip(ranges, ways, strict=True))
-                if fits(sum(c.size_bytes for c in chunks)):
-                    eager = Plan("best", target, Launch.EAGER, access, chunks)
+                eager = Plan("best", target, Launch.EAGER, access, chunks)
+                if fits(eager):
                     plans.append(eager)
                     plans += [replace(eager, launch=Launch.GRAPH, head=n) for n in range(len(chunks) + 1)]
         if len(plans) > MOST_PLANS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -10,6 +11,7 @@ from itertools import pairwise
 
 from sim.errors import InputError, require
 from sim.host import Host
+from sim.memory import PADDING_BYTES, packed_bytes, room_bytes
 from sim.network import Network
 
 
@@ -91,6 +93,20 @@ class Plan:
         """Bytes that lie in the target's memory once all copies have landed."""
         return sum(c.size_bytes for c in self.chunks if c.path[-1] == self.target)
 
+    def crossing(self, gpu: int) -> Iterator[tuple[int, int]]:
+        """Arena ranges that come to a GPU, to stay or to go on: what crosses a partner lies there as long as the plan does."""
+        return ((c.start_bytes, c.stop_bytes) for c in self.chunks if gpu in c.path)
+
+    def overfull(self, host: Host) -> str | None:
+        """The first GPU whose memory the plan does not fit in, in words; None where it fits."""
+        most = self.copied_bytes + PADDING_BYTES * len(self.chunks)
+        for gpu in self.gpus:
+            room = room_bytes(host, gpu)
+            need = packed_bytes(self.crossing(gpu)) if most > room else 0  # packing takes a while
+            if need > room:
+                return f"needs {need / 2**20:.1f} MiB on GPU {gpu}, which has room for {room / 2**20:.1f}"
+        return None
+
     def direct_bytes(self, network: Network) -> int:
         """Bytes of the storages that at least one layer reads in place from host memory."""
         found = {
@@ -102,7 +118,8 @@ class Plan:
         return sum(network.storages[s].size_bytes for s in found)
 
     def check(self, network: Network, host: Host) -> None:
-        """Raise InputError unless every chunk has a route, no byte arrives twice, and every copied read is covered."""
+        """Raise InputError unless every chunk has a route, no byte arrives twice, every copied read is covered, and GPUs have
+        room for what comes to them."""
         host.gpu(self.target)
         require(
             self.sync is Sync.STREAM or self.launch is Launch.EAGER,
@@ -118,6 +135,10 @@ class Plan:
         )
         for chunk in self.chunks:
             self._check_chunk(chunk, network, host)
+        full = self.overfull(host)
+        require(
+            full is None, f"plan {self.name!r}: {full}; bring less to it, or search a plan for {host.name}"
+        )
         landed: dict[int, list[tuple[int, int]]] = {}
         for chunk in self.chunks:
             landed.setdefault(chunk.path[-1], []).append((chunk.start_bytes, chunk.stop_bytes))

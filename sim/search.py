@@ -22,6 +22,7 @@ from sim.draft import EVERY, Draft, Path, ReadKey, onward, paths_of, plan_of
 from sim.errors import require
 from sim.exhaustive import every_plan
 from sim.host import Host
+from sim.memory import room_bytes
 from sim.moves import PART_BYTES, VARIATIONS, neighbours
 from sim.network import Network
 from sim.plan import Access, Launch, Plan
@@ -144,6 +145,10 @@ class _Finder:
         self.gpus = (target, *others)
         self.paths = paths_of(host, target, others)
         self.partners = tuple(gpu for gpu in host.partners(target) if gpu in others)
+        room = room_bytes(host, target)
+        self.budget = options.memory_budget_bytes
+        if self.network.arena_bytes > room:
+            self.budget = room if self.budget is None else min(self.budget, room)
         self.evaluated = 0
         self.scores: dict[tuple[object, ...], _Score] = {}
         self.costs: dict[Draft, float] = {}
@@ -184,7 +189,7 @@ class _Finder:
         )
         stay = makespan + (runs - 1) * (full + slower)
         in_place = self._in_place_bytes(plan)
-        if in_place and self._fits(plan.held_bytes() + in_place):
+        if in_place and self._holds(plan.held_bytes() + in_place):
             rate = self.host.rate(self.host.h2d_route(self.options.target)) * 1e-9
             settle = makespan + in_place / rate + (runs - 1) * full
             if settle < stay:
@@ -200,9 +205,12 @@ class _Finder:
         }
         return sum(self.network.storages[s].size_bytes for s in storages)
 
-    def _fits(self, held_bytes: int) -> bool:
-        budget = self.options.memory_budget_bytes
-        return budget is None or held_bytes <= budget
+    def _holds(self, held_bytes: int) -> bool:
+        """On the target, within the memory budget."""
+        return self.budget is None or held_bytes <= self.budget
+
+    def _fits(self, plan: Plan) -> bool:
+        return self._holds(plan.held_bytes()) and plan.overfull(self.host) is None
 
     def candidate(self, name: str, plan: Plan) -> Candidate:
         score = self.score(plan)
@@ -213,9 +221,8 @@ class _Finder:
 
     def best(self) -> tuple[Plan, bool]:
         """The best plan found, and whether it is exact."""
-        starts = [p for p in self.published if self._fits(p.held_bytes())]
         small = every_plan(self.network, self.host, self.options.target, self.partners, self._fits)
-        plans: list[Plan] = starts if small is None else [*starts, *small]
+        plans: list[Plan] = [*self.published, *(small or ())]
         best = self._least(plans)
         exact = small is not None and all(len(path) <= 2 for path in self.paths)
         if not exact or best is None:
@@ -245,12 +252,13 @@ class _Finder:
                 )
                 continue
             plan = baseline.make(setting)
-            if not self._fits(plan.held_bytes()):
-                self.left_out.append(
-                    (baseline.name, f"holds {plan.held_bytes()} bytes, over the memory budget")
-                )
-                continue
-            yield plan
+            reason = plan.overfull(self.host)
+            if not self._holds(plan.held_bytes()):
+                reason = f"holds {plan.held_bytes()} bytes, over the memory budget"
+            if reason is None:
+                yield plan
+            else:
+                self.left_out.append((baseline.name, reason))
 
     def _reads_by_cost(self) -> list[ReadKey]:
         """Reads that can be in place, cheapest first: added time over the time its copy takes."""
@@ -298,8 +306,7 @@ class _Finder:
     def _cost(self, draft: Draft) -> float:
         if draft not in self.costs:
             plan = self._plan(draft)
-            fits = self._fits(plan.held_bytes())
-            self.costs[draft] = self.score(plan).value_ns if fits else float("inf")
+            self.costs[draft] = self.score(plan).value_ns if self._fits(plan) else float("inf")
         return self.costs[draft]
 
     def _least_draft(self, best: Draft, drafts: Iterable[Draft]) -> Draft:
@@ -360,8 +367,8 @@ class _Finder:
 
     def _fit(self, draft: Draft, budget: int | None = None) -> Draft:
         """Within the memory budget."""
-        budget = self.options.memory_budget_bytes if budget is None else budget
-        return draft if budget is None else within(budget, draft, self.profile)
+        budget = self.budget if budget is None else budget
+        return draft if budget is None else within(budget, draft, self.profile, self.host)
 
     # Local moves
 

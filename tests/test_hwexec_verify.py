@@ -274,6 +274,24 @@ def test_a_path_that_a_plan_names_as_its_host_is_not_opened(hwexec: Hwexec) -> N
     refused(hwexec("verify", "odd.yaml", "--device", "cpu"), "which does not ship; pass its file with --host")
 
 
+def test_a_plan_that_does_not_fit_is_told_before_its_module_is_built(
+    hwexec: Hwexec, played: Played, tmp_path: Path
+) -> None:
+    machine = find_host("p3.8xlarge")
+    small = replace(machine, gpus=tuple(replace(gpu, memory_bytes=2**28 + 100_000) for gpu in machine.gpus))
+    write_host("small.yaml", small)
+    file = read_plan("plan.yaml")
+    write_plan("small-plan.yaml", replace(file, host="small", host_digest=small.digest))
+    done = hwexec("verify", "small-plan.yaml", "--device", "cpu", "--host", "./small.yaml")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("hwexec: small-plan.yaml: plan 'best': needs ")
+    played(lambda gpus: CpuDevice(gpus, memory_bytes=2**28 + 100_000))
+    done = hwexec("verify", "plan.yaml", "--device", "cpu")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("hwexec: plan.yaml: GPU 0 (")
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_plan_for_another_network(hwexec: Hwexec, tmp_path: Path) -> None:
     file = read_plan("plan.yaml")
     write_plan("odd.yaml", replace(file, model="tests.test_hwexec_verify:wider"))

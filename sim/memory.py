@@ -1,0 +1,69 @@
+"""GPU memory as the executor takes it: how arena bytes are packed into a GPU's buffer, and what a GPU has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from sim.host import Host
+from sim.network import ALIGNMENT_BYTES
+
+HEADROOM_BYTES = 256 * 2**20
+"""Left free on a GPU beside its arena, for library workspaces and graphs; activations come on top."""
+PADDING_BYTES = 2 * ALIGNMENT_BYTES
+"""More than packing adds to a range."""
+
+
+def pack(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, where in the buffer) of arena ranges, sorted: neighbours stay neighbours, each byte keeps its alignment.
+
+    The buffer ends with the last of them.
+    """
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    at = 0
+    for start, stop in merged:
+        at = -(-at // ALIGNMENT_BYTES) * ALIGNMENT_BYTES + start % ALIGNMENT_BYTES
+        yield start, stop, at
+        at += stop - start
+
+
+def packed_bytes(ranges: Iterable[tuple[int, int]]) -> int:
+    """The buffer's size."""
+    return max((at + stop - start for start, stop, at in pack(ranges)), default=0)
+
+
+def room_bytes(host: Host, gpu: int) -> int:
+    """What a GPU can hold of weights, its own and those that cross it."""
+    return max(0, host.gpu(gpu).memory_bytes - HEADROOM_BYTES)
+
+
+class PartnerRoom:
+    """What is left on partners while pieces of an arena are dealt to paths; what crosses a partner lies there to the end.
+
+    Enough is kept back for the pieces that are still to come and stay: wherever they go, each will find a partner.
+    """
+
+    def __init__(self, host: Host, partners: Iterable[int], staying: Iterable[int]) -> None:
+        self.left = {gpu: room_bytes(host, gpu) for gpu in partners}
+        self.sizes = [size + PADDING_BYTES for size in staying]
+        self.kept = sum(self.sizes)
+        self.scattered = (len(self.left) - 1) * max(self.sizes, default=0)
+        """Where a piece fits nowhere, each of n partners has less than its size left: n - 1 sizes are lost at most."""
+
+    def has(self, partners: tuple[int, ...], size_bytes: int, *, stays: bool) -> bool:
+        size = size_bytes + PADDING_BYTES
+        if any(self.left[gpu] < size for gpu in partners):
+            return False
+        if stays or not self.kept or not partners:
+            return True
+        return sum(self.left.values()) - len(partners) * size >= self.kept + self.scattered
+
+    def take(self, partners: tuple[int, ...], size_bytes: int, *, stays: bool) -> None:
+        for gpu in partners:
+            self.left[gpu] -= size_bytes + PADDING_BYTES
+        if stays:
+            self.kept -= size_bytes + PADDING_BYTES
