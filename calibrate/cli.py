@@ -13,6 +13,7 @@ import click
 from sim.catalog import Request
 from sim.console import note, run_command
 from sim.errors import InputError
+from sim.output import check_outputs
 
 if TYPE_CHECKING:  # it imports torch
     from hwexec.device import Device
@@ -151,7 +152,8 @@ def fit(folder: Path, keep_bad_fits: bool) -> None:
 @click.option(
     "--plot", type=click.Path(dir_okay=False), help="Also draw bandwidth by size, samples and fits."
 )
-def show(file: str, plot: str | None) -> None:
+@click.option("--force", is_flag=True, help="Overwrite a picture that exists.")
+def show(file: str, plot: str | None, force: bool) -> None:
     """Print FILE (a host, a profile, or samples) as tables."""
     from rich.console import Console  # noqa: PLC0415 - with the next, what only this command needs
 
@@ -159,9 +161,10 @@ def show(file: str, plot: str | None) -> None:
 
     record = shown.read(file)
     drawn = None if plot is None else shown.plottable(record, plot)
+    check_outputs((plot,), (file,), force=force)
     shown.show(record, Console(width=None if sys.stdout.isatty() else 160))
     if plot is not None and drawn is not None:
-        shown.plot(drawn, plot)
+        shown.plot(drawn, plot, force=force)
         note(f"wrote {plot}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from calibrate.timings import slowed
 from sim.errors import InputError, require
 from sim.files import HOST, PROFILE, FileKind, read_record
 from sim.host import Costs, Figure, Host
+from sim.output import write_file
 from sim.profile import Profile, Timing
 
 Record = Calibration | Host | Profile | LayersResult
@@ -72,7 +74,7 @@ def plottable(record: Record, path: str) -> Calibration:
     return record
 
 
-def plot(record: Calibration, path: str) -> None:
+def plot(record: Calibration, path: str, *, force: bool = False) -> None:
     """Bandwidth by size, samples as points, the fit as a line. PNG, SVG or PDF by the path's ending."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second to import
     from matplotlib.figure import Figure as Picture  # noqa: PLC0415 - the same
@@ -103,12 +105,9 @@ def plot(record: Calibration, path: str) -> None:
     title = record.name if record.figures else f"{record.name}: GPUs played by threads, no figures"
     axes.set_title(f"{title}: samples and fits")
     axes.legend(fontsize="x-small")
-    try:
-        picture.savefig(path, dpi=120)
-    except OSError as error:
-        raise InputError(
-            f"--plot {path}: cannot be written ({error.strerror}); choose another path"
-        ) from None
+    drawn = io.BytesIO()
+    picture.savefig(drawn, format=Path(path).suffix.lower()[1:], dpi=120)
+    write_file(path, drawn.getvalue(), force=force)
 
 
 @dataclass(frozen=True, slots=True)

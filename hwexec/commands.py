@@ -24,6 +24,7 @@ from sim.catalog import (
     check_plans_model,
     find_host,
     find_profile,
+    host_file,
     host_names,
     no_profile,
     obtain_profile,
@@ -35,7 +36,7 @@ from sim.files import PlanFile, read_plan, write_record
 from sim.host import Host
 from sim.models import Built, build
 from sim.network import Network
-from sim.output import check_output, make_folder, write_file
+from sim.output import check_outputs, make_folder, write_file
 from sim.picture import chrome_trace, picture
 from sim.profile import Profile, Provenance
 from sim.program import lower
@@ -330,8 +331,8 @@ def _folder(call: VerifyCall, file: PlanFile, host: Host, device: Device) -> Ite
     ]  # False as well for a name that none can have
     try:
         make_folder(folder)
-        for name in ("report.yaml", "trace.json", "timeline.png"):
-            check_output(folder / name, force=call.force)
+        outputs = (folder / name for name in ("report.yaml", "trace.json", "timeline.png"))
+        check_outputs(outputs, (call.plan, host_file(call.host), call.profile), force=call.force)
         yield folder
     except BaseException:
         for path in fresh:

@@ -30,14 +30,14 @@ from hwexec.device import Device
 from hwexec.report import NO_FIGURES, subject
 from hwexec.sweep import SWEEP, Point, SweepRecord, run_case
 from hwexec.sweep_report import as_text, draw, summarise, summary_parts
-from sim.catalog import Request, check_plans_model, obtain_profile, profile_name
+from sim.catalog import Request, check_plans_model, host_file, obtain_profile, profile_name
 from sim.console import note
 from sim.errors import InputError, require
 from sim.files import read_record, write_record
 from sim.host import Host
 from sim.models import build
 from sim.network import Network
-from sim.output import check_output, make_folder, write_file
+from sim.output import check_output, check_outputs, make_folder, write_file
 from sim.profile import Profile
 from sim.provenance import stamp
 from sim.report import show
@@ -92,7 +92,8 @@ def run_sweep(call: SweepCall) -> int:
             cases.append((request, traced.network, commands.profile_for(host, request, path, traced)))
         make_folder(file.parent)
         with claimed(file.parent):
-            check_output(file, force=True)
+            outputs = (file, file.with_suffix(".png"), file.with_name("summary.txt"))
+            check_outputs(outputs, (host_file(call.host),), force=True)
             return _finish(file, _run_cases(call, file, host, device, cases), host)
 
 
@@ -131,8 +132,9 @@ def predict_again(call: AgainCall) -> int:
 def _predict_again(call: AgainCall, file: Path) -> int:
     record = read_record(file, SWEEP)
     _check_models(call, file, record)
-    for path in (file, file.with_name("ablation.yaml")):
-        check_output(path, force=True)
+    outputs = (file.with_name("ablation.yaml"), file.with_suffix(".png"), file.with_name("summary.txt"))
+    check_output(file, force=True)
+    check_outputs(outputs, (file, host_file(call.host)), force=True)
     host = commands.host_named(str(file), record.host, call.host)
     if host.name != record.host:
         note(f"{file}: planned by constants of {record.host}, predicted by those of {host.name}")

@@ -47,10 +47,18 @@ def host_names() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml")))
 
 
+def host_file(name_or_path: str | None) -> str | None:
+    """The path of a host file where that is what was given, not a name: it has a `/` or ends in .yaml."""
+    if name_or_path is None or not ("/" in name_or_path or name_or_path.endswith((".yaml", ".yml"))):
+        return None
+    return name_or_path
+
+
 def find_host(name_or_path: str) -> Host:
-    """A shipped host by name, or any host by the path of its file (a path has a `/` or ends in .yaml)."""
-    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        return read_host(name_or_path)
+    """A shipped host by name, or any host by the path of its file."""
+    path = host_file(name_or_path)
+    if path is not None:
+        return read_host(path)
     names = host_names()
     if name_or_path not in names:
         near = get_close_matches(name_or_path, names, 3, 0.3) or names[:3]
@@ -58,8 +66,8 @@ def find_host(name_or_path: str) -> Host:
             f"host {name_or_path!r} is not known; nearest: {', '.join(near)}; "
             "`sim hosts` lists all, and a path to a host file works too"
         )
-    with as_file(_folder("hosts") / f"{name_or_path}.yaml") as path:
-        return read_host(path)
+    with as_file(_folder("hosts") / f"{name_or_path}.yaml") as shipped:
+        return read_host(shipped)
 
 
 def profile_name(request: Request, seq: int | None) -> str:

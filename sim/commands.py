@@ -9,14 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sim.bound import bound_ns
-from sim.catalog import Request, check_plans_model, find_host, host_names, obtain_network, obtain_profile
+from sim.catalog import (
+    Request,
+    check_plans_model,
+    find_host,
+    host_file,
+    host_names,
+    obtain_network,
+    obtain_profile,
+)
 from sim.console import note
 from sim.errors import naming, require
 from sim.files import PlanFile, read_plan, write_plan
 from sim.host import Host
 from sim.listing import host_table, hosts_table, layers_json, layers_table
 from sim.memory import room_bytes
-from sim.output import check_output, write_file
+from sim.output import check_outputs, write_file
 from sim.picture import check_format, chrome_trace, picture
 from sim.profile import Profile
 from sim.program import lower
@@ -74,7 +82,10 @@ class SimulateCall:
 
 
 def search_plan(call: SearchCall) -> None:
-    _check_outputs((call.out, call.trace, call.plot), call.plot, call.force)
+    if call.plot is not None:
+        check_format(call.plot)
+    inputs = (host_file(call.host), call.profile)
+    check_outputs((call.out, call.trace, call.plot), inputs, force=call.force)
     target, *partners = call.gpus or (0,)
     options = Options(target, None if call.gpus is None else tuple(partners), call.memory_budget, call.runs)
     host = find_host(call.host)
@@ -119,7 +130,10 @@ def plan_file(profile: Profile, host: Host, answer: Answer, mean_ns: float | Non
 
 
 def simulate_plan(call: SimulateCall) -> None:
-    _check_outputs((call.trace, call.plot), call.plot, call.force)
+    if call.plot is not None:
+        check_format(call.plot)
+    inputs = (call.plan, host_file(call.host), call.profile)
+    check_outputs((call.trace, call.plot), inputs, force=call.force)
     file = read_plan(call.plan)
     _check_plan_names(call, file)
     host = find_host(call.host or file.host)
@@ -228,18 +242,6 @@ def list_models() -> None:
     note(
         "also: any package.module:callable that returns a torch module; `hf:` shapes of your own, as hf:llama:layers=4"
     )
-
-
-def _check_outputs(paths: Iterable[str | None], plot: str | None, force: bool) -> None:
-    """Before the long work: every output can be written, and no two are one file."""
-    given = [path for path in paths if path is not None]
-    if plot is not None:
-        check_format(plot)
-    for path in given:
-        check_output(path, force=force)
-    resolved = [Path(path).resolve() for path in given]
-    for at, path in enumerate(given):
-        require(resolved[at] not in resolved[:at], f"{path}: named for two outputs; give each its own path")
 
 
 def _write_timeline(trace: str | None, plot: str | None, force: bool, timeline: Timeline, about: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
-from sim.errors import InputError
+from sim.errors import InputError, require
 
 
 def write_file(path: str | Path, data: bytes, *, force: bool = False) -> None:
@@ -52,6 +53,28 @@ def check_output(path: str | Path, *, force: bool = False) -> None:
                 probe.unlink()
     except (OSError, ValueError) as error:
         raise _unwritable(path, error) from None
+
+
+def check_outputs(
+    outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None] = (), *, force: bool = False
+) -> None:
+    """As `check_output`, of all that are named: no two may be one file, and none a file that the command reads."""
+    given = [Path(path) for path in outputs if path is not None]
+    read = [Path(path) for path in inputs if path is not None]
+    for at, path in enumerate(given):
+        own = any(_same(path, other) for other in read)
+        require(not own, f"{path}: is read by this command and would be lost; choose another path")
+        check_output(path, force=force)
+        twice = any(_same(path, other) for other in given[:at])
+        require(not twice, f"{path}: named for two outputs; give each its own path")
+
+
+def _same(path: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return path.samefile(other)  # under two names as well
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        return path.resolve() == other.resolve()
+    return False
 
 
 def make_folder(folder: str | Path) -> None:

@@ -144,6 +144,18 @@ def read_and_drawn(folder: Path, samples: Path, capsys: pytest.CaptureFixture[st
     picture = folder / "bandwidth.png"
     assert main(["show", str(samples), "--plot", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    odd = samples.with_suffix(".png")
+    os.link(samples, odd)
+    for more, said in (
+        ((str(picture),), f"{picture}: exists; choose another path or pass --force"),
+        ((str(odd), "--force"), "is read by this command"),
+    ):
+        assert main(["show", str(samples), "--plot", *more]) == 2
+        printed = capsys.readouterr()
+        assert (printed.out, said in printed.err) == ("", True), "refused before anything is printed"
+    odd.unlink()
+    assert main(["show", str(samples), "--plot", str(picture), "--force"]) == 0
     with pytest.raises(InputError, match="samples files only"):
         show.plottable(show.read(str(files[1])), str(picture))
     for file, path, said in (

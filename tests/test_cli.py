@@ -245,10 +245,9 @@ def refused(done: Run, says: str, folder: Path) -> None:
         ("--host profile.yaml", "profile.yaml: kind is 'profile'; a host file says `kind: host`"),
         ("--profile host.yaml", "host.yaml: kind is 'host'; a profile file says `kind: profile`"),
         ("--profile .", "is not a regular file"),
-        ("--out host.yaml", "host.yaml: exists; choose another path or pass --force"),
+        ("--out host.yaml", "host.yaml: is read by this command and would be lost; choose another path"),
         ("--out none/plan.yaml", "none/plan.yaml: there is no folder"),
         ("--out .", "is a directory"),
-        ("--trace profile.yaml", "profile.yaml: exists"),
         ("--plot out.gif", "out.gif: no format for a picture; end the name in .png, .svg, .pdf"),
         ("--out same.png --plot same.png", "same.png: named for two outputs"),
         ("--out plan.yaml --plot none/out.png", "there is no folder"),
@@ -256,6 +255,31 @@ def refused(done: Run, says: str, folder: Path) -> None:
 )
 def test_bad_input_is_one_line(args: str, says: str, sim: Sim, tmp_path: Path) -> None:
     refused(sim("search", *HERE, *args.split(" ")), says, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "simulate plan.yaml --trace plan.yaml",
+        "simulate plan.yaml --trace other/../host.yaml",
+        "simulate plan.yaml --trace link.json",
+        "search --model test --trace ./profile.yaml",
+        "search --model test --out host.yaml",
+    ],
+)
+def test_no_output_replaces_what_is_read_even_by_force(args: str, sim: Sim, tmp_path: Path) -> None:
+    assert sim("search", *HERE, "--out", "plan.yaml").code == 0
+    (tmp_path / "other").mkdir()
+    os.link("plan.yaml", "link.json")
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.yaml")}
+    assert (
+        "plan.yaml: exists; choose another path or pass --force"
+        in sim("search", *HERE, "--out", "plan.yaml").err
+    )
+    done = sim(*args.split(), *HERE[2:], "--force")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert ": is read by this command and would be lost" in done.err
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.yaml")} == before
 
 
 def test_an_unknown_model_answers_with_the_nearest(sim: Sim, tmp_path: Path) -> None:

@@ -292,6 +292,25 @@ def test_a_plan_that_does_not_fit_is_told_before_its_module_is_built(
     assert not (tmp_path / "results").exists()
 
 
+def test_no_output_replaces_what_is_read_even_by_force(hwexec: Hwexec, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    plan = Path("plan.yaml").rename("here/report.yaml")
+    before = plan.read_bytes()
+    done = hwexec("verify", str(plan), "--device", "cpu", "--out", "here", "--force")
+    assert (done.code, "here/report.yaml: is read by this command" in done.err) == (2, True)
+    done = hwexec(
+        "bench", "--model", MODEL, "--device", "cpu", "-e", str(plan), "--out", str(plan), "--force"
+    )
+    assert (done.code, "is read by this command" in done.err) == (2, True)
+    host = tmp_path / "here" / "sweep.yaml"
+    write_host(host, find_host("p3.8xlarge"))
+    done = hwexec(
+        "sweep", "--model", MODEL, "--device", "cpu", "--host", str(host), "--out", "here", "--force"
+    )
+    assert (done.code, "sweep.yaml: is read by this command" in done.err) == (2, True)
+    assert plan.read_bytes() == before
+
+
 def test_a_plan_for_another_network(hwexec: Hwexec, tmp_path: Path) -> None:
     file = read_plan("plan.yaml")
     write_plan("odd.yaml", replace(file, model="tests.test_hwexec_verify:wider"))
