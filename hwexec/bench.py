@@ -340,15 +340,13 @@ def _run_peer(task: Task, peer: Peer, scene: Scene, device: Device, plain: list[
     )
 
 
-def check_files(files: tuple[PlanFile, ...], network: Network, host: Host) -> None:
-    """Each made for this network and this host. InputError names the first that is not."""
-    for file in files:
-        who = f"plan {file.plan.name!r} of {file.model}"
-        require(
-            file.network_digest == network.digest,
-            f"{who}: made for another network than {network.model} is here; search again",
-        )
-        require(
-            file.host_digest == host.digest,
-            f"{who}: made for {file.host} with other constants than {host.name} has; search again, or pass its --host",
-        )
+def check_file(file: PlanFile, network: Network, host: Host) -> None:
+    """A plan made for this network on this host. Raises InputError."""
+    require(
+        file.network_digest == network.digest,
+        f"plan of {file.model}, made for another network than {network.model} is here; search again",
+    )
+    require(
+        file.host_digest == host.digest,
+        f"plan of {file.model}, made for {file.host} with other constants than {host.name} has; search again, or pass its --host",
+    )

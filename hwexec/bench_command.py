@@ -11,7 +11,7 @@ from hwexec.bench_record import BENCH, Row
 from hwexec.timing import Samples
 from sim.catalog import Request, host_file
 from sim.console import note
-from sim.errors import InputError, require
+from sim.errors import InputError, naming, require
 from sim.files import PlanFile, read_plan, write_record
 from sim.output import check_outputs
 from sim.report import ms, show
@@ -50,8 +50,9 @@ def run_bench(call: BenchCall) -> int:
         request = Request(call.model, call.batch, call.dtype, call.seq)
         trace = trace_model(call.model, batch=request.samples, dtype=request.precision, seq=call.seq)
         profile = commands.profile_for(host, request, call.profile, trace)
-        benching.check_files(files, trace.network, host)
         for path, file in zip(call.files, files, strict=True):
+            with naming(path):
+                benching.check_file(file, trace.network, host)
             commands.check_fits(path, file, trace.network, host)
         inputs = tuple(f"plan:{commands.sha256(path)}" for path in call.files)
         task = benching.Task(

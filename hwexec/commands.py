@@ -75,12 +75,13 @@ def verify_plan(call: VerifyCall) -> int:
     with opened(call.device, len(host.gpus)) as device, _folder(call, file, host, device) as folder:
         _same_machine(call, file, host, device)
         request = Request(file.model, file.batch, file.dtype, file.seq)
-        trace = trace_model(file.model, batch=file.batch, dtype=file.dtype, seq=file.seq)
+        with naming(call.plan):
+            trace = trace_model(file.model, batch=file.batch, dtype=file.dtype, seq=file.seq)
         _same_network(call.plan, file, trace.network)
         check_fits(call.plan, file, trace.network, host)
         with naming(call.plan):  # before a module is built that may be as large as the plan
             room_for(file.plan, trace.network, device)
-        profile = profile_for(host, request, call.profile, trace)
+            profile = profile_for(host, request, call.profile, trace)
         made_from = (f"plan:{sha256(call.plan)}", *inputs(host, trace.network, call.profile))
         task = verifying.Task(
             built=built(request, trace.network, device),

@@ -142,7 +142,8 @@ def simulate_plan(call: SimulateCall) -> None:
         f"{call.plan}: made for {file.host} with other constants than {host.name} has now; "
         "search again, or pass the file of its host with --host",
     )
-    profile = obtain_profile(host, Request(file.model, file.batch, file.dtype, file.seq), call.profile)
+    with naming(call.plan):
+        profile = obtain_profile(host, Request(file.model, file.batch, file.dtype, file.seq), call.profile)
     require(
         profile.network.digest == file.network_digest,
         f"{call.plan}: made for another network than {file.model} is here (its layers or storages differ); search again",

@@ -356,6 +356,21 @@ def test_a_plan_must_fit_its_host_and_network(sim: Sim, tmp_path: Path) -> None:
         says("nested deeper than 32 levels")
 
 
+def test_what_a_plan_file_gets_wrong_is_told_with_its_name(sim: Sim) -> None:
+    assert sim("search", "--model", "resnet50", "--out", "plan.yaml").code == 0
+    plan = read_plan("plan.yaml")
+    for wrong, text in (
+        (replace(plan, seq=5), "seq 5: model 'resnet50' takes no token sequence"),
+        (replace(plan, dtype="fp8"), "dtype 'fp8': not known"),
+        (replace(plan, model="resnet5O"), "model 'resnet5O': not known"),
+        (replace(plan, plan=replace(plan.plan, target=7)), "GPU 7: p3.8xlarge has GPUs 0 to 3"),
+    ):
+        write_plan("plan.yaml", wrong, force=True)
+        done = sim("simulate", "plan.yaml")
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert done.err.startswith(f"sim: plan.yaml: {text}")
+
+
 def test_a_plan_file_makes_nothing_run_or_open(sim: Sim, tmp_path: Path) -> None:
     assert sim("search", *HERE, "--out", "plan.yaml").code == 0
     plan = read_plan("plan.yaml")

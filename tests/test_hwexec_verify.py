@@ -311,6 +311,21 @@ def test_no_output_replaces_what_is_read_even_by_force(hwexec: Hwexec, tmp_path:
     assert plan.read_bytes() == before
 
 
+def test_what_a_plan_file_gets_wrong_is_told_with_its_name(hwexec: Hwexec) -> None:
+    file = read_plan("plan.yaml")
+    for wrong, text in (
+        (replace(file, seq=5), "seq 5: model"),
+        (replace(file, dtype="fp8"), "dtype 'fp8': not known"),
+        (replace(file, plan=replace(file.plan, chunks=())), "plan 'best': "),
+    ):
+        write_plan("odd.yaml", wrong, force=True)
+        done = hwexec("verify", "odd.yaml", "--device", "cpu")
+        refused(done, f"hwexec: odd.yaml: {text}")
+        assert done.err.count("\n") == 1
+    bench = ("bench", "--model", MODEL, "--device", "cpu", "--host", "p3.8xlarge", "-e", "odd.yaml")
+    refused(hwexec(*bench), "hwexec: odd.yaml: plan 'best': ")
+
+
 def test_a_plan_for_another_network(hwexec: Hwexec, tmp_path: Path) -> None:
     file = read_plan("plan.yaml")
     write_plan("odd.yaml", replace(file, model="tests.test_hwexec_verify:wider"))
