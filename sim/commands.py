@@ -111,7 +111,7 @@ def search_plan(call: SearchCall) -> None:
 
 def plan_file(profile: Profile, host: Host, answer: Answer, mean_ns: float | None) -> PlanFile:
     network, best = profile.network, answer.outcome.best
-    inputs = (f"host:{host.digest}", f"network:{network.digest}")
+    inputs = (f"host:{host.digest}", f"network:{network.digest}", f"plan:{best.plan.digest}")
     return PlanFile(
         model=network.model,
         dtype=network.dtype,
@@ -176,22 +176,27 @@ def simulate_plan(call: SimulateCall) -> None:
             )
         )
         return
-    # a sum in another order is the same prediction
-    same = math.isclose(timeline.makespan_ns, file.predicted_ns)
     show(
         about,
         f"Plan {plan.name} fits its host and network: {len(plan.chunks)} chunks, {mib(plan.copied_bytes)} MiB copied, "
         f"{mib(plan.direct_bytes(network))} MiB read in place, over GPUs {'+'.join(map(str, plan.gpus))}, {plan.launch.value}.",
-        f"Predicted: {ms(timeline.makespan_ns)} ms, "
-        + (
-            "as the file says"
-            if same
-            else f"where the file says {ms(file.predicted_ns)} ms (from another profile)"
-        )
-        + f"; no plan over these GPUs can be under {ms(lowest)} ms.",
+        f"Predicted: {ms(timeline.makespan_ns)} ms, {_against(file, timeline)}; no plan over these GPUs can be under "
+        f"{ms(lowest)} ms.",
         footnote(profile, host),
     )
     _say_written((call.trace, call.plot))
+
+
+def _against(file: PlanFile, timeline: Timeline) -> str:
+    """The prediction beside the file's own, and why they differ, as far as can be told."""
+    made = [text for text in file.provenance.inputs if text.startswith("plan:")]
+    changed = bool(made) and made != [f"plan:{file.plan.digest}"]
+    edited = "the plan was changed after it was made"
+    # a sum in another order is the same prediction
+    if math.isclose(timeline.makespan_ns, file.predicted_ns):
+        return f"as the file says, though {edited}" if changed else "as the file says"
+    why = "from another profile, or by another version" + ("" if made else ", or of another plan")
+    return f"where the file says {ms(file.predicted_ns)} ms ({edited if changed else why})"
 
 
 def _check_fits(profile: Profile, host: Host, target: int, budget: int | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,6 +94,13 @@ class Plan:
     def held_bytes(self) -> int:
         """Bytes that lie in the target's memory once all copies have landed."""
         return sum(c.size_bytes for c in self.chunks if c.path[-1] == self.target)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over all that decides how it runs; its name does not."""
+        chunks = [[c.start_bytes, c.stop_bytes, *c.path] for c in self.chunks]
+        content = [self.target, self.launch, self.access, chunks, self.sync, self.head]
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
     def crossing(self, gpu: int) -> Iterator[tuple[int, int]]:
         """Arena ranges that come to a GPU, to stay or to go on: what crosses a partner lies there as long as the plan does."""

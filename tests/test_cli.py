@@ -22,9 +22,9 @@ from sim.catalog import Request, find_host, find_profile, host_names, obtain_pro
 from sim.cli import cli, parse_gpus, parse_size
 from sim.console import run_command
 from sim.errors import InputError
-from sim.files import read_plan, write_host, write_plan, write_profile
+from sim.files import PlanFile, read_plan, write_host, write_plan, write_profile
 from sim.output import make_folder
-from sim.plan import Access
+from sim.plan import Access, Launch, Sync
 from tests import golden
 from tests.builders import host, network, profile
 
@@ -75,7 +75,8 @@ def test_search_writes_a_plan_that_simulate_predicts_alike(sim: Sim, tmp_path: P
     plan = read_plan("plan.yaml")
     assert (plan.model, plan.batch, plan.dtype, plan.seq, plan.host) == ("test", 1, "fp32", None, "test")
     assert (plan.network_digest, plan.host_digest) == (NETWORK.digest, MACHINE.digest)
-    assert plan.provenance.inputs == (f"host:{MACHINE.digest}", f"network:{NETWORK.digest}")
+    made_from = (f"host:{MACHINE.digest}", f"network:{NETWORK.digest}", f"plan:{plan.plan.digest}")
+    assert plan.provenance.inputs == made_from
     assert plan.bound_ns <= plan.predicted_ns
 
     again = sim("simulate", "plan.yaml", "--host", "./host.yaml", "--profile", "profile.yaml")
@@ -354,6 +355,27 @@ def test_a_plan_must_fit_its_host_and_network(sim: Sim, tmp_path: Path) -> None:
     for depth in (33, 10**6):  # libyaml looks ahead, and may refuse the second by a limit of its own
         (tmp_path / "plan.yaml").write_text("[" * depth)
         says("nested deeper than 32 levels")
+
+
+def test_a_prediction_that_is_not_the_files_says_why(sim: Sim) -> None:
+    assert sim("search", *HERE, "--out", "plan.yaml").code == 0
+    plan = read_plan("plan.yaml")
+
+    def says(file: PlanFile) -> str:
+        write_plan("plan.yaml", file, force=True)
+        done = sim("simulate", "plan.yaml", *HERE[2:])
+        assert done.code == 0
+        return re.findall(r"Predicted: \S+ ms, (.*?); no plan", done.out)[0]
+
+    assert says(replace(plan, plan=replace(plan.plan, name="mine"))) == "as the file says"
+    eager = replace(plan.plan, launch=Launch.EAGER, head=0)
+    recorded = f"{plan.predicted_ns / 1e6:.2f} ms"
+    edited = replace(plan, plan=replace(eager, sync=Sync.HOST_ALL))
+    assert says(edited) == f"where the file says {recorded} (the plan was changed after it was made)"
+    other = "from another profile, or by another version"
+    assert says(replace(plan, predicted_ns=plan.predicted_ns + 20_000)).endswith(f"({other})")
+    before = replace(edited, provenance=replace(plan.provenance, inputs=()))
+    assert says(before) == f"where the file says {recorded} ({other}, or of another plan)"
 
 
 def test_what_a_plan_file_gets_wrong_is_told_with_its_name(sim: Sim) -> None:
