@@ -14,6 +14,7 @@ from sim.errors import InputError, require
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_LEAST_BARE_BYTES = 10**6
 _F = TypeVar("_F", bound=Callable[..., None])
 
 
@@ -22,7 +23,10 @@ def main() -> None:
 
 
 def parse_size(text: str, option: str = "--memory-budget") -> int:
-    """`200MiB`, `1.5GiB`, `300MB`, or plain bytes. Raises InputError for anything else."""
+    """`200MiB`, `1.5GiB`, `300MB`, or plain bytes. Raises InputError for anything else.
+
+    A few bytes without a unit are a unit forgotten: no network is that small, and what was meant is a million times as much.
+    """
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip(), re.ASCII)
     if found is None or found[2] not in _UNITS:
         raise InputError(
@@ -30,7 +34,12 @@ def parse_size(text: str, option: str = "--memory-budget") -> int:
         )
     number, unit = found[1], _UNITS[found[2]]
     require(len(number) <= 20, f"{option} {text!r}: larger than any memory; give a smaller size")
-    return int(number) * unit if number.isdigit() else round(float(number) * unit)
+    size = int(number) * unit if number.isdigit() else round(float(number) * unit)
+    require(
+        size == 0 or size >= _LEAST_BARE_BYTES or bool(found[2]),
+        f"{option} {text!r}: of which unit? Say {number}MiB or {number}GiB, or {number}B where bytes are meant",
+    )
+    return size
 
 
 def parse_gpus(text: str) -> tuple[int, ...]:
@@ -97,7 +106,7 @@ _OUTPUTS = _with(
 @click.option(
     "--memory-budget",
     metavar="SIZE",
-    help="Most bytes of weights to hold on the target; 0 reads all in place.",
+    help="Most bytes of weights to hold on the target, as 200MiB; 0 reads all in place.",
 )
 @click.option(
     "--runs",
