@@ -9,18 +9,26 @@ from rich.text import Text
 
 from sim.host import Figure, Host
 from sim.network import Network
-from sim.report import MIB, figure_kinds, figures, subject
+from sim.report import MIB, figures, origins, subject
 
 
 def hosts_table(hosts: tuple[Host, ...]) -> Table:
-    table = _table("Hosts", ("host", "GPUs", "host link GB/s", "GPU links", "constants from"), "lrrrl")
+    columns = ("host", "GPUs", "PCIe GB/s", "NVLink GB/s", "GPU pairs", "figures from")
+    table = _table("Hosts", columns, "lrrrrl")
     for host in hosts:
-        rates = sorted({host.rate(gpu.h2d) / 1e9 for gpu in host.gpus})
-        kinds = (f"{len(names)} {kind}" for kind, names in figure_kinds(host).items())
+        lanes = _range([host.rate(gpu.h2d) for gpu in host.gpus])
+        wires = _range([host.rate(peer.links) for peer in host.peers])
+        pairs = {frozenset((peer.source, peer.destination)) for peer in host.peers}
+        kinds = (f"{origin.count} {origin.kind}" for origin in origins(host))
         name = f"{len(host.gpus)}x {host.gpus[0].name}"
-        joined = " to ".join(f"{rate:.4g}" for rate in (rates if len(rates) < 3 else (rates[0], rates[-1])))
-        _row(table, host.name, name, joined, str(len(host.peers)), ", ".join(kinds))
+        _row(table, host.name, name, lanes, wires, str(len(pairs)), ", ".join(kinds))
     return table
+
+
+def _range(bytes_per_s: list[float]) -> str:
+    """Lowest and highest, once where they print alike; empty where there are none."""
+    ends = (min(bytes_per_s), max(bytes_per_s)) if bytes_per_s else ()
+    return " to ".join(dict.fromkeys(f"{rate / 1e9:.4g}" for rate in ends))
 
 
 def host_table(host: Host) -> Table:

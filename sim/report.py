@@ -75,9 +75,8 @@ def footnote(profile: Profile, host: Host) -> str:
         ]
         parts += [f"torch {made.torch}"] if made.torch else []
         return f"Measured on {', '.join(p for p in parts if p)}, {made.date}."
-    kinds = figure_kinds(host)
     where = f"by `sim hosts {host.name}`" if host.name in host_names() else "in the host's file"
-    lines = (f"  {kind}: {', '.join(kinds[kind])}" for kind in FIGURE_KINDS if kind in kinds)
+    lines = (f"  {origin.kind}: {', '.join(origin.names)}" for origin in origins(host))
     return "\n".join(
         (
             f"Estimated: nobody measured {subject(profile.network)} on {host.name}. Layer times and costs follow from "
@@ -87,16 +86,34 @@ def footnote(profile: Profile, host: Host) -> str:
     )
 
 
-def figure_kinds(host: Host) -> dict[str, list[str]]:
-    """Names of a host's constants by where they come from; its links are counted."""
-    kinds: dict[str, list[str]] = {}
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A host's figures of one kind: how many rates of links to host memory and between GPUs, and the constants' names."""
+
+    kind: FigureKind
+    pcie: int
+    nvlink: int
+    constants: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return self.pcie + self.nvlink + len(self.constants)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        rates = ((self.pcie, "PCIe"), (self.nvlink, "NVLink"))
+        return (*(f"{count} {wire} rates" for count, wire in rates if count), *self.constants)
+
+
+def origins(host: Host) -> Iterator[Origin]:
+    """Where a host's figures come from, the kinds that it has."""
+    lanes = {link for gpu in host.gpus for link in gpu.h2d}
     for kind in FIGURE_KINDS:
-        count = sum(link.bytes_per_s.kind == kind for link in host.links)
-        if count:
-            kinds[kind] = [f"{count} link rates"]
-    for name, figure in figures(host):
-        kinds.setdefault(figure.kind, []).append(name)
-    return kinds
+        links = [link.name for link in host.links if link.bytes_per_s.kind == kind]
+        constants = tuple(name for name, figure in figures(host) if figure.kind == kind)
+        pcie = sum(name in lanes for name in links)
+        if links or constants:
+            yield Origin(kind, pcie, len(links) - pcie, constants)
 
 
 def figures(host: Host) -> Iterator[tuple[str, Figure]]:

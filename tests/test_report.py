@@ -189,7 +189,7 @@ def test_estimates_say_which_constants_are_of_which_kind() -> None:
     text = report.footnote(made.profile, machine)
     assert text.startswith("Estimated: nobody measured test, fp32, batch 1 on test.")
     assert "  fitted: issue_copy_ns\n" in text
-    assert "  assumed: 9 link rates, copy_latency_ns," in text
+    assert "  assumed: 3 PCIe rates, 6 NVLink rates, copy_latency_ns," in text
     assert "ESTIMATED" in report.title(made.profile, machine, 0)
 
 
