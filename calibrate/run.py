@@ -195,7 +195,7 @@ def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profil
     """A network's profile on the host that was just assembled."""
     inputs = (f"host:{made.host.digest}", f"network:{result.network.digest}")
     provenance = replace(opened.provenance, inputs=inputs)
-    kind: ProfileKind = "measured" if opened.figures else "estimated"
+    kind: ProfileKind = "measured" if opened.figures else "played"
     costs = made.host.costs
     busy, weight = in_place(result) or (None, None)
     return Profile(

@@ -13,7 +13,7 @@ from hwexec.bench_record import BenchReport, Row
 from hwexec.timing import Samples
 from hwexec.verify import OpRow, VerifyReport
 from sim.picture import stream_label
-from sim.report import mib, ms
+from sim.report import PREDICTED, mib, ms
 
 NO_FIGURES = "GPUs were played by threads of the CPU: bytes and answers are real, times are no figures and are not shown."
 SLOW_LINKS = 1.15
@@ -36,10 +36,6 @@ def _table(title: str | None, left: tuple[str, ...], columns: list[str]) -> Tabl
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right")
     return table
-
-
-def _label(report: VerifyReport | BenchReport) -> str:
-    return "estimated" if report.profile_kind == "estimated" else "predicted"
 
 
 # Verify ---------------------------------------------------------------------------------------------------------------
@@ -76,7 +72,7 @@ def verify_words(report: VerifyReport) -> Iterator[str]:
 
 def _times(report: VerifyReport) -> Iterator[str]:
     samples, warm = Samples(report.cold_ns), Samples(report.warm_ns)
-    label = _label(report)
+    label = PREDICTED[report.profile_kind]
     yield (
         f"Time: measured {ms(samples.median_ns)} ms (median of {len(samples.raw)}, least {ms(samples.minimum_ns)}, "
         f"spread {samples.spread:.1%}); warm {ms(warm.median_ns)} ms; set-up {report.set_up_s or 0:.2f} s."
@@ -107,7 +103,7 @@ def difference_table(report: VerifyReport) -> Table | None:
     ranked = sorted(report.ops, key=lambda op: (-abs(op.difference_ns), op.op))[:LARGEST]
     if not ranked:
         return None
-    label = "estimated" if report.profile_kind == "estimated" else "predicted"
+    label = PREDICTED[report.profile_kind]
     columns = [
         "op",
         "what",
@@ -169,7 +165,7 @@ def _ms(time_ns: float | None) -> float | None:
 
 
 def bench_title(report: BenchReport) -> str:
-    kind = "an estimated" if report.profile_kind == "estimated" else "a measured"
+    kind = f"{'an' if report.profile_kind == 'estimated' else 'a'} {report.profile_kind}"
     return (
         f"{subject(report.model, report.dtype, report.batch, report.seq)} on {_gpus(report.gpus)} "
         f"({report.provenance.gpu}); plans made from {kind} profile of {report.host}"
@@ -179,7 +175,14 @@ def bench_title(report: BenchReport) -> str:
 def bench_table(report: BenchReport) -> Table:
     columns = ["strategy", "links", "launch", "copied MiB", "in place MiB"]
     if report.figures:
-        columns[2:2] = [f"{_label(report)} ms", "average ms", "median ms", "min ms", "spread", "over limit"]
+        columns[2:2] = [
+            f"{PREDICTED[report.profile_kind]} ms",
+            "average ms",
+            "median ms",
+            "min ms",
+            "spread",
+            "over limit",
+        ]
         columns += ["set-up s"]
     columns += ["runs", "answers"]
     table = _table(None, ("strategy", "launch", "answers"), columns)
@@ -235,7 +238,10 @@ def bench_words(report: BenchReport) -> Iterator[str]:
         for row in report.rows:
             if row.name == "best" and (
                 said := pace.words(
-                    f"best over {row.links}", row.issued_ns, row.predicted_issued_ns, _label(report)
+                    f"best over {row.links}",
+                    row.issued_ns,
+                    row.predicted_issued_ns,
+                    PREDICTED[report.profile_kind],
                 )
             ):
                 yield said

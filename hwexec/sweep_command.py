@@ -216,7 +216,7 @@ def _same_network(who: str, points: Sequence[Point], profile: Profile, host: Hos
             "it was planned by with --profiles",
         )
         require(
-            point.profile_kind == "estimated" or profile.kind == "measured",
+            point.profile_kind != "measured" or profile.kind == "measured",
             f"{who} was predicted from a measured profile, and none ships for {host.name} with the constants its file has "
             "now; pass the folder of measured ones with --profiles",
         )

@@ -1,4 +1,4 @@
-"""A host's timings for one network: measured there, or estimated from the host's constants."""
+"""A host's timings for one network: measured there, estimated from the host's constants, or played by threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from sim.errors import require
 from sim.host import Costs, Figure
 from sim.network import Network
 
-ProfileKind = Literal["estimated", "measured"]
+ProfileKind = Literal["estimated", "measured", "played"]
+"""`played`: threads of a processor stood in for GPUs, and no time means anything."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Records to tables, words and JSON. Every print says whether its profile was measured or estimated."""
+"""Records to tables, words and JSON. Every print says whether its profile was measured, estimated or played."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sim.catalog import host_names
 from sim.host import Costs, Figure, FigureKind, Host, Roofline
 from sim.network import Network
 from sim.plan import Access, Launch, Plan
-from sim.profile import Profile
+from sim.profile import Profile, ProfileKind
 from sim.search import Candidate, Options, Outcome
 
 MIB = 2**20
@@ -24,6 +24,13 @@ LAUNCHED = {
     Launch.EAGER: "is issued from the host, op by op",
     Launch.GRAPH: "is launched as one graph",
 }
+LABELS: dict[ProfileKind, str] = {
+    "estimated": "ESTIMATED, not measured",
+    "measured": "measured",
+    "played": "PLAYED by threads, no figures",
+}
+PREDICTED: dict[ProfileKind, str] = {"estimated": "estimated", "measured": "predicted", "played": "played"}
+"""What a predicted time is called."""
 FIGURE_KINDS: tuple[FigureKind, ...] = ("measured", "published", "derived", "fitted", "assumed")
 WIDE = 160
 """Columns where the output is no terminal: nothing is folded, a pipe may cut."""
@@ -61,8 +68,7 @@ def subject(network: Network) -> str:
 
 
 def title(profile: Profile, host: Host, target: int) -> str:
-    label = "ESTIMATED, not measured" if profile.kind == "estimated" else "measured"
-    return f"{subject(profile.network)} on {host.name}, GPU {target} ({label})"
+    return f"{subject(profile.network)} on {host.name}, GPU {target} ({LABELS[profile.kind]})"
 
 
 def footnote(profile: Profile, host: Host) -> str:
@@ -75,6 +81,11 @@ def footnote(profile: Profile, host: Host) -> str:
         ]
         parts += [f"torch {made.torch}"] if made.torch else []
         return f"Measured on {', '.join(p for p in parts if p)}, {made.date}."
+    if profile.kind == "played":
+        return (
+            f"NO FIGURES: threads of a processor played the GPUs of {made.host or host.name} when this was recorded "
+            f"({made.date}), and no time above says anything about any GPU; `calibrate run` on a machine with GPUs measures them."
+        )
     where = f"by `sim hosts {host.name}`" if host.name in host_names() else "in the host's file"
     lines = (f"  {origin.kind}: {', '.join(origin.names)}" for origin in origins(host))
     return "\n".join(
@@ -134,7 +145,7 @@ def strategy_table(answer: Answer) -> Table:
     table = Table(
         title=title(answer.profile, answer.host, options.target), title_justify="left", title_style="bold"
     )
-    label = "estimated" if answer.profile.kind == "estimated" else "predicted"
+    label = PREDICTED[answer.profile.kind]
     columns = [
         "strategy",
         f"{label}\nms",

@@ -113,7 +113,7 @@ def profiles(draw: st.DrawFn, network: Network, host: Host) -> Profile:
         direct = tuple(draw(timings) for _ in layer.reads)
         peer = tuple(draw(timings) for _ in layer.reads) if host.peers else ()
         layers.append(LayerTiming(draw(timings), draw(timings), direct, peer, draw(st.none() | timings)))
-    kinds: tuple[ProfileKind, ...] = ("estimated", "measured")
+    kinds: tuple[ProfileKind, ...] = ("estimated", "measured", "played")
     kind, slowed = draw(st.sampled_from(kinds)), draw(st.none() | figures(0.0, 0.5))
     known = {"start": draw(st.none() | figures(0.0, 1e6)), "slowed": slowed}
     if draw(st.booleans()):

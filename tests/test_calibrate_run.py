@@ -113,7 +113,7 @@ def test_a_gpu_is_lost_half_way_and_the_same_command_goes_on_to_the_end(
     (profile_path,) = outcome.profiles
     profile = read_profile(profile_path)
     assert profile.host_digest == host.digest
-    assert (profile.kind, len(profile.layers), len(profile.layers[0].peer)) == ("estimated", 4, 2)
+    assert (profile.kind, len(profile.layers), len(profile.layers[0].peer)) == ("played", 4, 2)
     assert profile.start is None, "threads have no start of their own"
     assert profile_path == tmp_path / "profiles" / "fake" / "tests.test_calibrate_run-tiny.fp32.b1.yaml"
 

@@ -182,6 +182,19 @@ def test_measured_profiles_name_where_and_when() -> None:
     )
 
 
+def test_times_of_threads_are_called_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    made = answer()
+    provenance = Provenance(
+        "laptop", "GPU 0 played by threads", "calibrate run", "2026-01-02T03:04:05Z", "abc"
+    )
+    played = replace(made, profile=replace(made.profile, kind="played", provenance=provenance))
+    text = printed(capsys, report.strategy_table(played), *report.search_words(played))
+    assert "on test, GPU 0 (PLAYED by threads, no figures)" in text
+    assert "NO FIGURES: threads of a processor played the GPUs of laptop" in text
+    for word in ("estimated", "ESTIMATED", "Estimated", "predicted", "Measured"):
+        assert word not in text
+
+
 def test_estimates_say_which_constants_are_of_which_kind() -> None:
     made = answer()
     fitted = replace(figure(5_000), kind="fitted")
