@@ -21,6 +21,7 @@ from sim.models import build
 from sim.output import check_output, make_folder, write_file
 from sim.profile import Provenance
 from sim.provenance import stamp
+from sim.tables import put
 from sim.trace import Trace, trace
 
 SHIPPED = ("resnet50", "resnet101", "hf:bert-base")
@@ -90,7 +91,7 @@ def show(result: Estimation) -> None:
     for name in FITTED_ROOFLINE:
         figure = getattr(roofline, name)
         constants.add_row(name, f"{figure.value:g}", figure.source)
-    console.print(constants)
+    put(console, constants)
     console.print(
         f"{result.kernels.kernels} kernels: median error {result.kernels.median_error:.1%}, "
         f"90th percentile {result.kernels.p90_error:.1%}"
@@ -113,7 +114,7 @@ def show(result: Estimation) -> None:
             "fitted" if row.fitted else "held out",
             row.source,
         )
-    console.print(latencies)
+    put(console, latencies)
     decisions = Table(title="Published decisions beside the static plan")
     for heading in ("model", "layers", "published", "decided alike"):
         decisions.add_column(heading)
@@ -125,4 +126,4 @@ def show(result: Estimation) -> None:
             "in place" if decision.direct else "copied",
             f"{verdict.agree} of {verdict.layers}",
         )
-    console.print(decisions)
+    put(console, decisions)

@@ -22,6 +22,7 @@ from sim.files import HOST, PROFILE, FileKind, read_record
 from sim.host import Costs, Figure, Host
 from sim.output import write_file
 from sim.profile import Profile, Timing
+from sim.tables import put
 
 Record = Calibration | Host | Profile | LayersResult
 KINDS: tuple[FileKind[Any], ...] = (CALIBRATION, HOST, PROFILE, LAYERS)
@@ -153,7 +154,7 @@ def show_changes(changes: tuple[Change, ...], console: Console) -> None:
         for change in beyond:
             ratio = f"{change.after / change.before - 1:+.1%}" if change.before else "new"
             table.add_row(change.what, f"{change.before:.4g}", f"{change.after:.4g}", ratio)
-        console.print(table)
+        put(console, table)
     within = (len(changes) - len(beyond)) / len(changes) if changes else 1.0
     console.print(
         f"{len(changes) - len(beyond)} of {len(changes)} figures ({within:.1%}) agree within their spread"
@@ -213,7 +214,7 @@ def _host(host: Host, console: Console) -> None:
         table.add_row(
             name.partition(",")[0], _number(name, figure.value), low, high, figure.kind, figure.source
         )
-    console.print(table)
+    put(console, table)
 
 
 def _number(name: str, value: float) -> str:
@@ -264,7 +265,7 @@ def _profile(profile: Profile, console: Console) -> None:
             _us(timing.issue), " ".join(map(_us, timing.direct)), " ".join(map(_us, timing.peer)),
             _us(timing.beside) if timing.beside is not None else "",
         )  # fmt: skip
-    console.print(table)
+    put(console, table)
 
 
 def _calibration(found: Calibration, console: Console) -> None:
@@ -279,7 +280,10 @@ def _calibration(found: Calibration, console: Console) -> None:
     for text in (*found.flags, *found.refused):
         console.print(f"! {text}", highlight=False, markup=False)
     for result in found.cases:
-        console.print(_case(result))
+        if result.waived is not None:
+            console.print(f"{result.case}: waived, {result.waived}")
+        else:
+            put(console, _case(result))
     fits = Table("fit", "model", "constants", "median residual", "worst", title="fits")
     for fit in found.fits:
         worst = max(fit.residuals, key=lambda r: abs(r.relative))
@@ -290,16 +294,14 @@ def _calibration(found: Calibration, console: Console) -> None:
             f"{fit.median_residual:.1%}",
             f"{worst.label} {worst.size_bytes}: {worst.relative:+.0%}",
         )
-    console.print(fits)
+    put(console, fits)
 
 
 def _constants(fit: Fit) -> str:
     return ", ".join(f"{c.name} {c.value:.4g} ({c.low:.4g}..{c.high:.4g})" for c in fit.constants)
 
 
-def _case(result: CaseResult) -> Table | str:
-    if result.waived is not None:
-        return f"{result.case}: waived, {result.waived}"
+def _case(result: CaseResult) -> Table:
     bytes_said = {True: ", bytes verified", None: "", False: ""}[result.verified]
     table = Table(
         "what",
@@ -336,7 +338,7 @@ def _layers(result: LayersResult, console: Console) -> None:
         table.add_row(
             run.way, run.launch, str(len(run.rows)), f"{run.whole.median_ns / 1e3:.1f}", _spread(run.whole), f"{run.ratio:.3f}"
         )  # fmt: skip
-    console.print(table)
+    put(console, table)
     slower = slowed(result)
     if slower is not None:
         console.print(f"beside copies to the same GPU the warm run takes {_longer(slower)}")

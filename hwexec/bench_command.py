@@ -14,7 +14,8 @@ from sim.console import note
 from sim.errors import InputError, naming, require
 from sim.files import PlanFile, read_plan, write_record
 from sim.output import check_outputs
-from sim.report import ms, show
+from sim.report import ms
+from sim.tables import show
 from sim.trace import trace_model
 
 

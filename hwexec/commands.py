@@ -41,7 +41,7 @@ from sim.picture import chrome_trace, picture
 from sim.profile import Profile, Provenance
 from sim.program import lower
 from sim.provenance import stamp
-from sim.report import show
+from sim.tables import show
 from sim.trace import Trace, trace_model
 
 

@@ -40,7 +40,7 @@ from sim.network import Network
 from sim.output import check_output, check_outputs, make_folder, write_file
 from sim.profile import Profile
 from sim.provenance import stamp
-from sim.report import show
+from sim.tables import show
 from sim.trace import trace_model
 
 

@@ -14,7 +14,7 @@ from hwexec.pace import SLOWER, is_slower
 from hwexec.report import subject
 from hwexec.sweep import Point
 from sim.plan import Launch
-from sim.report import WIDE
+from sim.tables import WIDE, put
 
 MEDIAN, P95, WORST, TAU, REGRET = 0.03, 0.10, 0.20, 0.9, 1.03
 """Targets: the absolute errors and the regret are to be no larger, Kendall's tau of every network no smaller."""
@@ -143,7 +143,10 @@ def as_text(*parts: Table | str) -> str:
     text = io.StringIO()
     console = Console(file=text, width=WIDE, color_system=None, highlight=False, markup=False)
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str))
+        if isinstance(part, str):
+            console.print(part, soft_wrap=True)
+        else:
+            put(console, part)
     return text.getvalue()
 
 

@@ -37,12 +37,12 @@ from sim.report import (
     ms,
     search_json,
     search_words,
-    show,
     strategy_table,
     title,
 )
 from sim.search import Options, search
 from sim.simulate import simulate
+from sim.tables import show
 from sim.timeline import Timeline
 
 

@@ -97,7 +97,7 @@ def layers_json(network: Network) -> str:
 def _table(title: str, columns: tuple[str, ...], align: str) -> Table:
     table = Table(title=Text(title), title_justify="left", title_style="bold")
     for name, side in zip(columns, align, strict=True):
-        table.add_column(name, justify="left" if side == "l" else "right", overflow="fold")
+        table.add_column(name, justify="left" if side == "l" else "right")
     return table
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -32,8 +31,6 @@ LABELS: dict[ProfileKind, str] = {
 PREDICTED: dict[ProfileKind, str] = {"estimated": "estimated", "measured": "predicted", "played": "played"}
 """What a predicted time is called."""
 FIGURE_KINDS: tuple[FigureKind, ...] = ("measured", "published", "derived", "fitted", "assumed")
-WIDE = 160
-"""Columns where the output is no terminal: nothing is folded, a pipe may cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +41,6 @@ class Answer:
     host: Host
     options: Options
     outcome: Outcome
-
-
-def show(*parts: Table | str) -> None:
-    """Print tables and lines. Lines are left whole for the terminal to fold."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=WIDE, color_system=None)
-    for part in parts:
-        if isinstance(part, str):
-            console.print(part, soft_wrap=True)
-        else:
-            console.print(part)
 
 
 # What is asked -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from sim.profile import Profile, Provenance, Timing
 from sim.program import lower
 from sim.search import Candidate, Options, Outcome, search
 from sim.simulate import simulate
+from sim.tables import show
 from sim.timeline import SpanKind, Timeline
 from tests import golden
 from tests import strategies as some
@@ -112,7 +113,7 @@ def answer(options: Options | None = None) -> report.Answer:
 
 
 def printed(capsys: pytest.CaptureFixture[str], *parts: Any) -> str:
-    report.show(*parts)
+    show(*parts)
     return capsys.readouterr().out
 
 
