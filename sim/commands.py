@@ -24,6 +24,7 @@ from sim.files import PlanFile, read_plan, write_plan
 from sim.host import Host
 from sim.listing import host_table, hosts_table, layers_json, layers_table
 from sim.memory import room_bytes
+from sim.names import known_models
 from sim.output import check_outputs, write_file
 from sim.picture import check_format, chrome_trace, picture
 from sim.profile import Profile
@@ -241,8 +242,6 @@ def list_hosts(host: str | None) -> None:
 
 
 def list_models() -> None:
-    from sim.models import known_models  # noqa: PLC0415 - torch takes seconds to import, and only this list needs it
-
     for name in known_models():
         print(name)
     note(

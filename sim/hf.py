@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from sim.errors import InputError, require
 from sim.hints import error_line, unknown
+
+if TYPE_CHECKING:  # names and sizes need no torch
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)

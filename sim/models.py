@@ -94,11 +94,6 @@ def build(
     return Built(module, inputs, batch, dtype, None, name)
 
 
-def known_models() -> tuple[str, ...]:
-    """Every name that needs no further options: torchvision's, sorted, then the `hf:` names."""
-    return (*_torchvision_names(), *SHAPES)
-
-
 @dataclass(frozen=True, slots=True)
 class _Recipe:
     name: str
@@ -143,13 +138,14 @@ def _torchvision() -> Any:
     return torchvision
 
 
-def _torchvision_names() -> tuple[str, ...]:
+def torchvision_models() -> tuple[str, ...]:
+    """Names of its classification models, sorted."""
     models = _torchvision().models
     return tuple(models.list_models(module=models))
 
 
 def _build_torchvision(recipe: _Recipe) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    names = _torchvision_names()
+    names = torchvision_models()
     if recipe.name not in names:
         raise unknown("model", recipe.name, (*names, *SHAPES), "sim models")
     get_model = _torchvision().models.get_model

@@ -194,6 +194,12 @@ def test_the_main_job_answers_within_two_seconds() -> None:
     assert spent < 2.0
 
 
+def test_names_are_listed_within_a_second() -> None:
+    spent, out = min(cpu_seconds("models") for _ in range(2))
+    assert "resnet50" in out
+    assert spent < 1.0
+
+
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     code = (
         "import sys; from sim.cli import cli; from sim.console import run_command\n"

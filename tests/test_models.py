@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sim import later
 from sim.errors import InputError
-from sim.models import build, known_models
+from sim.models import build, torchvision_models
+from sim.names import known_models, torchvision_names
 
 TINY_LLAMA = "hf:llama-1b:hidden=64,layers=2,heads=4,kv_heads=2,ffn=128,vocab=100"
 
@@ -265,6 +266,12 @@ def test_every_known_name_is_listed() -> None:
     names = known_models()
     assert {"resnet50", "regnet_y_128gf", "hf:bert-base", "hf:llama-70b"} <= set(names)
     assert len(names) == len(set(names)) >= 80
+
+
+def test_names_read_from_torchvisions_source_are_those_it_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torchvision_names() == torchvision_models()
+    monkeypatch.setattr("sim.names.find_spec", lambda name: None)
+    assert torchvision_names() == torchvision_models(), "where there is no source to read"
 
 
 def test_unknown_names_answer_with_the_nearest() -> None:
