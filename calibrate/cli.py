@@ -13,7 +13,7 @@ import click
 from sim.catalog import Request
 from sim.console import note, run_command
 from sim.errors import InputError
-from sim.output import check_outputs
+from sim.output import check_file_name, check_outputs
 
 if TYPE_CHECKING:  # it imports torch
     from hwexec.device import Device
@@ -89,8 +89,7 @@ def run(
     device: str,
 ) -> None:
     """Measure this host and write its host file, a profile per --model, and all raw samples."""
-    if not name or "/" in name or name.startswith("."):
-        raise InputError(f"--name {name!r}: it becomes a file's name; use letters, digits and dashes")
+    check_file_name(name, "--name")
     if device == "cpu" and gpus is not None and sorted(gpus) != list(range(len(gpus))):
         raise InputError(
             f"--gpus {','.join(map(str, gpus))}: GPUs that threads play are numbered from 0 without gaps; "

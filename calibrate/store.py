@@ -23,11 +23,11 @@ from calibrate.identity import GpuState, HostIdentity
 from calibrate.layers import LayersResult
 from calibrate.samples import CaseResult
 from sim.catalog import Request, profile_name
-from sim.errors import InputError
+from sim.errors import InputError, require
 from sim.files import FileKind, read_record, write_host, write_profile, write_record
 from sim.host import Host
 from sim.network import Network
-from sim.output import make_folder
+from sim.output import check_file_name, make_folder
 from sim.profile import Profile, Provenance
 
 
@@ -43,6 +43,9 @@ class Session:
     uuids: tuple[str, ...]
     """Empty where nobody could ask."""
     provenance: Provenance
+
+    def __post_init__(self) -> None:
+        check_file_name(self.name, "name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +86,23 @@ class Store:
     # State
 
     def open(self, session: Session, *, fresh: bool) -> None:
-        """Take up the folder. Raises InputError where it holds the state of another host or effort."""
+        """Take up the folder. Raises InputError where it holds the state of another host or effort.
+
+        `fresh` starts over what was measured by the same name; what has another is another host's, and stays.
+        """
         path = self.folder / "state" / "session.yaml"
+        found = self._before(path, fresh)
+        if found is not None:
+            require(
+                found.name == session.name,
+                f"{path.parent}: holds what was measured of {found.name}, and now it is {session.name}; choose another --out",
+            )
         if fresh and path.parent.is_dir():
             shutil.rmtree(path.parent)
             shutil.rmtree(self._layers(session.name), ignore_errors=True)
-        if path.exists():
-            found = read_record(path, SESSION)
+            found = None
+        if found is not None:
             for what, had, has in (
-                ("name", found.name, session.name),
                 ("effort", found.effort, session.effort),
                 ("GPUs", [g.name for g in found.gpus], [g.name for g in session.gpus]),
                 ("GPUs", found.uuids, session.uuids),
@@ -104,6 +115,15 @@ class Store:
                     )
             return
         self.put(path, SESSION, session)
+
+    def _before(self, path: Path, fresh: bool) -> Session | None:
+        try:
+            return read_record(path, SESSION) if path.exists() else None
+        except InputError as error:
+            remedy = (
+                f"; whose state it is cannot be told: remove {path.parent} by hand, or choose another --out"
+            )
+            raise InputError(f"{error}{remedy if fresh else ''}") from None
 
     def session(self) -> Session:
         path = self.folder / "state" / "session.yaml"

@@ -77,6 +77,12 @@ def _same(path: Path, other: Path) -> bool:
     return False
 
 
+def check_file_name(name: str, what: str) -> None:
+    """A name that files and folders are called by. Raises InputError for one that would lie elsewhere, or hidden."""
+    plain = bool(name) and name.isprintable() and not set(name) & set("/\\") and not name.startswith(".")
+    require(plain, f"{what} {name!r}: it becomes a file's name; use letters, digits and dashes")
+
+
 def make_folder(folder: str | Path) -> None:
     """With all above it, where it is not there yet. InputError where that cannot be."""
     try:

@@ -215,12 +215,22 @@ def test_the_state_of_another_host_is_not_mixed_in(device: CpuDevice, tmp_path: 
 
     with pytest.raises(KeyboardInterrupt):
         go(ask(), device)
-    with pytest.raises(InputError, match=r"measured with name fake, and now it is other; pass --fresh"):
-        go(ask(name="other"), device)
+    for fresh in (False, True):
+        with pytest.raises(InputError, match=r"measured of fake, and now it is other; choose another --out"):
+            go(ask(name="other", fresh=fresh), device)
     with pytest.raises(InputError, match="measured with GPUs"):
         go(ask(), CpuDevice(3, delay_us=0.0))
+    session = tmp_path / "state" / "session.yaml"
+    kept = session.read_text()
+    for wrong, says in (("../fake", "it becomes a file's name"), ("", "it becomes a file's name")):
+        session.write_text(kept.replace("name: fake", f'name: "{wrong}"'))
+        with pytest.raises(InputError, match=rf"session.yaml: name '{wrong}': {says}"):
+            finish(Store(tmp_path), keep_bad=True)
+        with pytest.raises(InputError, match=r"whose state it is cannot be told: remove .* by hand"):
+            go(ask(fresh=True), device)
+    session.write_text(kept)
     with pytest.raises(KeyboardInterrupt):
-        go(ask(name="other", fresh=True), device)
+        go(ask(fresh=True), CpuDevice(3, delay_us=0.0))
 
 
 def test_a_name_that_is_wrong_costs_nothing_that_was_measured(device: CpuDevice, tmp_path: Path) -> None:
