@@ -171,13 +171,13 @@ def show(file: str, plot: str | None, force: bool) -> None:
 @click.argument("before", type=click.Path())
 @click.argument("after", type=click.Path())
 def diff(before: str, after: str) -> None:
-    """Say what changed from BEFORE to AFTER beyond their stated spread."""
-    from rich.console import Console  # noqa: PLC0415 - with the next, what only this command needs
+    """Say what changed from BEFORE to AFTER beyond their stated spread, and what only one of them has."""
+    from rich.console import Console  # noqa: PLC0415 - with the next two, what only this command needs
 
-    from calibrate import show as shown  # noqa: PLC0415
+    from calibrate.compare import compare, show_changes  # noqa: PLC0415
+    from calibrate.show import read  # noqa: PLC0415
 
-    changes = shown.compare(shown.read(before), shown.read(after))
-    shown.show_changes(changes, Console(width=None if sys.stdout.isatty() else 160))
+    show_changes(compare(read(before), read(after)), Console(width=None if sys.stdout.isatty() else 160))
 
 
 @calibrate.command(

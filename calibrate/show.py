@@ -1,21 +1,20 @@
-"""Calibration files to a person: tables, a plot of bandwidth by size, and what changed between two of them."""
+"""Calibration files to a person: tables, and a plot of bandwidth by size."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from calibrate.fit import Constant, Fit
+from calibrate.fit import Fit
 from calibrate.layers import LayersResult
 from calibrate.samples import CaseResult, Point
-from calibrate.store import CALIBRATION, LAYERS, Calibration
+from calibrate.store import CALIBRATION, CASE, LAYERS, SESSION, Calibration
 from calibrate.timings import slowed
 from sim.errors import InputError, require
 from sim.files import HOST, PROFILE, FileKind, read_record
@@ -26,8 +25,6 @@ from sim.tables import put
 
 Record = Calibration | Host | Profile | LayersResult
 KINDS: tuple[FileKind[Any], ...] = (CALIBRATION, HOST, PROFILE, LAYERS)
-LEAST_CHANGE = 0.02
-"""A layer's change below this part is none: its spread comes from few runs."""
 OF_PROFILE = {
     "slowed": "slowed beside copies, part",
     "direct_busy": "direct_busy, ns",
@@ -38,7 +35,7 @@ OF_PROFILE = {
 
 
 def read(path: str) -> Record:
-    """Any file that `calibrate run` writes. Raises InputError for another."""
+    """Any file that `calibrate run` leaves behind. Raises InputError for another."""
     try:
         with Path(path).open("rb") as stream:
             head = stream.read(4096).decode(errors="replace")
@@ -47,12 +44,21 @@ def read(path: str) -> Record:
     found = re.search(r"^kind: (\S+)", head, re.MULTILINE)
     kind = next((k for k in KINDS if found is not None and k.kind == found[1]), None)
     if kind is None:
-        raise InputError(
-            f"{path}: is no file that calibrate writes (kind {found[1] if found else 'missing'!r}); "
-            f"it shows {', '.join(k.kind for k in KINDS)} files"
-        )
+        raise InputError(f"{path}: {_not_shown(found[1] if found else None)}")
     record: Record = read_record(path, kind)
     return record
+
+
+def _not_shown(kind: str | None) -> str:
+    shown = f"`calibrate show` takes {', '.join(k.kind for k in KINDS)} files"
+    if kind in (SESSION.kind, CASE.kind):
+        return (
+            f"a {kind} file, which `calibrate run` keeps to go on from; look at samples/NAME.yaml beside its folder, which has "
+            "all cases and what came of them"
+        )
+    return (
+        f"kind is {kind!r}; {shown}" if kind else f"no kind at its top, so no file of this project; {shown}"
+    )
 
 
 def show(record: Record, console: Console) -> None:
@@ -111,95 +117,7 @@ def plot(record: Calibration, path: str, *, force: bool = False) -> None:
     write_file(path, drawn.getvalue(), force=force)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One figure of both files. `beyond`: the two stated spreads do not meet."""
-
-    what: str
-    before: float
-    after: float
-    beyond: bool
-
-
-def compare(before: Record, after: Record) -> tuple[Change, ...]:
-    """Every figure that both files have. Raises InputError where the two are not of one kind or network."""
-    if isinstance(before, Host) and isinstance(after, Host):
-        old, new = dict(_figures(before)), dict(_figures(after))
-        return tuple(_figure_change(what, old[what], new[what]) for what in old if what in new)
-    if isinstance(before, Profile) and isinstance(after, Profile):
-        a, b = before.network, after.network
-        require(
-            a.digest == b.digest,
-            f"{a.model} ({a.dtype}, batch {a.batch}) and {b.model} ({b.dtype}, batch {b.batch}) are not the same network; "
-            "give two profiles of one",
-        )
-        return tuple(_profile_changes(before, after))
-    if isinstance(before, Calibration) and isinstance(after, Calibration):
-        mine = {(f.case, c.name): c for f in before.fits for c in f.constants}
-        theirs = {(f.case, c.name): c for f in after.fits for c in f.constants}
-        return tuple(
-            _constant_change(f"{case} {name}", mine[case, name], c)
-            for (case, name), c in theirs.items()
-            if (case, name) in mine
-        )
-    raise InputError(
-        "the two files are not of one kind that can be compared: give two hosts, two profiles or two samples files"
-    )
-
-
-def show_changes(changes: tuple[Change, ...], console: Console) -> None:
-    beyond = [c for c in changes if c.beyond]
-    if beyond:
-        table = Table("figure", "before", "after", "change", title="changed beyond the stated spread")
-        for change in beyond:
-            ratio = f"{change.after / change.before - 1:+.1%}" if change.before else "new"
-            table.add_row(change.what, f"{change.before:.4g}", f"{change.after:.4g}", ratio)
-        put(console, table)
-    within = (len(changes) - len(beyond)) / len(changes) if changes else 1.0
-    console.print(
-        f"{len(changes) - len(beyond)} of {len(changes)} figures ({within:.1%}) agree within their spread"
-    )
-
-
-def _apart(low: float, high: float, other_low: float, other_high: float) -> bool:
-    return high < other_low or other_high < low
-
-
-def _constant_change(what: str, a: Constant, b: Constant) -> Change:
-    return Change(what, a.value, b.value, _apart(a.low, a.high, b.low, b.high))
-
-
-def _figure_change(what: str, a: Figure, b: Figure) -> Change:
-    def edges(figure: Figure) -> tuple[float, float]:
-        return (
-            figure.value if figure.low is None else figure.low,
-            figure.value if figure.high is None else figure.high,
-        )
-
-    return Change(what, a.value, b.value, _apart(*edges(a), *edges(b)))
-
-
-def _profile_changes(before: Profile, after: Profile) -> Iterator[Change]:
-    for name, what in OF_PROFILE.items():
-        old, new = getattr(before, name), getattr(after, name)
-        if old is not None and new is not None:
-            yield _figure_change(what, old, new)
-    for index, (a, b) in enumerate(zip(before.layers, after.layers, strict=True)):
-        name = before.network.layers[index].name
-        pairs = [("resident", a.resident, b.resident), ("issue", a.issue, b.issue)]
-        pairs += [(f"direct {i}", x, y) for i, (x, y) in enumerate(zip(a.direct, b.direct, strict=True))]
-        pairs += [(f"peer {i}", x, y) for i, (x, y) in enumerate(zip(a.peer, b.peer, strict=False))]
-        for what, x, y in pairs:
-            yield _timing_change(f"layer {index} {name} {what}, ns", x, y, a.resident.median_ns)
-
-
-def _timing_change(what: str, a: Timing, b: Timing, resident_ns: float) -> Change:
-    """What is added to a layer is a difference of two runs: a part of the layer's own time is within its noise."""
-    room = a.spread_ns + b.spread_ns + LEAST_CHANGE * max(a.median_ns, b.median_ns, resident_ns)
-    return Change(what, a.median_ns, b.median_ns, abs(a.median_ns - b.median_ns) > room)
-
-
-def _figures(host: Host) -> Iterator[tuple[str, Figure]]:
+def figures(host: Host) -> Iterator[tuple[str, Figure]]:
     for link in host.links:
         yield f"link {link.name}, bytes/s", link.bytes_per_s
     for name in Costs.__dataclass_fields__:
@@ -209,7 +127,7 @@ def _figures(host: Host) -> Iterator[tuple[str, Figure]]:
 def _host(host: Host, console: Console) -> None:
     console.print(f"[bold]{host.name}[/]: {host.about}", highlight=False)
     table = Table("figure", "value", "low", "high", "kind", "source")
-    for name, figure in _figures(host):
+    for name, figure in figures(host):
         low, high = (("" if x is None else _number(name, x)) for x in (figure.low, figure.high))
         table.add_row(
             name.partition(",")[0], _number(name, figure.value), low, high, figure.kind, figure.source

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from calibrate.compare import compare
 from calibrate.fit import beside_ns
 from calibrate.layers import (
     LayerRun,
@@ -19,7 +20,6 @@ from calibrate.layers import (
     unwatched,
 )
 from calibrate.samples import Point
-from calibrate.show import compare
 from calibrate.timings import in_place, slowed, start, timings
 from calibrate.ways import beside_copies, everything, largest, small_reads
 from hwexec.cpu import CpuDevice
@@ -293,8 +293,8 @@ def test_layers_that_changed_are_told_from_noise() -> None:
         for r in (1000, 1010, 1200)
     ]
     before, same, changed = (Profile("measured", NETWORK, "h", layers, made) for layers in runs)
-    assert not any(c.beyond for c in compare(before, same))
-    assert [c.what for c in compare(before, changed) if c.beyond] == ["layer 0 a resident, ns"]
+    assert not any(c.beyond for c in compare(before, same).changes)
+    assert [c.what for c in compare(before, changed).changes if c.beyond] == ["layer 0 a resident, ns"]
     with pytest.raises(InputError, match="not of one kind"):
         compare(before, result())
 
@@ -313,15 +313,20 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
     before = replace(plain, **{name: told(value) for name, value in own.items()})
     assert {f.name for f in fields(Profile) if f.type == "Figure | None"} == own.keys()
     first = len(own)
-    near = compare(before, replace(before, **{name: told(1.15 * value) for name, value in own.items()}))
+    near = compare(
+        before, replace(before, **{name: told(1.15 * value) for name, value in own.items()})
+    ).changes
     assert [c.before for c in near[:first]] == list(own.values())
     assert not any(c.beyond for c in near)
-    far = compare(before, replace(before, **{name: told(1.5 * value) for name, value in own.items()}))
+    far = compare(before, replace(before, **{name: told(1.5 * value) for name, value in own.items()})).changes
     assert [c.what for c in far if c.beyond] == [
         "slowed beside copies, part",
         "direct_busy, ns",
         "direct_weight",
         "start, ns",
     ]
-    assert len(compare(before, plain)) == len(compare(plain, before)) == len(near) - first
-    assert len(compare(before, replace(plain, start=told(1)))) == len(near) - first + 1
+    lost, found = compare(before, plain), compare(plain, before)
+    assert len(lost.changes) == len(found.changes) == len(near) - first
+    assert lost.gone == found.new == tuple(c.what for c in far if c.beyond)
+    assert (lost.new, found.gone) == ((), ())
+    assert len(compare(before, replace(plain, start=told(1))).changes) == len(near) - first + 1

@@ -18,6 +18,7 @@ from calibrate import launches, layers, show
 from calibrate.bench import FULL, NO_FIGURES, Bench, Case, has_peers
 from calibrate.beside import h2d_together, p2p
 from calibrate.cli import main
+from calibrate.compare import compare
 from calibrate.identity import read_identity, visible
 from calibrate.launches import START_ROUNDS, launch, start
 from calibrate.links import h2d
@@ -138,7 +139,7 @@ def read_and_drawn(folder: Path, samples: Path, capsys: pytest.CaptureFixture[st
     for path in files:
         console = Console(width=160, record=True, quiet=True)
         show.show(show.read(str(path)), console)
-    changes = show.compare(show.read(str(samples)), show.read(str(samples)))
+    changes = compare(show.read(str(samples)), show.read(str(samples))).changes
     assert changes
     assert not any(c.beyond for c in changes)
     picture = folder / "bandwidth.png"
@@ -156,6 +157,16 @@ def read_and_drawn(folder: Path, samples: Path, capsys: pytest.CaptureFixture[st
         assert (printed.out, said in printed.err) == ("", True), "refused before anything is printed"
     odd.unlink()
     assert main(["show", str(samples), "--plot", str(picture), "--force"]) == 0
+    for state in ("session", "case-h2d"):
+        assert main(["show", str(folder / "state" / f"{state}.yaml")]) == 2
+        said = capsys.readouterr().err
+        assert "which `calibrate run` keeps to go on from; look at samples/NAME.yaml" in said
+    (folder / "plan.yaml").write_text("kind: plan\n")
+    assert main(["show", str(folder / "plan.yaml")]) == 2
+    assert "kind is 'plan'; `calibrate show` takes calibration, host, profile" in capsys.readouterr().err
+    (folder / "notes").write_text("hello\n")
+    assert main(["diff", str(folder / "notes"), str(samples)]) == 2
+    assert "no kind at its top" in capsys.readouterr().err
     with pytest.raises(InputError, match="samples files only"):
         show.plottable(show.read(str(files[1])), str(picture))
     for file, path, said in (
@@ -456,7 +467,7 @@ def test_commands_that_cannot_start_say_so_in_one_line(
         (["estimate", "--model", "resnt", "--out", folder], "model 'resnt': not known"),
         (["fit", folder], "nothing was measured here"),
         (["show", str(tmp_path / "none")], "cannot be read"),
-        (["show", __file__], "is no file that calibrate writes"),
+        (["show", __file__], "no kind at its top"),
     ):
         assert main(words) == 2
         said = capsys.readouterr().err

@@ -1,0 +1,60 @@
+"""What changed between two hosts: by part where that says something, by what it adds where it does not."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+from rich.console import Console
+
+from calibrate.compare import Comparison, compare, show_changes
+from sim.host import Figure
+from tests.builders import FREE, host
+
+
+def told(value: float, low: float, high: float) -> Figure:
+    return Figure(value, "measured", "a test", low, high)
+
+
+def printed(found: Comparison) -> str:
+    out = io.StringIO()
+    show_changes(found, Console(file=out, width=120))
+    return out.getvalue()
+
+
+def test_a_change_from_about_nothing_is_told_by_what_it_adds() -> None:
+    before = replace(
+        FREE, wait_ns=told(1e-24, 0, 1e-24), start_ns=told(3, 0, 10), issue_copy_ns=told(100, 99, 101)
+    )
+    after = replace(
+        FREE, wait_ns=told(530, 520, 540), start_ns=told(60, 50, 70), issue_copy_ns=told(150, 140, 160)
+    )
+    found = compare(host(costs=before), host(costs=after))
+    beyond = {c.what: c for c in found.changes if c.beyond}
+    assert set(beyond) == {"wait_ns", "start_ns", "issue_copy_ns"}
+    assert [beyond[name].part for name in ("wait_ns", "start_ns", "issue_copy_ns")] == [None, None, 0.5]
+    assert (beyond["start_ns"].difference, beyond["start_ns"].spread) == (57, 17)
+    text = printed(found)
+    assert "e+" not in text
+    assert "+57" in text
+    assert "+50.0%" in text
+
+
+def test_a_spread_is_that_between_the_two() -> None:
+    before, after = replace(FREE, wait_ns=told(10, 1, 12)), replace(FREE, wait_ns=told(15, 13, 40))
+    up = next(c for c in compare(host(costs=before), host(costs=after)).changes if c.what == "wait_ns")
+    assert (up.difference, up.spread, up.beyond) == (5, 4, True)
+    down = next(c for c in compare(host(costs=after), host(costs=before)).changes if c.what == "wait_ns")
+    assert (down.difference, down.spread, down.beyond) == (-5, 4, True)
+    same = compare(host(costs=before), host(costs=before))
+    assert not any(c.beyond for c in same.changes)
+
+
+def test_both_hosts_are_named_and_links_that_one_has_alone() -> None:
+    pair, single = replace(host(2), name="pair"), replace(host(1), name="single", about="one GPU")
+    found = compare(pair, single)
+    assert found.gone == ("link pcie1, bytes/s", "link nvlink0>1, bytes/s", "link nvlink1>0, bytes/s")
+    assert compare(single, pair).new == found.gone
+    text = printed(found)
+    assert text.startswith("before: pair: by hand\nafter: single: one GPU\n")
+    assert "only before: link pcie1, bytes/s; link nvlink0>1" in text
