@@ -111,7 +111,10 @@ class Plan:
         most = self.copied_bytes + PADDING_BYTES * len(self.chunks)
         for gpu in self.gpus:
             room = room_bytes(host, gpu)
-            need = packed_bytes(self.crossing(gpu)) if most > room else 0  # packing takes a while
+            if most <= room:
+                continue
+            # the target's arena has all in its place; what a plan does not bring there need not be
+            need = self.held_bytes() if gpu == self.target else packed_bytes(self.crossing(gpu))
             if need > room:
                 return f"needs {need / 2**20:.1f} MiB on GPU {gpu}, which has room for {room / 2**20:.1f}"
         return None
