@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from calibrate.ways import everything
 from hwexec.device import Event, Stream, forked
 from hwexec.executor import ColdStart, prepare
 from hwexec.timing import call_ns, time_ns, wall_ns
-from hwexec.verify import kept, start_cold
+from hwexec.verify import kept, take
 from sim.errors import require
 from sim.plan import Access, Chunk
 
@@ -107,17 +108,24 @@ def start(bench: Bench) -> tuple[Point, ...]:
 def beyond_a_gate(cold: ColdStart, inputs: tuple[torch.Tensor, ...], repeats: int) -> list[float]:
     """Cold starts on the host's clock, nanoseconds each, less what they take where the host has done its part before."""
     device, stream = cold.device, cold.device.stream("calibrate", 0)
+    behind: list[float] = []
+
+    def before() -> None:
+        # in turn: a GPU raises its clocks under load, and is not the same a moment later
+        behind.extend(time_ns(partial(cold, *inputs), device, [stream], repeats=1, warmup=0).raw)
+        cold.evict()
+
     try:
-        behind = time_ns(partial(cold, *inputs), device, [stream], repeats=repeats)
+        starts = take(partial(cold, *inputs), device, kept(cold.resident(*inputs)), before, repeats)
     finally:
         device.close_stream(stream)
-    starts = start_cold(cold, inputs, kept(cold.resident(*inputs)), repeats)
     require(
         starts.worst.bit_equal,
         "the answer of a cold start is not that of a resident run, so none of this host's figures can be trusted; look for "
         "memory or link errors (nvidia-smi -q, dmesg)",
     )
-    return [max(1.0, sample - behind.median_ns) for sample in starts.samples.raw]
+    own = statistics.median(behind[1:])  # the first warms up
+    return [max(1.0, sample - own) for sample in starts.samples.raw]
 
 
 def first_replay(bench: Bench) -> tuple[Point, ...]:
