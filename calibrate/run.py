@@ -30,7 +30,7 @@ from calibrate.launches import LAUNCH_CASES
 from calibrate.layers import LayersResult, Unwatched, measure, unwatched
 from calibrate.links import LINK_CASES
 from calibrate.overheads import OVERHEAD_CASES
-from calibrate.samples import CaseResult
+from calibrate.samples import AGAIN, CaseResult, Point, steadiest
 from calibrate.store import Calibration, Session, Store
 from calibrate.timings import in_place, slowed, start, timings
 from calibrate.topology import Topology, Wire, from_identity
@@ -240,10 +240,14 @@ def _close(bench: Bench) -> None:
 def _measured(case: Case, bench: Bench, store: Store) -> CaseResult:
     began = time.perf_counter()
     bench.verified = None
+    points: tuple[Point, ...] = ()
+    takes = 1
     try:
         reason = case.waived(bench)
         with steady(bench.device):
-            points = () if reason else case.measure(bench)
+            if not reason:
+                again = AGAIN if bench.device.figures else 0
+                points, takes = steadiest(lambda: case.measure(bench), lambda found: found, again)
     except Mismatch:
         raise
     except InputError as error:
@@ -253,7 +257,7 @@ def _measured(case: Case, bench: Bench, store: Store) -> CaseResult:
     except RuntimeError as error:
         raise _lost(case.name, error, store) from error
     seconds = time.perf_counter() - began
-    return CaseResult(case.name, case.about, tuple(points), reason, bench.verified, seconds)
+    return CaseResult(case.name, case.about, points, reason, bench.verified, seconds, takes)
 
 
 def _lost(what: str, error: Exception, store: Store) -> InputError:
@@ -369,9 +373,10 @@ def _unsteady(results: Sequence[CaseResult]) -> list[str]:
     for result in results:
         points = [p for p in result.points if p.unsteady]
         if points:
-            worst = max(points, key=lambda p: p.iqr_ns / p.median_ns)
+            taken = f"; the steadiest of {result.takes} takes" if result.takes > 1 else ""
+            worst = max(points, key=lambda p: p.spread)
             found.append(
                 f"case {result.case}: {len(points)} of {len(result.points)} points scatter by more than 10 %, "
-                f"most {worst.label} ({worst.size_bytes} bytes): {worst.iqr_ns / worst.median_ns:.0%}"
+                f"most {worst.label} ({worst.size_bytes} bytes): {worst.spread:.0%}{taken}"
             )
     return found

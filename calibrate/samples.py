@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,6 +12,9 @@ from sim.errors import require
 
 FLAGGED_SPREAD = 0.10
 """An interquartile range above this part of the median is pointed out."""
+AGAIN = 2
+"""How often what scatters is taken again at most."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,13 @@ class Point:
         return self.size_bytes * self.count / self.median_ns * 1e9
 
     @property
+    def spread(self) -> float:
+        """Interquartile range, as a part of the median."""
+        return self.iqr_ns / self.median_ns if self.median_ns else float("inf") if self.iqr_ns else 0.0
+
+    @property
     def unsteady(self) -> bool:
-        return self.iqr_ns > FLAGGED_SPREAD * self.median_ns
+        return self.spread > FLAGGED_SPREAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,8 @@ class CaseResult:
     waived: str | None = None
     verified: bool | None = None
     seconds: float = 0.0
+    takes: int = 1
+    """How often it was measured; the steadiest take is here."""
 
     def labelled(self, label: str) -> tuple[Point, ...]:
         return tuple(p for p in self.points if p.label == label)
@@ -73,3 +85,17 @@ class CaseResult:
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(p.label for p in self.points))
+
+
+def steadiest(
+    take: Callable[[], T], points: Callable[[T], Sequence[Point]], again: int = AGAIN
+) -> tuple[T, int]:
+    """Taken again while one of its points scatters, `again` times at most: the take that scatters least, and how many there were.
+
+    A host that others share has moments in which nothing repeats. Takes are kept whole: what is told by comparing two points
+    needs both from the same moment.
+    """
+    takes = [take()]
+    while any(point.unsteady for point in points(takes[-1])) and len(takes) <= again:
+        takes.append(take())
+    return min(takes, key=lambda found: sum(point.spread for point in points(found))), len(takes)

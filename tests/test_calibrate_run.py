@@ -490,3 +490,33 @@ def test_no_permission_and_a_lost_gpu_stop_before_anything_is_written(
     with pytest.raises(InputError, match="fallen off the bus"):
         run(ask(), device, watch, Store(tmp_path, write_record), Told())
     assert list(tmp_path.iterdir()) == []
+
+
+CALM, WILD, WORSE = (100.0, 101.0, 102.0), (100.0, 150.0, 200.0), (100.0, 300.0, 500.0)
+
+
+@pytest.mark.parametrize(
+    ("takes", "figures", "kept", "count"),
+    [
+        ((CALM, WILD), True, CALM, 1),
+        ((WILD, CALM, WORSE), True, CALM, 2),
+        ((WORSE, WILD, WORSE, CALM), True, WILD, 3),
+        ((WORSE, CALM), False, WORSE, 1),
+    ],
+)
+def test_a_case_that_scatters_is_measured_again_and_the_steadiest_take_kept(
+    device: CpuDevice,
+    tmp_path: Path,
+    takes: tuple[tuple[float, ...], ...],
+    figures: bool,
+    kept: tuple[float, ...],
+    count: int,
+) -> None:
+    device.figures = figures
+    left = [*takes]
+    case = Case("h2d", "", lambda bench: (Point("a", 1, 1, CALM), Point("b", 1, 1, left.pop(0))))
+    with pytest.raises(InputError):  # one case is no host
+        run(ask(), device, Watch(None), Store(tmp_path), Told(), cases=[case])
+    found = Store(tmp_path).case("h2d")
+    assert found is not None
+    assert (found.points[1].samples_ns, found.takes, len(left)) == (kept, count, len(takes) - count)
