@@ -1,4 +1,4 @@
-"""The measured host that ships is what its samples under results/ say: nothing changed by hand, nothing fitted otherwise since."""
+"""The measured hosts that ship are what their samples under results/ say: nothing changed by hand, nothing fitted otherwise since."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from sim.host import Figure
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "results" / "h200-pair" / "calibration"
+MEASURED = ("h100-pair", "h200-pair")
 
 
 def figures(record: object) -> dict[str, Figure]:
     return {f.name: found for f in fields(record) if isinstance(found := getattr(record, f.name), Figure)}  # type: ignore[arg-type]
 
 
-def test_the_h200_pair_is_fitted_again_from_its_samples_without_a_gpu(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_host_is_fitted_again_from_its_samples_without_a_gpu(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for part in ("state", "samples"):
-        shutil.copytree(SAMPLES / part, tmp_path / part)
+        shutil.copytree(ROOT / "results" / name / "calibration" / part, tmp_path / part)
     assert main(["fit", str(tmp_path)]) == 0
     host_path, *profile_paths = (Path(line) for line in capsys.readouterr().out.split())
 
-    shipped, host = find_host("h200-pair"), read_host(host_path)
+    shipped, host = find_host(name), read_host(host_path)
     assert (host.name, host.about, host.gpus, host.peers) == (
         shipped.name, shipped.about, shipped.gpus, shipped.peers,
     )  # fmt: skip
     assert host.bandwidth == pytest.approx(shipped.bandwidth, rel=1e-6)
     alike(shipped.costs, host.costs)
 
-    folder = ROOT / "scenarios" / "profiles" / "h200-pair"
+    folder = ROOT / "scenarios" / "profiles" / name
     assert {path.name for path in profile_paths} == {path.name for path in folder.iterdir()}
     for path in profile_paths:
         ours, theirs = read_profile(path), read_profile(folder / path.name)
