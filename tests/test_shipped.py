@@ -1,4 +1,4 @@
-"""The measured hosts that ship are what their samples under results/ say: nothing changed by hand, nothing fitted otherwise since."""
+"""Measured hosts that ship are what their samples under results/ say: nothing changed by hand, nothing fitted otherwise since."""
 
 from __future__ import annotations
 
