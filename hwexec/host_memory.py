@@ -48,7 +48,8 @@ def free_bytes(root: Path = Path("/")) -> int | None:
     """What can still be written without swapping: the machine's, or what is left of a container's limit. None if nobody says."""
     found = [_level(folder, names) for folder, names in _groups(root)]
     with suppress(OSError, ValueError):
-        found.append(1024 * _field(root / "proc/meminfo", "MemAvailable:"))
+        available = _field(root / "proc/meminfo", "MemAvailable:")
+        found.append(None if available is None else 1024 * available)
     return min((free for free in found if free is not None), default=None)
 
 
@@ -77,11 +78,12 @@ def _level(folder: Path, names: _Names) -> int | None:
     limit, used, prefix = names
     with suppress(OSError, ValueError):
         most, now = (int((folder / name).read_text()) for name in (limit, used))
-        files = sum(_field(folder / "memory.stat", f"{prefix}{kind}_file") for kind in ("active", "inactive"))
-        return max(0, most - now + files)
+        kinds = (_field(folder / "memory.stat", f"{prefix}{kind}_file") for kind in ("active", "inactive"))
+        return max(0, most - now + sum(files or 0 for files in kinds))
     return None  # no such group here, or without a limit ("max")
 
 
-def _field(file: Path, name: str) -> int:
+def _field(file: Path, name: str) -> int | None:
+    """None where the file has no such line: Linux before 3.14, and what imitates it, say less."""
     words = (line.split() for line in file.read_text().splitlines())
-    return next((int(row[1]) for row in words if row[:1] == [name]), 0)
+    return next((int(row[1]) for row in words if row[:1] == [name]), None)

@@ -49,6 +49,8 @@ def lay(root: Path, files: dict[str, str]) -> Path:
 
 def test_what_is_free_is_the_machines_or_what_a_container_is_allowed(tmp_path: Path) -> None:
     assert free_bytes(tmp_path) is None, "nobody says"
+    lay(tmp_path, {"proc/meminfo": "MemTotal: 99 kB\nMemFree: 20 kB\n"})
+    assert free_bytes(tmp_path) is None, "what is not said is not nothing"
     lay(tmp_path, {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable: 20 kB\n"})
     assert free_bytes(tmp_path) == 20 * 1024
     new = tmp_path / "sys/fs/cgroup"
