@@ -34,6 +34,8 @@ def within(budget_bytes: int, draft: Draft, profile: Profile, host: Host) -> Dra
     }
     rows = []
     for storage, keys in by_storage.items():
+        if storage in draft.peer:  # lies there already, and frees nothing here
+            continue
         peers = [profile.layers[i].peer[j].median_ns for i, j in keys if profile.layers[i].peer]
         cost = sum(peers) / max(1, sizes[storage])
         at_peer = len(draft.paths) > 1 and len(peers) == len(keys) and cost < direct[storage]

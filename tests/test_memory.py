@@ -89,6 +89,8 @@ def test_a_budget_is_kept_with_what_partners_have_room_for_and_the_rest_in_host_
     draft = Draft(Launch.GRAPH, frozenset(), frozenset(), ((0,), (1, 0), (2, 0)))
     tight = within(2 * MB + 5000, draft, timings, machine)
     assert (len(tight.peer), len(tight.direct)) == (4, 4)
+    already = within(2 * MB + 5000, replace(draft, peer=tight.peer), timings, machine)
+    assert (already.peer, already.direct) == (tight.peer, tight.direct), "what lies there has its place"
     large = roomy(machine, 16 * MB, 16 * MB, 16 * MB)
     timings = profile(net, large, direct=10**6, peer=10**5)
     assert len(within(2 * MB + 5000, draft, timings, large).peer) == 8
