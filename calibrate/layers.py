@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from calibrate.bench import BESIDE_BYTES, Lane
-from calibrate.samples import AGAIN, Point, steadiest
+from calibrate.samples import Point
 from calibrate.ways import BESIDE, beside_copies, everything, small_reads
 from hwexec.arena import HostArena
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
-from hwexec.timing import Samples, at_pace, steady, time_ns, wall_ns
+from hwexec.timing import Samples, at_pace, steadiest, steady, time_ns, wall_ns
 from sim.errors import InputError, require
 from sim.host import Host
 from sim.models import Built
@@ -113,9 +113,8 @@ def unwatched(
         prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
         steady(device),
     ):
-        again = AGAIN if device.figures else 0
         take = partial(_issue, cold, built, network, device, repeats)
-        (issue, around), _ = steadiest(take, lambda found: (found[0].whole, found[1]), again)
+        (issue, around), _ = steadiest(take, lambda found: (found[0].whole, found[1]), device)
     if device.figures:
         progress("beside copies")
         plan = everything(network, Access.RESIDENT)

@@ -30,12 +30,12 @@ from calibrate.launches import LAUNCH_CASES
 from calibrate.layers import LayersResult, Unwatched, measure, unwatched
 from calibrate.links import LINK_CASES
 from calibrate.overheads import OVERHEAD_CASES
-from calibrate.samples import AGAIN, CaseResult, Point, steadiest
+from calibrate.samples import CaseResult, Point
 from calibrate.store import Calibration, Session, Store
 from calibrate.timings import in_place, slowed, start, timings
 from calibrate.topology import Topology, Wire, from_identity
 from hwexec.device import Device
-from hwexec.timing import steady
+from hwexec.timing import steadiest, steady
 from sim.catalog import Request
 from sim.errors import InputError
 from sim.hints import error_line
@@ -246,8 +246,8 @@ def _measured(case: Case, bench: Bench, store: Store) -> CaseResult:
         reason = case.waived(bench)
         with steady(bench.device):
             if not reason:
-                again = AGAIN if bench.device.figures else 0
-                points, takes = steadiest(lambda: case.measure(bench), lambda found: found, again)
+                points, made = steadiest(lambda: case.measure(bench), lambda found: found, bench.device)
+                takes = len(made)
     except Mismatch:
         raise
     except InputError as error:
@@ -371,7 +371,7 @@ def _unsteady(results: Sequence[CaseResult]) -> list[str]:
     """One line per case whose samples scatter by more than 10 % of their median."""
     found = []
     for result in results:
-        points = [p for p in result.points if p.unsteady]
+        points = [p for p in result.points if p.noisy]
         if points:
             taken = f"; the steadiest of {result.takes} takes" if result.takes > 1 else ""
             worst = max(points, key=lambda p: p.spread)

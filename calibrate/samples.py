@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
+from hwexec.timing import NOISY
 from sim.errors import require
-
-FLAGGED_SPREAD = 0.10
-"""An interquartile range above this part of the median is pointed out."""
-AGAIN = 2
-"""How often what scatters is taken again at most."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +55,8 @@ class Point:
         return self.iqr_ns / self.median_ns if self.median_ns else float("inf") if self.iqr_ns else 0.0
 
     @property
-    def unsteady(self) -> bool:
-        return self.spread > FLAGGED_SPREAD
+    def noisy(self) -> bool:
+        return self.spread > NOISY
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +78,3 @@ class CaseResult:
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(p.label for p in self.points))
-
-
-def steadiest(
-    take: Callable[[], T], points: Callable[[T], Sequence[Point]], again: int = AGAIN
-) -> tuple[T, int]:
-    """Taken again while one of its points scatters, `again` times at most: the take that scatters least, and how many there were.
-
-    A host that others share has moments in which nothing repeats. Takes are kept whole: what is told by comparing two points
-    needs both from the same moment.
-    """
-    takes = [take()]
-    while any(point.unsteady for point in points(takes[-1])) and len(takes) <= again:
-        takes.append(take())
-    return min(takes, key=lambda found: sum(point.spread for point in points(found))), len(takes)

@@ -243,7 +243,7 @@ def _case(result: CaseResult) -> Table:
 
 
 def _spread(point: Point) -> str:
-    return f"{point.spread:.1%}{' !' if point.unsteady else ''}" if point.median_ns else "?"
+    return f"{point.spread:.1%}{' !' if point.noisy else ''}" if point.median_ns else "?"
 
 
 def _layers(result: LayersResult, console: Console) -> None:

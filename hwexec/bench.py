@@ -17,7 +17,17 @@ from hwexec.host_memory import told
 from hwexec.limit import Limit, needed_bytes, pinned_rates
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
 from hwexec.timing import Samples, steady
-from hwexec.verify import Likeness, as_run, kept, likeness, nothing, plain_answer, start_cold, steadiest, take
+from hwexec.verify import (
+    Likeness,
+    as_run,
+    kept,
+    likeness,
+    nothing,
+    plain_answer,
+    start_cold,
+    steadiest_starts,
+    take,
+)
 from sim.baselines import BASELINES, Setting
 from sim.errors import InputError, require
 from sim.files import PlanFile
@@ -255,7 +265,7 @@ def run_entry(
                 )
             else:
                 series = partial(start_cold, cold, inputs, reference, task.runs, BUDGET_S)
-            starts, scattered = steadiest(series, device)
+            starts, scattered = steadiest_starts(series, device)
             alone = None if is_warm or not device.figures else cold.copies_alone()
         match = starts.worst.bit_equal if again.bit_equal else starts.worst.within(dtype)
         bytes_agree = is_warm or cold.moved_bytes == plan.copied_bytes
@@ -316,7 +326,7 @@ def _run_peer(task: Task, peer: Peer, scene: Scene, device: Device, plain: list[
         series = partial(
             take, ready.call, device, plain, ready.before, min(task.runs, PEER_RUNS), PEER_BUDGET_S
         )
-        starts, scattered = steadiest(series, device)
+        starts, scattered = steadiest_starts(series, device)
         made, fewer = len(starts.samples.raw), ""
         if made < task.runs:
             fewer = f"{made} of {task.runs} runs, since a peer gets {PEER_RUNS} at most and {PEER_BUDGET_S:g} s for them"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from sim.errors import require
 
 NOISY = 0.10
 """A spread (interquartile range over median) above this is flagged."""
+AGAIN = 2
+"""How often what scatters is taken again at most."""
 
 AWAKE_S, AWAKE_MOST_S = 0.25, 1.0
 """How long a core is kept busy until it runs at its clock, at least and at most; on a virtual machine with two H200 a launch
@@ -71,6 +74,34 @@ class Samples:
     @property
     def noisy(self) -> bool:
         return self.spread > NOISY
+
+
+class Scatter(Protocol):
+    """One thing's samples, here or as `calibrate` keeps them."""
+
+    @property
+    def spread(self) -> float: ...
+
+    @property
+    def noisy(self) -> bool: ...
+
+
+T = TypeVar("T")
+
+
+def steadiest(
+    take: Callable[[], T], parts: Callable[[T], Sequence[Scatter]], device: Device
+) -> tuple[T, tuple[T, ...]]:
+    """The take whose parts scatter least, whatever its times, and all that were made: one that has a noisy part is made again,
+    `AGAIN` times at most, where times are figures.
+
+    A host that others share has moments in which nothing repeats. Takes are kept whole: what is told by comparing two parts
+    needs both from the same moment.
+    """
+    takes = [take()]
+    while device.figures and any(part.noisy for part in parts(takes[-1])) and len(takes) <= AGAIN:
+        takes.append(take())
+    return min(takes, key=lambda found: sum(part.spread for part in parts(found))), tuple(takes)
 
 
 def time_ns(

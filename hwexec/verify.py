@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
 from hwexec.peers import Scene, Snapshot, eager_output
-from hwexec.timing import Samples, at_pace, steady
+from hwexec.timing import Samples, at_pace, steadiest, steady
 from sim.errors import InputError, require
 from sim.files import FileKind
 from sim.host import Host
@@ -29,8 +29,6 @@ from sim.timeline import SpanKind, Timeline
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 """Relative difference, norm over norm, at which two answers count as the same where their bits cannot be: fp32 products
 may run in TF32, which has 10 bits; the others allow for the depth of a network."""
-AGAIN = 2
-"""How often a series that scatters is taken again at most."""
 FEWEST = 3
 """Starts taken however slow they are."""
 
@@ -140,22 +138,16 @@ def take(
     return Starts(Samples(tuple(raw)), worst, Samples(tuple(issued)))
 
 
-def steadiest(series: Callable[[], Starts], device: Device) -> tuple[Starts, str]:
-    """A series of starts; one that scatters is taken again, and the steadiest kept, whatever its times. Every answer counts.
-
-    Beside it, in words, that it was. A host that others share has moments in which nothing repeats.
-    """
-    found = [series()]
-    while device.figures and found[-1].samples.noisy and len(found) <= AGAIN:
-        found.append(series())
+def steadiest_starts(series: Callable[[], Starts], device: Device) -> tuple[Starts, str]:
+    """The steadiest of a series of starts taken again where it scatters; every answer counts. Beside it, in words, that it was."""
+    kept_one, found = steadiest(series, lambda starts: (starts.samples,), device)
     if len(found) == 1:
-        return found[0], ""
+        return kept_one, ""
     worst = SAME
     for starts in found:
         worst = worst.worse(starts.worst)
-    steady_one = min(found, key=lambda starts: starts.samples.spread)
     all_of_them = ", ".join(f"{ms(s.samples.median_ns)} ms (spread {s.samples.spread:.0%})" for s in found)
-    return replace(steady_one, worst=worst), f"taken {len(found)} times, the steadiest kept: {all_of_them}"
+    return replace(kept_one, worst=worst), f"taken {len(found)} times, the steadiest kept: {all_of_them}"
 
 
 def start_cold(

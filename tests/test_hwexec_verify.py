@@ -17,7 +17,7 @@ from hwexec import commands, verify
 from hwexec.cli import cli, parse_share
 from hwexec.cpu import CpuDevice
 from hwexec.timing import Samples
-from hwexec.verify import SAME, Likeness, Starts, steadiest
+from hwexec.verify import SAME, Likeness, Starts, steadiest_starts
 from sim.catalog import find_host
 from sim.cli import cli as sim_cli
 from sim.console import run_command
@@ -425,17 +425,20 @@ CALM, WILD, WILDER = (100e6, 101e6, 102e6), (100e6, 130e6, 160e6), (10e6, 100e6,
 
 def test_starts_that_scatter_are_taken_again_and_the_steadiest_kept() -> None:
     device = CpuDevice(1)
-    assert steadiest(series(WILDER), device)[1] == "", "times that are no figures always scatter"
+    assert steadiest_starts(series(WILDER), device)[1] == "", "times that are no figures always scatter"
     device.figures = True
-    assert steadiest(series(CALM), device) == (Starts(Samples(CALM), SAME, Samples((CALM[0] / 2,))), "")
-    found, said = steadiest(series(WILD, CALM), device)
+    assert steadiest_starts(series(CALM), device) == (
+        Starts(Samples(CALM), SAME, Samples((CALM[0] / 2,))),
+        "",
+    )
+    found, said = steadiest_starts(series(WILD, CALM), device)
     assert found.samples.raw == CALM
     assert said == "taken 2 times, the steadiest kept: 130.00 ms (spread 23%), 101.00 ms (spread 1%)"
     # not the fastest, and no more than three in all
-    found, said = steadiest(series(WILDER, WILD, WILDER, CALM), device)
+    found, said = steadiest_starts(series(WILDER, WILD, WILDER, CALM), device)
     assert found.samples.raw == WILD
     assert said.startswith("taken 3 times")
-    found, _ = steadiest(series(WILD, CALM, wrong=0), device)
+    found, _ = steadiest_starts(series(WILD, CALM, wrong=0), device)
     assert (found.samples.raw, found.worst.bit_equal) == (CALM, False), (
         "a wrong answer counts wherever it was"
     )
