@@ -4,7 +4,7 @@ links do."""
 
 from __future__ import annotations
 
-from sim.report import ms
+from sim.report import PREDICTED, ms
 
 SLOWER = 1.25
 """A host that takes so many times as long to issue a start as was predicted is called slow."""
@@ -14,7 +14,9 @@ def is_slower(issued_ns: float, predicted_ns: float) -> bool:
     return issued_ns > SLOWER * predicted_ns
 
 
-def words(what: str, issued_ns: float | None, predicted_ns: float | None, label: str = "predicted") -> str:
+def words(
+    what: str, issued_ns: float | None, predicted_ns: float | None, label: str = PREDICTED["measured"]
+) -> str:
     """How long it took to issue `what`, and where that was long what it means; empty where either is unknown."""
     if issued_ns is None or predicted_ns is None:
         return ""
@@ -22,4 +24,5 @@ def words(what: str, issued_ns: float | None, predicted_ns: float | None, label:
     if not is_slower(issued_ns, predicted_ns):
         return f"{said}."
     late = ms(issued_ns - predicted_ns)
-    return f"{said}: slower than when it was calibrated, so that first copies and layers begin up to {late} ms later."
+    than = "when it was calibrated" if label == PREDICTED["measured"] else label
+    return f"{said}: slower than {than}, so that first copies and layers begin up to {late} ms later."

@@ -26,3 +26,10 @@ def test_a_host_that_is_slower_than_predicted_is_told(
     issued: float | None, predicted: float | None, said: str
 ) -> None:
     assert words("a start", issued, predicted) == said
+
+
+def test_a_host_that_nobody_calibrated_is_not_called_slower_than_then() -> None:
+    assert words("a start", 4.1e5, 1.2e5, "estimated") == (
+        "Host: a start was issued in 0.41 ms, estimated 0.12: slower than estimated, so that first copies and layers begin up to "
+        "0.29 ms later."
+    )
