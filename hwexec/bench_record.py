@@ -29,12 +29,13 @@ class Row:
     samples_ns: tuple[float, ...]
     """Empty where times are no figures."""
     issued_ns: float | None = None
-    """Median over the same starts until the host thread had issued all of one; None for a peer, and where times are no figures."""
+    """Median over the same starts until the host thread had issued all of one; None where `predicted_ns` is, and where times are no
+    figures."""
     predicted_issued_ns: float | None = None
     """The same, predicted; None where `predicted_ns` is."""
     copies_ns: float | None = None
-    """What the plan's copies from host memory took by themselves, all lanes at once, just after; None likewise, and where
-    nothing was copied."""
+    """What the plan's copies from host memory took by themselves, all lanes at once, just after; None as `issued_ns` is, and
+    where nothing was copied."""
     lanes: int = 1
     """Lanes that the plan copies over, of the `links` that it might."""
     asked: int | None = None

@@ -135,7 +135,7 @@ def fair_rates(flows: list[Flow], capacity: dict[str, float]) -> None:
 
 
 def simulate(program: Program, profile: Profile, *, detail: bool = True, share: bool = True) -> Timeline:
-    """Predict a program. Without `detail` only the makespan is kept, which is several times faster.
+    """Predict a program. Without `detail` no spans and no use of links are kept, which is several times faster.
 
     Without `share` every flow has its links to itself: wrong, and what an ablation wants to know.
     """
