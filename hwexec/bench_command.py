@@ -57,7 +57,7 @@ def run_bench(call: BenchCall) -> int:
             commands.check_fits(path, file, trace.network, host)
         inputs = tuple(f"plan:{commands.sha256(path)}" for path in call.files)
         task = benching.Task(
-            built=commands.built(request, trace.network, device, copies=1 if call.peers else 0),
+            built=commands.built(request, trace.network, device),
             network=trace.network,
             profile=profile,
             host=host,

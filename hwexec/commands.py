@@ -184,17 +184,19 @@ def sha256(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def built(request: Request, network: Network, device: Device, copies: int = 0) -> Built:
-    """The model with random weights. InputError where the host has no memory for it; `copies` are needed beside what runs."""
-    check_host_memory(request, network, device, copies)
+def built(request: Request, network: Network, device: Device) -> Built:
+    """The model with random weights. InputError where the host has no memory for it."""
+    check_host_memory(request, network, device)
     note(f"{request.model}: building it with random weights")
     return build(request.model, batch=request.samples, dtype=request.precision, seq=request.seq)
 
 
-def check_host_memory(request: Request, network: Network, device: Device, copies: int = 0) -> None:
+def check_host_memory(request: Request, network: Network, device: Device) -> None:
     """A model is there as built and as pinned, and once more where a GPU's memory is the host's."""
-    copies += 2 if device.figures else 3
-    what = f"{copies} times the weights of {request.model} in {request.precision}, as built, as pinned and as copied"
+    copies, there = (
+        (2, "as built and as pinned") if device.figures else (3, "as built, as pinned and as copied")
+    )
+    what = f"{copies} times the weights of {request.model} in {request.precision}, {there}"
     check_free(copies * network.arena_bytes, what)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hwexec.host_memory import check_free
 from sim.errors import InputError, require
 from sim.hints import error_line
 
@@ -119,6 +120,7 @@ def _pinned(scene: Scene) -> Iterator[Ready]:
         return scene.module(*scene.inputs)
 
     require(torch.cuda.is_available(), "memory is pinned for CUDA, and there is none")
+    check_free(scene.snapshot.total_bytes, "a pinned copy of the module")
     try:
         yield Ready(scene.snapshot.mapped(_pin), call, f"torch {torch.__version__}")
     finally:
@@ -150,13 +152,16 @@ def _diffusers(scene: Scene) -> Iterator[Ready]:
         from diffusers.hooks import apply_group_offloading  # noqa: PLC0415 - optional: a peer
     except Exception as error:  # as above
         raise _absent("diffusers", error) from None
+    pins = scene.where.type == "cuda"
+    copies = "a copy of the module, and that pinned" if pins else "a copy of the module"
+    check_free(scene.snapshot.total_bytes * (2 if pins else 1), copies)
     module = copy.deepcopy(scene.module)  # its hooks have no way back
     apply_group_offloading(
         module,
         onload_device=scene.where,
         offload_type="leaf_level",
-        use_stream=scene.where.type == "cuda",
-        record_stream=scene.where.type == "cuda",
+        use_stream=pins,
+        record_stream=pins,
     )
     # the untimed start is the dummy forward in which it learns the order of layers
     yield Ready(_nothing, lambda: module(*scene.inputs), _version("diffusers"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +18,13 @@ from hwexec.bench_record import BENCH
 from hwexec.cli import cli
 from hwexec.cpu import CpuDevice, OutOfMemory
 from hwexec.host_memory import check_free, free_bytes, told
+from hwexec.peers import PEERS, Scene, Snapshot
 from sim.cli import cli as sim_cli
 from sim.console import run_command
 from sim.errors import InputError
 from sim.files import read_record
 from sim.plan import Launch
+from sim.trace import trace_model
 from tests import toys
 from tests.test_arena import fingerprint
 from tests.test_hwexec_verify import MODEL
@@ -159,6 +163,27 @@ def test_a_model_that_the_host_cannot_hold_is_told_before_it_is_built(
     (line,) = said(*command)
     assert f"bytes are needed for 3 times the weights of {MODEL} in fp32, as built" in line
     assert [path.name for path in Path().iterdir()] == ["plan.yaml"]
+
+
+def test_peers_that_the_host_cannot_hold_are_waived_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They copy the module once more, and the whole bench was refused for it."""
+    monkeypatch.chdir(tmp_path)
+    weights = trace_model(MODEL).network.arena_bytes
+    monkeypatch.setattr(host_memory, "free_bytes", lambda: 3 * weights)
+    ask = ("bench", "--model", MODEL, "--device", "cpu", "-e", "best", "--runs", "1", "--peers", "--json")
+    assert run_command(cli, "hwexec", ask) == 0
+    assert "peer:cuda" in capsys.readouterr().out
+    monkeypatch.setattr(host_memory, "free_bytes", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "diffusers.hooks", SimpleNamespace(apply_group_offloading=refuse))
+    module = torch.nn.Linear(5, 5)
+    scene = Scene(module, (torch.ones(5),), torch.device("cuda"), Snapshot(module))
+    for name, size in (("peer:pinned", 120), ("peer:diffusers", 240)):
+        peer = next(p for p in PEERS if p.name == name)
+        with pytest.raises(InputError, match=f"{size} bytes are needed for "), peer.set_up(scene):
+            pass
 
 
 @pytest.mark.parametrize("command", COMMANDS[:2])
