@@ -35,6 +35,7 @@ from calibrate.store import Calibration, Session, Store
 from calibrate.timings import in_place, slowed, start, timings
 from calibrate.topology import Topology, Wire, from_identity
 from hwexec.device import Device
+from hwexec.host_memory import check_model, told
 from hwexec.timing import steadiest, steady
 from sim.catalog import Request
 from sim.errors import InputError
@@ -284,25 +285,27 @@ def _networks(
     ready: list[tuple[Request, Network, Unwatched]] = []
     given: dict[str, Any] = {"host": host, "device": device, "repeats": effort.repeats // 2 + 1}
 
-    def attempt(request: Request, do: Callable[..., T]) -> T | None:
+    def attempt(request: Request, network: Network, do: Callable[..., T]) -> T | None:
         what = f"{request.model} {request.precision}"
         progress.begins(what)
         try:
+            check_model(network, device)
             built = build(request.model, batch=request.samples, dtype=request.precision, seq=request.seq)
             return do(built, progress=lambda way: progress.begins(f"{what}: {way}"))
-        except InputError as error:
-            failed.append(f"{what}: {error}")
-            progress.ended(what, NETWORK_SECONDS, f"failed: {error}")
-        except RuntimeError as error:
-            raise _lost(what, error, store) from error
+        except (InputError, MemoryError, RuntimeError) as error:
+            line = error if isinstance(error, InputError) else told(error, device)
+            if line is None:
+                raise _lost(what, error, store) from error
+            failed.append(f"{what}: {line}")
+            progress.ended(what, NETWORK_SECONDS, f"failed: {line}")
         return None
 
     for request, network in missing:
-        first = attempt(request, partial(unwatched, network=network, **given))
+        first = attempt(request, network, partial(unwatched, network=network, **given))
         if first is not None:
             ready.append((request, network, first))
     for request, network, first in ready:
-        result = attempt(request, partial(measure, network=network, first=first, **given))
+        result = attempt(request, network, partial(measure, network=network, first=first, **given))
         if result is not None:
             what = f"{request.model} {request.precision}"
             store.keep_layers(host.name, result)

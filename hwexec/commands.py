@@ -16,7 +16,7 @@ from hwexec import report as reports
 from hwexec import verify as verifying
 from hwexec.device import Device
 from hwexec.executor import open_device
-from hwexec.host_memory import check_free, told
+from hwexec.host_memory import check_model, told
 from hwexec.stage import room_for
 from sim.catalog import (
     DEFAULT_HOST,
@@ -186,18 +186,9 @@ def sha256(path: str) -> str:
 
 def built(request: Request, network: Network, device: Device) -> Built:
     """The model with random weights. InputError where the host has no memory for it."""
-    check_host_memory(request, network, device)
+    check_model(network, device)
     note(f"{request.model}: building it with random weights")
     return build(request.model, batch=request.samples, dtype=request.precision, seq=request.seq)
-
-
-def check_host_memory(request: Request, network: Network, device: Device) -> None:
-    """A model is there as built and as pinned, and once more where a GPU's memory is the host's."""
-    copies, there = (
-        (2, "as built and as pinned") if device.figures else (3, "as built, as pinned and as copied")
-    )
-    what = f"{copies} times the weights of {request.model} in {request.precision}, {there}"
-    check_free(copies * network.arena_bytes, what)
 
 
 def bare(name: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from hwexec.device import Device
 from sim.errors import InputError, require
 from sim.hints import first_line
+from sim.network import Network
 
 _SAID = ("DefaultCPUAllocator", "can't start new thread")
 """What PyTorch and Python say in a RuntimeError where memory, or that of a thread, cannot be had."""
@@ -27,6 +28,15 @@ def check_free(size_bytes: int, what: str) -> None:
         free is None or size_bytes <= free,
         f"host memory: {size_bytes} bytes are needed for {what}, and {free} are free; {_REMEDY}",
     )
+
+
+def check_model(network: Network, device: Device) -> None:
+    """Before it is built: it is there as built and as pinned, and once more where a GPU's memory is the host's."""
+    copies, there = (
+        (2, "as built and as pinned") if device.figures else (3, "as built, as pinned and as copied")
+    )
+    what = f"{copies} times the weights of {network.model} in {network.dtype}, {there}"
+    check_free(copies * network.arena_bytes, what)
 
 
 def told(error: BaseException, device: Device) -> InputError | None:

@@ -27,6 +27,7 @@ from hwexec.ablate import (
 from hwexec.bench import Task
 from hwexec.claim import claimed
 from hwexec.device import Device
+from hwexec.host_memory import check_model
 from hwexec.report import NO_FIGURES, subject
 from hwexec.sweep import SWEEP, Point, SweepRecord, run_case
 from hwexec.sweep_report import as_text, draw, summarise, summary_parts
@@ -87,7 +88,7 @@ def run_sweep(call: SweepCall) -> int:
             seq = call.seq if model.startswith("hf:") else None
             traced = trace_model(model, batch=batch, dtype=dtype, seq=seq)
             request = Request(model, batch, dtype, seq)
-            commands.check_host_memory(request, traced.network, device)
+            check_model(traced.network, device)
             path = _profile(call.profiles, request, traced.network.seq)
             cases.append((request, traced.network, commands.profile_for(host, request, path, traced)))
         make_folder(file.parent)

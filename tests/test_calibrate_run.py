@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from calibrate import launches, layers, show
+from calibrate import run as calibrate_run
 from calibrate.bench import FULL, NO_FIGURES, Bench, Case, has_peers
 from calibrate.beside import h2d_together, p2p
 from calibrate.cli import main
@@ -26,6 +27,7 @@ from calibrate.run import CASES, NO_FIGURE, Ask, Watch, choose_gpus, finish, run
 from calibrate.samples import Point
 from calibrate.store import Store
 from calibrate.topology import Topology, Wire
+from hwexec import host_memory
 from hwexec.cpu import CpuDevice
 from hwexec.executor import ColdStart
 from hwexec.timing import Samples
@@ -381,6 +383,31 @@ def test_a_network_that_fails_costs_the_others_nothing(device: CpuDevice, tmp_pa
     device._fault, device._countdown = "pin", 1
     with pytest.raises(InputError, match=r"all but 1 of the networks .*refuses to pin"):
         run(ask(MODEL), device, Watch(None), store, Told())
+    assert len(run(ask(MODEL), device, Watch(None), store, Told()).profiles) == 1
+
+
+@pytest.mark.parametrize(
+    "refused", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_network_that_the_host_has_no_memory_for_costs_the_others_nothing(
+    device: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Exception
+) -> None:
+    """It was called a GPU that failed, ended in a traceback, or filled memory until the process was killed."""
+
+    def refuse(*_: object, **__: object) -> Any:
+        raise refused
+
+    store = Store(tmp_path)
+    run(ask(), device, Watch(None), store, Told())
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate_run, "build", refuse)
+        with pytest.raises(InputError, match=r"all but 1 of the networks .*out of host memory \("):
+            run(ask(MODEL), device, Watch(None), store, Told())
+        patch.setattr(host_memory, "free_bytes", lambda: 1000)
+        with pytest.raises(
+            InputError, match=r"bytes are needed for 3 times the weights of .*, and 1000 are free"
+        ):
+            run(ask(MODEL), device, Watch(None), store, Told())
     assert len(run(ask(MODEL), device, Watch(None), store, Told()).profiles) == 1
 
 
