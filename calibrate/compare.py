@@ -170,6 +170,8 @@ def _layer_changes(before: Profile, after: Profile) -> Iterator[Change]:
         pairs = [("resident", a.resident, b.resident), ("issue", a.issue, b.issue)]
         pairs += [(f"direct {i}", x, y) for i, (x, y) in enumerate(zip(a.direct, b.direct, strict=True))]
         pairs += [(f"peer {i}", x, y) for i, (x, y) in enumerate(zip(a.peer, b.peer, strict=False))]
+        if a.beside is not None and b.beside is not None:
+            pairs.append(("beside copies", a.beside, b.beside))
         for what, x, y in pairs:
             yield _timing_change(f"layer {index} {name} {what}, ns", x, y, a.resident.median_ns)
 

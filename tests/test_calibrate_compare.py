@@ -9,7 +9,8 @@ from rich.console import Console
 
 from calibrate.compare import Comparison, compare, show_changes
 from sim.host import Figure
-from tests.builders import FREE, host
+from sim.profile import Profile, Timing
+from tests.builders import FREE, host, network, profile
 
 
 def told(value: float, low: float, high: float) -> Figure:
@@ -58,3 +59,16 @@ def test_both_hosts_are_named_and_links_that_one_has_alone() -> None:
     text = printed(found)
     assert text.startswith("before: pair: by hand\nafter: single: one GPU\n")
     assert "only before: link pcie1, bytes/s; link nvlink0>1" in text
+
+
+def test_what_copies_beside_a_layer_cost_it_is_compared_as_its_other_times_are() -> None:
+    plain = profile(network(1000), host(1))
+
+    def slowed(by: float) -> Profile:
+        return replace(plain, layers=(replace(plain.layers[0], beside=Timing(by, 5, 9)),))
+
+    found = compare(slowed(300), slowed(600))
+    assert [c.what for c in found.changes if c.beyond] == ["layer 0 layer0 beside copies, ns"]
+    assert (found.gone, found.new) == ((), ())
+    lost = compare(slowed(300), plain)
+    assert (len(lost.changes), lost.gone) == (len(found.changes) - 1, ("layers beside copies",))
