@@ -1,10 +1,8 @@
-"""`hwexec bench` and the peers: rows, limits, prints, and that every module comes back as it was. Nothing needs a GPU."""
+"""`hwexec bench` as a command: what runs, what is waived, and what is kept where it is stopped. Nothing needs a GPU."""
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,21 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
-from torch import nn
 
-from hwexec import bench, bench_record, commands, limit, peers, report
+from hwexec import bench, bench_record, commands, limit
 from hwexec.cli import cli, parse_gpus
 from hwexec.cpu import CpuDevice
-from hwexec.peers import PEERS, Peer, Ready, Scene, Snapshot
+from hwexec.peers import PEERS, Peer, Ready, Scene
 from hwexec.timing import Samples
 from sim.cli import cli as sim_cli
 from sim.console import run_command
 from sim.errors import InputError
-from sim.files import format_record, parse_record, read_plan, read_record, write_plan
-from sim.profile import Provenance
-from tests import golden
-from tests.builders import network
+from sim.files import read_plan, read_record, write_plan
 from tests.test_hwexec_verify import MODEL, Stopwatch
 
 ALL = ("warm", "demand", "pipeline", "pipeswitch", "dha", "pt", "pt+dha", "best", "best")
@@ -371,73 +364,6 @@ def test_a_plan_that_the_machine_cannot_run_is_waived_alone(
     assert "pipeline" in done.out
 
 
-# Peers
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(30, 8)
-        self.norm = nn.BatchNorm1d(8)
-        self.rnn = nn.GRU(8, 8, batch_first=True)
-        self.head = nn.Linear(8, 30, bias=False)
-        self.head.weight = self.table.weight
-        self.register_buffer("scale", torch.full((), 1.5), persistent=False)
-
-    def forward(self, tokens: torch.Tensor) -> Any:
-        hidden = self.norm(self.table(tokens).transpose(1, 2)).transpose(1, 2)
-        return self.head(self.rnn(hidden)[0]) * self.scale
-
-
-def scene() -> Scene:
-    module = Tied().eval().requires_grad_(False)
-    inputs = (torch.arange(6).view(1, 6),)
-    return Scene(module, inputs, torch.device("cpu"), Snapshot(module))
-
-
-def state(module: nn.Module) -> list[tuple[str, int, int]]:
-    tensors = [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
-    return [(name, id(t), t.data_ptr()) for name, t in tensors]
-
-
-@pytest.mark.parametrize("peer", PEERS, ids=lambda p: p.name)
-def test_every_peer_gives_the_answer_and_the_module_back(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "_pin", torch.clone)  # without a driver nothing can be pinned
-    here = scene()
-    before, forward = state(here.module), {m: "forward" in m.__dict__ for m in here.module.modules()}
-    with torch.no_grad():
-        wanted = here.module(*here.inputs)
-        try:
-            with peer.set_up(here) as ready:
-                for _ in range(3):
-                    ready.before()
-                    assert torch.equal(ready.call(), wanted)
-        except InputError as error:
-            pytest.skip(str(error))
-        assert torch.equal(here.module(*here.inputs), wanted)
-    assert state(here.module) == before
-    assert {m: "forward" in m.__dict__ for m in here.module.modules()} == forward
-    assert all(not m._forward_pre_hooks for m in here.module.modules())
-
-
-def test_a_snapshot_undoes_replaced_buffers_and_moved_parameters() -> None:
-    here = scene()
-    before = state(here.module)
-    here.snapshot.mapped(torch.clone)()
-    here.module.register_buffer("scale", torch.zeros(()), persistent=False)
-    assert state(here.module) != before
-    here.snapshot.restore()
-    assert state(here.module) == before
-    assert peers.eager_output(here) is not None
-    assert state(here.module) == before
-    tied = sum(p.numel() * 4 for p in here.module.parameters())
-    buffers = sum(b.nbytes for b in here.module.buffers())
-    assert here.snapshot.total_bytes == tied + buffers
-
-
 def test_a_peer_that_fails_is_waived_with_its_reason(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def broken(given: Scene) -> Iterator[Ready]:
@@ -459,147 +385,3 @@ def test_a_peer_that_fails_is_waived_with_its_reason(hwexec: Hwexec, monkeypatch
     assert [line.split()[1] for line in done.out.splitlines() if "peer:" in line and "DIFFERENT" in line] == [
         "peer:wrong"
     ]
-
-
-def test_a_package_that_is_not_there_waives_its_peer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    accelerate = next(p for p in PEERS if p.name == "peer:accelerate")
-    with pytest.raises(InputError, match="accelerate is not installed"), accelerate.set_up(scene()):
-        pass
-
-
-# Prints from samples by hand
-
-MADE = Provenance("pair", "GPU X", "hwexec bench", "2026-01-01T00:00:00Z", "abc", "580.1", "13.0", "2.11.0")
-ROW = bench_record.Row(
-    "best",
-    1,
-    "graph",
-    102_000_000,
-    0,
-    1.86e6,
-    0.8,
-    True,
-    True,
-    0.0,
-    "",
-    3,
-    (1.9e6, 1.88e6, 1.95e6),
-    0.11e6,
-    0.1e6,
-)
-MEASURED = bench_record.BenchReport(
-    model="resnet50",
-    dtype="fp32",
-    batch=1,
-    seq=None,
-    gpus=(0, 1),
-    device="cuda",
-    figures=True,
-    host="pair",
-    profile_kind="measured",
-    provenance=MADE,
-    pinned_bytes_per_s=(55.4e9, 55.2e9),
-    warm_graph_ns=0.91e6,
-    limits=(limit.Limit(1, 102_000_000, 55.4e9, 1.841e6), limit.Limit(2, 102_000_000, 110.6e9, 0.922e6)),
-    waived=(bench_record.Waived("peer:diffusers", "diffusers is not installed"),),
-    rows=(
-        replace(ROW, name="warm", copied_bytes=0, predicted_ns=None, samples_ns=(0.91e6, 0.92e6, 0.9e6)),
-        replace(ROW, name="pipeline", launch="eager", predicted_ns=7.05e6, samples_ns=(7.1e6, 7.2e6, 7.0e6)),
-        ROW,
-        replace(
-            ROW,
-            links=2,
-            direct_bytes=2**20,
-            samples_ns=(1.0e6, 0.99e6, 1.05e6),
-            predicted_ns=0.95e6,
-            issued_ns=0.21e6,
-            predicted_issued_ns=0.1e6,
-        ),
-        replace(
-            ROW,
-            name="peer:cuda",
-            launch="eager",
-            predicted_ns=None,
-            samples_ns=(23.5e6, 24e6, 23e6),
-            bit_equal=False,
-            error=2e-4,
-        ),
-        replace(
-            ROW,
-            name="odd",
-            asked=15,
-            outputs_match=False,
-            bit_equal=False,
-            error=None,
-            note="moved 3 bytes, 4 planned",
-        ),
-    ),
-)
-
-
-def printed(*parts: Any) -> str:
-    console = Console(file=io.StringIO(), width=160, highlight=False, markup=False, color_system=None)
-    for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str))
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
-
-
-def test_the_print_of_a_bench() -> None:
-    golden.compare(
-        "hwexec_bench",
-        printed(report.bench_title(MEASURED), report.bench_table(MEASURED), *report.bench_words(MEASURED)),
-    )
-
-
-def test_a_record_that_was_cut_off_is_never_taken_for_a_whole_one() -> None:
-    lines = format_record(bench_record.BENCH, MEASURED).splitlines(keepends=True)
-    assert parse_record("".join(lines).encode(), bench_record.BENCH) == MEASURED
-    for count in range(len(lines)):
-        with pytest.raises(InputError):
-            parse_record("".join(lines[:count]).encode(), bench_record.BENCH)
-
-
-def test_best_plans_whose_copies_had_slow_links_are_told() -> None:
-    quick = [
-        replace(r, copies_ns=1.1 * r.copied_bytes / (55.4 * r.links), lanes=r.links) for r in MEASURED.rows
-    ]
-    said = [*report.bench_words(replace(MEASURED, rows=tuple(quick)))]
-    assert not any(line.startswith("Links:") for line in said)
-    slow = [replace(row, copies_ns=1.65e6, lanes=row.links) for row in MEASURED.rows]
-    said = [*report.bench_words(replace(MEASURED, rows=tuple(slow)))]
-    assert [line for line in said if line.startswith("Links:")] == [
-        "Links: around the starts of best over 2, its copies by themselves took 1.65 ms, 61.8 GB/s of 110.6: something else "
-        "used the links."
-    ]
-    one_lane = [replace(row, copies_ns=1.86e6, lanes=1) for row in MEASURED.rows]
-    said = [*report.bench_words(replace(MEASURED, rows=tuple(one_lane)))]
-    assert not any(line.startswith("Links:") for line in said), (
-        "a plan over one lane needs no more than that lane"
-    )
-
-
-def test_without_figures_no_time_is_printed() -> None:
-    rows = tuple(replace(row, samples_ns=(), set_up_s=None) for row in MEASURED.rows)
-    played = replace(MEASURED, figures=False, warm_graph_ns=None, limits=(), rows=rows)
-    text = printed(report.bench_title(played), report.bench_table(played), *report.bench_words(played))
-    assert " ms" not in text
-    assert "set-up" not in text
-    found = json.loads(report.bench_json(played))
-    assert {row["median_ms"] for row in found["results"]} == {None}
-
-
-def test_limits_take_the_best_plan_of_as_many_links_or_else_what_layers_read() -> None:
-    net = network(1000, (500, 24))
-    assert limit.needed_bytes(net) == 1524
-    touched = replace(net.layers[0], reads=(replace(net.layers[0].reads[0], touched_bytes=10),))
-    net = replace(net, layers=(touched, net.layers[1]))
-    assert limit.needed_bytes(net) == 534
-    best = replace(ROW, links=2, copied_bytes=900)
-    # at a byte in a nanosecond over each link
-    assert [*bench.limits(net, (1e9, 1e9), 100.0, [ROW, best])] == [
-        limit.Limit(1, ROW.copied_bytes, 1e9, ROW.copied_bytes),
-        limit.Limit(2, 900, 2e9, 450.0),
-    ]
-    assert [*bench.limits(net, (1e9,), 700.0, [best])] == [limit.Limit(1, 534, 1e9, 700.0)]
-    assert [*bench.limits(net, (1e9,), None, [best])] == []

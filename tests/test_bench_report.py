@@ -1,0 +1,152 @@
+"""What a bench found, from samples by hand: its print, its record and its limits."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hwexec import bench, bench_record, limit, report
+from sim.errors import InputError
+from sim.files import format_record, parse_record
+from sim.profile import Provenance
+from tests import golden
+from tests.builders import network
+
+MADE = Provenance("pair", "GPU X", "hwexec bench", "2026-01-01T00:00:00Z", "abc", "580.1", "13.0", "2.11.0")
+ROW = bench_record.Row(
+    "best",
+    1,
+    "graph",
+    102_000_000,
+    0,
+    1.86e6,
+    0.8,
+    True,
+    True,
+    0.0,
+    "",
+    3,
+    (1.9e6, 1.88e6, 1.95e6),
+    0.11e6,
+    0.1e6,
+)
+MEASURED = bench_record.BenchReport(
+    model="resnet50",
+    dtype="fp32",
+    batch=1,
+    seq=None,
+    gpus=(0, 1),
+    device="cuda",
+    figures=True,
+    host="pair",
+    profile_kind="measured",
+    provenance=MADE,
+    pinned_bytes_per_s=(55.4e9, 55.2e9),
+    warm_graph_ns=0.91e6,
+    limits=(limit.Limit(1, 102_000_000, 55.4e9, 1.841e6), limit.Limit(2, 102_000_000, 110.6e9, 0.922e6)),
+    waived=(bench_record.Waived("peer:diffusers", "diffusers is not installed"),),
+    rows=(
+        replace(ROW, name="warm", copied_bytes=0, predicted_ns=None, samples_ns=(0.91e6, 0.92e6, 0.9e6)),
+        replace(ROW, name="pipeline", launch="eager", predicted_ns=7.05e6, samples_ns=(7.1e6, 7.2e6, 7.0e6)),
+        ROW,
+        replace(
+            ROW,
+            links=2,
+            direct_bytes=2**20,
+            samples_ns=(1.0e6, 0.99e6, 1.05e6),
+            predicted_ns=0.95e6,
+            issued_ns=0.21e6,
+            predicted_issued_ns=0.1e6,
+        ),
+        replace(
+            ROW,
+            name="peer:cuda",
+            launch="eager",
+            predicted_ns=None,
+            samples_ns=(23.5e6, 24e6, 23e6),
+            bit_equal=False,
+            error=2e-4,
+        ),
+        replace(
+            ROW,
+            name="odd",
+            asked=15,
+            outputs_match=False,
+            bit_equal=False,
+            error=None,
+            note="moved 3 bytes, 4 planned",
+        ),
+    ),
+)
+
+
+def printed(*parts: Any) -> str:
+    console = Console(file=io.StringIO(), width=160, highlight=False, markup=False, color_system=None)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_the_print_of_a_bench() -> None:
+    golden.compare(
+        "hwexec_bench",
+        printed(report.bench_title(MEASURED), report.bench_table(MEASURED), *report.bench_words(MEASURED)),
+    )
+
+
+def test_a_record_that_was_cut_off_is_never_taken_for_a_whole_one() -> None:
+    lines = format_record(bench_record.BENCH, MEASURED).splitlines(keepends=True)
+    assert parse_record("".join(lines).encode(), bench_record.BENCH) == MEASURED
+    for count in range(len(lines)):
+        with pytest.raises(InputError):
+            parse_record("".join(lines[:count]).encode(), bench_record.BENCH)
+
+
+def test_best_plans_whose_copies_had_slow_links_are_told() -> None:
+    quick = [
+        replace(r, copies_ns=1.1 * r.copied_bytes / (55.4 * r.links), lanes=r.links) for r in MEASURED.rows
+    ]
+    said = [*report.bench_words(replace(MEASURED, rows=tuple(quick)))]
+    assert not any(line.startswith("Links:") for line in said)
+    slow = [replace(row, copies_ns=1.65e6, lanes=row.links) for row in MEASURED.rows]
+    said = [*report.bench_words(replace(MEASURED, rows=tuple(slow)))]
+    assert [line for line in said if line.startswith("Links:")] == [
+        "Links: around the starts of best over 2, its copies by themselves took 1.65 ms, 61.8 GB/s of 110.6: something else "
+        "used the links."
+    ]
+    one_lane = [replace(row, copies_ns=1.86e6, lanes=1) for row in MEASURED.rows]
+    said = [*report.bench_words(replace(MEASURED, rows=tuple(one_lane)))]
+    assert not any(line.startswith("Links:") for line in said), (
+        "a plan over one lane needs no more than that lane"
+    )
+
+
+def test_without_figures_no_time_is_printed() -> None:
+    rows = tuple(replace(row, samples_ns=(), set_up_s=None) for row in MEASURED.rows)
+    played = replace(MEASURED, figures=False, warm_graph_ns=None, limits=(), rows=rows)
+    text = printed(report.bench_title(played), report.bench_table(played), *report.bench_words(played))
+    assert " ms" not in text
+    assert "set-up" not in text
+    found = json.loads(report.bench_json(played))
+    assert {row["median_ms"] for row in found["results"]} == {None}
+
+
+def test_limits_take_the_best_plan_of_as_many_links_or_else_what_layers_read() -> None:
+    net = network(1000, (500, 24))
+    assert limit.needed_bytes(net) == 1524
+    touched = replace(net.layers[0], reads=(replace(net.layers[0].reads[0], touched_bytes=10),))
+    net = replace(net, layers=(touched, net.layers[1]))
+    assert limit.needed_bytes(net) == 534
+    best = replace(ROW, links=2, copied_bytes=900)
+    # at a byte in a nanosecond over each link
+    assert [*bench.limits(net, (1e9, 1e9), 100.0, [ROW, best])] == [
+        limit.Limit(1, ROW.copied_bytes, 1e9, ROW.copied_bytes),
+        limit.Limit(2, 900, 2e9, 450.0),
+    ]
+    assert [*bench.limits(net, (1e9,), 700.0, [best])] == [limit.Limit(1, 534, 1e9, 700.0)]
+    assert [*bench.limits(net, (1e9,), None, [best])] == []
