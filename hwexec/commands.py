@@ -81,7 +81,7 @@ def verify_plan(call: VerifyCall) -> int:
         check_fits(call.plan, file, trace.network, host)
         with naming(call.plan):  # before a module is built that may be as large as the plan
             room_for(file.plan, trace.network, device)
-            profile = profile_for(host, request, call.profile, trace)
+        profile = profile_for(host, request, call.profile, trace)
         made_from = (f"plan:{sha256(call.plan)}", *inputs(host, trace.network, call.profile))
         task = verifying.Task(
             built=built(request, trace.network, device),

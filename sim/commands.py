@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def simulate_plan(call: SimulateCall) -> None:
         f"{call.plan}: made for {file.host} with other constants than {host.name} has now; "
         "search again, or pass the file of its host with --host",
     )
-    with naming(call.plan):
+    with naming(call.plan) if call.profile is None else nullcontext():  # a profile's faults have its own name
         profile = obtain_profile(host, Request(file.model, file.batch, file.dtype, file.seq), call.profile)
     require(
         profile.network.digest == file.network_digest,

@@ -386,6 +386,9 @@ def test_a_prediction_that_is_not_the_files_says_why(sim: Sim) -> None:
 
 def test_what_a_plan_file_gets_wrong_is_told_with_its_name(sim: Sim) -> None:
     assert sim("search", "--model", "resnet50", "--out", "plan.yaml").code == 0
+    assert sim("simulate", "plan.yaml", "--profile", "host.yaml").err.startswith(
+        "sim: host.yaml: kind is 'host'"
+    )
     plan = read_plan("plan.yaml")
     for wrong, text in (
         (replace(plan, seq=5), "seq 5: model 'resnet50' takes no token sequence"),

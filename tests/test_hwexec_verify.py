@@ -397,6 +397,9 @@ def test_bad_options(hwexec: Hwexec) -> None:
     refused(played, "times are no figures to hold a prediction against")
     refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--out", "plan.yaml"), "plan.yaml")
     refused(hwexec("verify", "plan.yaml", "--device", "cpu", "--profile", "plan.yaml"), "kind is 'plan'")
+    Path("profile.yaml").write_text("kind: host\n")
+    odd = hwexec("verify", "plan.yaml", "--device", "cpu", "--profile", "profile.yaml")
+    refused(odd, "hwexec: profile.yaml: kind is 'host'")
 
 
 # Parts
