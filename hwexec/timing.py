@@ -96,12 +96,13 @@ def steadiest(
     `AGAIN` times at most, where times are figures.
 
     A host that others share has moments in which nothing repeats. Takes are kept whole: what is told by comparing two parts
-    needs both from the same moment.
+    needs both from the same moment. A part that scatters by more than its median counts no more than one that does by that: what
+    is left of a difference near nothing may scatter without bound.
     """
     takes = [take()]
     while device.figures and any(part.noisy for part in parts(takes[-1])) and len(takes) <= AGAIN:
         takes.append(take())
-    return min(takes, key=lambda found: sum(part.spread for part in parts(found))), tuple(takes)
+    return min(takes, key=lambda found: sum(min(1.0, part.spread) for part in parts(found))), tuple(takes)
 
 
 def time_ns(

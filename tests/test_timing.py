@@ -10,7 +10,7 @@ import pytest
 
 from hwexec import timing
 from hwexec.cpu import CpuDevice
-from hwexec.timing import at_pace, call_ns, issue_ns, steady, wall_ns
+from hwexec.timing import Samples, at_pace, call_ns, issue_ns, steadiest, steady, wall_ns
 
 holds = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system holds no thread")
 
@@ -141,3 +141,12 @@ def test_calls_are_made_as_often_as_asked() -> None:
     assert len(told) == 7
     device.synchronize()
     device.close()
+
+
+def test_what_is_left_of_a_difference_does_not_decide_alone_which_take_is_kept(device: CpuDevice) -> None:
+    device.figures = True
+    calm, wild = Samples((100.0, 101.0, 102.0)), Samples((100.0, 150.0, 200.0))
+    near, far = Samples((1.0, 1.0, 1.0, 9_000.0)), Samples((1.0, 1.0, 8_000.0, 9_000.0))
+    takes = iter([(wild, near), (calm, far), (wild, near)])
+    kept, made = steadiest(lambda: next(takes), lambda take: take, device)
+    assert (kept, len(made)) == ((calm, far), 3)
