@@ -28,7 +28,7 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 
 from sim.document import CONSTANTS, dump, load
 from sim.errors import InputError, require
-from sim.host import Figure, Host
+from sim.host import LARGEST, Figure, Host
 from sim.network import Read
 from sim.output import write_file
 from sim.plan import Plan
@@ -73,7 +73,10 @@ class PlanFile:
 
     def __post_init__(self) -> None:
         for time_ns in (self.mean_ns or 0.0, self.predicted_ns, self.bound_ns):
-            require(time_ns >= 0, f"plan of {self.model!r}: {time_ns} ns; a prediction cannot be negative")
+            require(
+                0 <= time_ns <= LARGEST,
+                f"plan of {self.model!r}: {time_ns} ns; a prediction is from 0 to {LARGEST}",
+            )
 
 
 HOST = FileKind("host", 1, Host, last="costs")

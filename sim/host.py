@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 from typing import Literal
@@ -11,6 +10,8 @@ from typing import Literal
 from sim.errors import InputError, require
 
 FigureKind = Literal["measured", "published", "derived", "fitted", "assumed"]
+LARGEST = 1e18
+"""No figure is larger: sums of such stay finite and printable. As nanoseconds 31 years, as a rate a billion GB/s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,8 @@ class Figure:
     def __post_init__(self) -> None:
         for number in (self.value, self.low, self.high):
             require(
-                number is None or (math.isfinite(number) and number >= 0),
-                f"figure {number} ({self.source}): must be finite and not negative",
+                number is None or 0 <= number <= LARGEST,
+                f"figure {number} ({self.source}): must be from 0 to {LARGEST}",
             )
 
 
@@ -39,7 +40,8 @@ class Link:
     bytes_per_s: Figure
 
     def __post_init__(self) -> None:
-        require(self.bytes_per_s.value > 0, f"link {self.name!r}: bandwidth must be above 0")
+        rate = self.bytes_per_s.value
+        require(rate >= 1, f"link {self.name!r}: {rate} bytes/s; a rate is 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,10 @@ class Gpu:
     name: str
     memory_bytes: int
     h2d: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        size = self.memory_bytes
+        require(size >= 0, f"GPU {self.index}: memory_bytes {size}; must be 0 or more")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from sim.errors import require
-from sim.host import Costs, Figure
+from sim.host import LARGEST, Costs, Figure
 from sim.network import Network
 
 ProfileKind = Literal["estimated", "measured", "played"]
@@ -24,9 +23,7 @@ class Timing:
 
     def __post_init__(self) -> None:
         for number in (self.median_ns, self.spread_ns):
-            require(
-                math.isfinite(number) and number >= 0, f"timing {number} ns: must be finite and not negative"
-            )
+            require(0 <= number <= LARGEST, f"timing {number} ns: must be from 0 to {LARGEST}")
         require(self.samples >= 0, f"timing of {self.samples} samples: cannot be negative")
 
 

@@ -463,10 +463,11 @@ def test_folders_that_cannot_be_made_are_one_line(tmp_path: Path) -> None:
         make_folder(tmp_path / "file" / "x")
 
 
-def test_a_plan_file_predicts_no_negative_time(sim: Sim) -> None:
+@pytest.mark.parametrize("time_ns", ["-5.0", "1.0e+300"])
+def test_a_plan_file_predicts_no_time_that_none_can_be(sim: Sim, time_ns: str) -> None:
     assert sim("search", *HERE, "--out", "plan.yaml").code == 0
     text = Path("plan.yaml").read_text()
-    Path("plan.yaml").write_text(re.sub(r"(?m)^predicted_ns: .*", "predicted_ns: -5.0", text))
+    Path("plan.yaml").write_text(re.sub(r"(?m)^predicted_ns: .*", f"predicted_ns: {time_ns}", text))
     done = sim("simulate", "plan.yaml", "--host", "./host.yaml", "--profile", "profile.yaml")
     assert (done.code, done.out) == (2, "")
-    assert "a prediction cannot be negative" in done.err
+    assert "a prediction is from 0 to 1e+18" in done.err

@@ -188,6 +188,17 @@ def edited(pattern: str, new: str, kind: FileKind[Any] = HOST) -> bytes:
         (r"^(  copy_latency_ns: {value: )[^,]*", r"\g<1>" + "9" * 400, "is a number too large"),
         (
             r"^(  copy_latency_ns: {value: )[^,]*",
+            r"\g<1>1.0e+300",
+            "costs.copy_latency_ns: figure 1e+300 (a test): must be from 0 to 1e+18",
+        ),
+        (
+            r"bytes_per_s: {value: [^,]*",
+            "bytes_per_s: {value: 1.0e-300",
+            "links[0]: link 'pcie0': 1e-300 bytes/s; a rate is 1 or more",
+        ),
+        (r"memory_bytes: \d+", "memory_bytes: -4", "gpus[0]: GPU 0: memory_bytes -4; must be 0 or more"),
+        (
+            r"^(  copy_latency_ns: {value: )[^,]*",
             r'\1"3"',
             "costs.copy_latency_ns.value is '3'; it must be a number",
         ),
@@ -240,7 +251,7 @@ def test_rows_of_numbers_are_as_strict() -> None:
             "{resident: [1000.0, 0.0]",
             "layers[0].resident must be a list of 3: [median_ns, spread_ns, samples]",
         ),
-        ("{resident: [-1.0, 0.0, 0]", "layers[0].resident: timing -1.0 ns: must be finite and not negative"),
+        ("{resident: [-1.0, 0.0, 0]", "layers[0].resident: timing -1.0 ns: must be from 0 to 1e+18"),
         ("{resident: [1000.0, .nan, 0]", "layers[0].resident[1] is nan; it must be a finite number"),
         ("{resident: [1000.0, 0.0, 0.5]", "layers[0].resident[2] is 0.5; it must be a whole number"),
     ):
