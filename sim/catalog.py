@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.resources import as_file, files
 from importlib.resources.abc import Traversable
@@ -128,10 +128,26 @@ def no_profile(host: Host, request: Request) -> str:
     there = sorted(e.name for e in folder.iterdir()) if "/" not in host.name and folder.is_dir() else []
     models = dict.fromkeys(name.split(".")[0].replace("hf-", "hf:", 1) for name in there)
     have = f"; profiles ship of {', '.join(models)}" if models else ""
+    if own := [words for name in there if (words := _measured(name, request)) is not None]:
+        have = f"; of {request.model} profiles ship in {', and in '.join(own)}"
+    if there and find_host(host.name).digest != host.digest:
+        have = f"; profiles that ship hold for the shipped constants of {host.name} alone"
+    tokens = "" if request.seq is None else f", {request.seq} tokens"
     return (
-        f"{request.model} in {request.precision}, batch {request.samples}: no profile for host {host.name!r}, whose file has no "
-        f"roofline figures to estimate one from{have}; measure one there with `calibrate run` and pass it with --profile"
+        f"{request.model} in {request.precision}, batch {request.samples}{tokens}: no profile for host {host.name!r}, whose "
+        f"file has no roofline figures to estimate one from{have}; measure one there with `calibrate run` and "
+        "pass it with --profile"
     )
+
+
+def _measured(name: str, request: Request) -> str | None:
+    """With which options the shipped profile of this name was measured; None where it is another model's."""
+    stem = profile_name(replace(request, dtype="*"), None).split(".*.")[0]
+    found = re.fullmatch(re.escape(stem) + r"\.(\w+)\.b(\d+)(?:\.s(\d+))?\.yaml", name)
+    if found is None:
+        return None
+    dtype, batch, seq = found.groups()
+    return f"{dtype}, batch {batch}" + ("" if seq is None else f", {seq} tokens")
 
 
 def obtain_profile(host: Host, request: Request, path: str | None = None) -> Profile:

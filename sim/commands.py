@@ -22,6 +22,7 @@ from sim.catalog import (
 from sim.console import note
 from sim.errors import naming, require
 from sim.files import PlanFile, read_plan, write_plan
+from sim.hints import size_words
 from sim.host import Host
 from sim.listing import host_table, hosts_table, layers_json, layers_table
 from sim.memory import room_bytes
@@ -206,15 +207,15 @@ def _check_fits(profile: Profile, host: Host, target: int, budget: int | None) -
     network, room = profile.network, room_bytes(host, target)
     if network.arena_bytes <= room:
         return
-    has = f"the {mib(room)} MiB that GPU {target} of {host.name} has room for"
+    has = f"the {size_words(room)} that GPU {target} of {host.name} has room for"
     require(
         budget is not None,
-        f"{network.model}: its {mib(network.arena_bytes)} MiB of weights do not fit in {has}; "
+        f"{network.model}: its {size_words(network.arena_bytes)} of weights do not fit in {has}; "
         "pass --memory-budget with what it may hold of them, and the rest is read in place",
     )
     require(
         budget is None or budget <= room,
-        f"--memory-budget of {mib(budget or 0)} MiB: more than {has}; give at most that",
+        f"--memory-budget of {size_words(budget or 0)}: more than {has}; give at most that",
     )
 
 

@@ -1,4 +1,4 @@
-"""Parts of an error line: the nearest known names, and an exception from elsewhere in few words."""
+"""Parts of a line of words: the nearest known names, a size, and an exception from elsewhere in few words."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ def unknown(what: str, name: str, known: Iterable[str], all_by: str = "") -> Inp
     nearest = difflib.get_close_matches(name, sorted(known), n=4, cutoff=0.0)
     remedy = f"; `{all_by}` lists all" if all_by else ""
     return InputError(f"{what} {name!r}: not known; nearest: {', '.join(nearest)}{remedy}")
+
+
+def size_words(size_bytes: int) -> str:
+    """In MiB, or the smaller unit where 0.0 MiB would puzzle."""
+    if size_bytes >= 0.1 * 2**20:
+        return f"{size_bytes / 2**20:.1f} MiB"
+    return f"{size_bytes / 1024:.1f} KiB" if size_bytes >= 1024 else f"{size_bytes} bytes"
 
 
 def first_line(error: BaseException) -> str:

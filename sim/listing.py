@@ -7,6 +7,7 @@ import json
 from rich.table import Table
 from rich.text import Text
 
+from sim.hints import size_words
 from sim.host import Figure, Host
 from sim.network import Network
 from sim.report import MIB, figures, origins, subject
@@ -44,25 +45,25 @@ def host_table(host: Host) -> Table:
 
 
 def _figure(table: Table, label: str, name: str, figure: Figure) -> None:
-    ends = (figure.low, figure.high)
-    spread = " to ".join(_value(name, end) for end in ends if end is not None)
+    ends = tuple(end for end in (figure.low, figure.high) if end is not None)
+    spread = _value(name, *ends) if ends else ""
     _row(table, label, _value(name, figure.value), spread, figure.kind, figure.source)
 
 
-def _value(name: str, value: float) -> str:
-    """A figure with the unit that its name carries."""
+def _value(name: str, *values: float) -> str:
+    """A figure, or its range, with the unit that its name carries."""
     for ending, scale, unit in (
         ("flops_per_s", 1e12, "TFLOP/s"),
         ("bytes_per_s", 1e9, "GB/s"),
         ("_ns", 1e3, "us"),
     ):
         if name.endswith(ending):
-            return f"{value / scale:.4g} {unit}"
-    return f"{value:.4g}"
+            return f"{' to '.join(f'{value / scale:.4g}' for value in values)} {unit}"
+    return " to ".join(f"{value:.4g}" for value in values)
 
 
 def layers_table(network: Network) -> Table:
-    title = f"{subject(network)}: {len(network.layers)} layers, {network.total_bytes / MIB:.1f} MiB"
+    title = f"{subject(network)}: {len(network.layers)} layers, {size_words(network.total_bytes)}"
     table = _table(title, ("layer", "name", "kind", "MiB", "MFLOP", "storages"), "rllrrl")
     for index, layer in enumerate(network.layers):
         storages = ", ".join(network.storages[read.storage].name for read in layer.reads)

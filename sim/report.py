@@ -12,6 +12,7 @@ from rich.text import Text
 from sim.account import Account, account, in_place
 from sim.baselines import Setting, dha, dha_static, published_partner
 from sim.catalog import host_names
+from sim.hints import size_words
 from sim.host import Costs, Figure, FigureKind, Host, Roofline
 from sim.network import Network
 from sim.plan import Access, Launch, Plan
@@ -189,12 +190,12 @@ def what_it_does(answer: Answer) -> str:
     direct = in_place(best, network)
     if direct.layers:
         parts.append(
-            f"reads {_size(direct.size_bytes)} in place from host memory ({_layer_words(network, direct.layers)})"
+            f"reads {size_words(direct.size_bytes)} in place from host memory ({_layer_words(network, direct.layers)})"
         )
     peer = in_place(best, network, Access.PEER)
     if peer.layers:
         parts.append(
-            f"reads {_size(peer.size_bytes)} in place in a partner's memory ({_layer_words(network, peer.layers)})"
+            f"reads {size_words(peer.size_bytes)} in place in a partner's memory ({_layer_words(network, peer.layers)})"
         )
     if not direct.layers and not peer.layers:
         parts.append("reads nothing in place")
@@ -253,7 +254,7 @@ def _copy_reasons(new: Account, old: Account) -> Iterator[str]:
         saved = ms(old.latency_ns - new.latency_ns)
         yield f"{new.copies} copies instead of {old.copies}: {saved} ms less of per-copy cost"
     if old.copied_bytes - new.copied_bytes >= 0.005 * old.copied_bytes:
-        yield f"{_size(old.copied_bytes - new.copied_bytes)} less to copy"
+        yield f"{size_words(old.copied_bytes - new.copied_bytes)} less to copy"
     if len(new.lanes) > len(old.lanes):
         yield f"{len(new.lanes)} links to host memory instead of {len(old.lanes)}"
     elif 1 < len(new.lanes) == len(old.lanes) and new.together > old.together + 0.02:
@@ -274,10 +275,10 @@ def gap_words(answer: Answer) -> str:
 
 def _copies_words(plan: Plan, done: Account) -> str:
     sizes = sorted(c.size_bytes for c in plan.chunks)
-    ends = " to ".join(dict.fromkeys((_size(sizes[0]), _size(sizes[-1]))))
+    ends = " to ".join(dict.fromkeys((size_words(sizes[0]), size_words(sizes[-1]))))
     chunks = "1 chunk" if len(sizes) == 1 else f"{len(sizes)} chunks of {ends}"
-    lanes = [f"{_size(size)} over GPU {gpu}'s lane{_onward(plan, gpu)}" for gpu, size in done.lanes]
-    return f"copies {_size(plan.copied_bytes)} in {chunks} ({', '.join(lanes)})"
+    lanes = [f"{size_words(size)} over GPU {gpu}'s lane{_onward(plan, gpu)}" for gpu, size in done.lanes]
+    return f"copies {size_words(plan.copied_bytes)} in {chunks} ({', '.join(lanes)})"
 
 
 def _onward(plan: Plan, gpu: int) -> str:
@@ -373,10 +374,3 @@ def _change(gain_ns: float) -> str:
 
 def mib(size_bytes: int) -> str:
     return f"{size_bytes / MIB:.1f}"
-
-
-def _size(size_bytes: int) -> str:
-    """For words, where 0.0 MiB would puzzle."""
-    if size_bytes >= 0.1 * MIB:
-        return f"{mib(size_bytes)} MiB"
-    return f"{size_bytes / 1024:.1f} KiB" if size_bytes >= 1024 else f"{size_bytes} bytes"

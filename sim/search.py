@@ -21,6 +21,7 @@ from sim.cutting import Cutter
 from sim.draft import EVERY, Draft, Path, ReadKey, onward, paths_of, plan_of
 from sim.errors import require
 from sim.exhaustive import every_plan
+from sim.hints import size_words
 from sim.host import Host
 from sim.memory import room_bytes
 from sim.moves import PART_BYTES, VARIATIONS, neighbours
@@ -254,7 +255,7 @@ class _Finder:
             plan = baseline.make(setting)
             reason = plan.overfull(self.host)
             if not self._holds(plan.held_bytes()):
-                reason = f"holds {plan.held_bytes()} bytes, over the memory budget"
+                reason = f"holds {size_words(plan.held_bytes())}, over the memory budget"
             if reason is None:
                 yield plan
             else:

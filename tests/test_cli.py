@@ -327,6 +327,30 @@ def test_a_model_that_nobody_measured_on_a_measured_host_is_told_with_those_that
     assert "`calibrate run`" in done.err
 
 
+def test_a_model_measured_there_in_another_dtype_is_told_with_what_was_measured(
+    sim: Sim, tmp_path: Path
+) -> None:
+    done = sim("search", "--model", "vit_b_16", "--dtype", "fp16", "--host", "h200-pair")
+    refused(done, "vit_b_16 in fp16, batch 1: no profile for host 'h200-pair'", tmp_path)
+    assert "; of vit_b_16 profiles ship in bf16, batch 1, and in fp32, batch 1; measure" in done.err
+    longer = sim("search", "--model", "hf:gpt2", "--seq", "77", "--host", "h200-pair").err
+    assert (
+        "of hf:gpt2 profiles ship in bf16, batch 1, 1024 tokens, and in fp32, batch 1, 1024 tokens;" in longer
+    )
+    assert "hf:gpt2 in fp32, batch 1, 77 tokens: no profile" in longer
+    machine = find_host("h200-pair")
+    write_host(
+        "slower.yaml", replace(machine, costs=replace(machine.costs, wait_ns=machine.costs.wait_cross_ns))
+    )
+    edited = sim("search", "--model", "resnet50", "--host", "./slower.yaml").err
+    assert "; profiles that ship hold for the shipped constants of h200-pair alone;" in edited
+
+
+def test_what_a_budget_leaves_out_is_told_in_the_unit_that_budgets_have(sim: Sim) -> None:
+    done = sim("search", "--model", "resnet50", "--memory-budget", "60MiB")
+    assert "not shown: demand (holds 97.7 MiB, over the memory budget)" in done.out
+
+
 def test_usage_without_a_model_or_a_command(sim: Sim, tmp_path: Path) -> None:
     refused(sim("search"), "Missing option '--model'; see `sim search --help`", tmp_path)
     refused(sim("serach"), "No such command 'serach'", tmp_path)

@@ -14,6 +14,7 @@ from hwexec.sweep_report import as_text, table_of
 from sim.catalog import Request, find_host, find_profile, host_names
 from sim.listing import host_table, hosts_table, layers_table
 from sim.tables import put
+from tests.builders import network
 
 
 def printed(width: int, *tables: Table) -> str:
@@ -64,3 +65,10 @@ def test_what_is_never_to_be_wrapped_takes_its_width() -> None:
     table = table_of("By launch", ("launch", "median error"), ("launch",))
     table.add_row("graph", "12.34 %")
     assert printed(10, table) == as_text(table)
+
+
+def test_a_range_has_its_unit_once_and_small_networks_a_size() -> None:
+    p3 = find_host("p3.8xlarge")
+    ranges = tuple(host_table(p3).columns[2].cells)
+    assert "47.9 to 48 GB/s" in map(str, ranges)
+    assert str(layers_table(network(3072, 100)).title).endswith("2 layers, 3.1 KiB")
