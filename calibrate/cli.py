@@ -45,6 +45,7 @@ _OUT = click.Path(file_okay=False, path_type=Path)
     "--model",
     "models",
     multiple=True,
+    metavar="NAME",
     help="A network to time by layers: resnet50, hf:bert-base, ... Repeatable.",
 )
 @click.option("--dtype", help="Of every --model: fp32, fp16 or bf16.  [default: fp32]")
@@ -54,7 +55,7 @@ _OUT = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--seq", type=click.IntRange(min=1), help="Tokens per sample, for hf: models.  [default: the model's own]"
 )
-@click.option("--name", required=True, help="What to call this host.")
+@click.option("--name", required=True, metavar="NAME", help="What to call this host.")
 @click.option(
     "--out",
     type=_OUT,
@@ -62,7 +63,10 @@ _OUT = click.Path(file_okay=False, path_type=Path)
     help="Folder for everything written; one that has a run's state goes on from it.",
 )
 @click.option(
-    "--gpus", callback=_numbers, help="Measure these only, as nvidia-smi numbers them: 0,1.  [default: all]"
+    "--gpus",
+    callback=_numbers,
+    metavar="0,1",
+    help="Measure these only, as nvidia-smi numbers them: 0,1.  [default: all]",
 )
 @click.option("--quick", is_flag=True, help="Fewer repeats and smaller copies.")
 @click.option("--fresh", is_flag=True, help="Start over instead of going on.")
@@ -93,7 +97,7 @@ def run(
     if device == "cpu" and gpus is not None and sorted(gpus) != list(range(len(gpus))):
         raise InputError(
             f"--gpus {','.join(map(str, gpus))}: GPUs that threads play are numbered from 0 without gaps; "
-            f"name 0 to {len(gpus) - 1}"
+            f"for {len(gpus)} of them write --gpus {','.join(map(str, range(len(gpus))))}"
         )
     # not at start-up: torch and scipy take seconds
     from calibrate.run import Ask, Watch, choose_gpus, watch_for  # noqa: PLC0415
@@ -129,7 +133,12 @@ def run(
         with _Bar() as bar:
             outcome = measure(ask, opened, watch, Store(out), bar)
     except KeyboardInterrupt:
-        note(f"what was measured is kept in {out}; run the same command to go on")
+        kept = any((out / "state").glob("case-*.yaml"))
+        note(
+            f"what was measured is kept in {out}; run the same command to go on"
+            if kept
+            else "nothing was measured yet"
+        )
         raise
     _tell(outcome)
 
@@ -147,13 +156,13 @@ def fit(folder: Path, keep_bad_fits: bool) -> None:
 
 
 @calibrate.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(), metavar="NAME|FILE")
 @click.option(
     "--plot", type=click.Path(dir_okay=False), help="Also draw bandwidth by size, samples and fits."
 )
 @click.option("--force", is_flag=True, help="Overwrite a picture that exists.")
 def show(file: str, plot: str | None, force: bool) -> None:
-    """Print FILE (a host, a profile, or samples) as tables."""
+    """Print a shipped host by NAME, or FILE (a host, a profile, or samples), as tables."""
     from rich.console import Console  # noqa: PLC0415 - with the next, what only this command needs
 
     from calibrate import show as shown  # noqa: PLC0415
@@ -171,7 +180,10 @@ def show(file: str, plot: str | None, force: bool) -> None:
 @click.argument("before", type=click.Path())
 @click.argument("after", type=click.Path())
 def diff(before: str, after: str) -> None:
-    """Say what changed from BEFORE to AFTER beyond their stated spread, and what only one of them has."""
+    """Say what changed from BEFORE to AFTER beyond their stated spread, and what only one of them has.
+
+    Files of one kind; a host may be a shipped one's name.
+    """
     from rich.console import Console  # noqa: PLC0415 - with the next two, what only this command needs
 
     from calibrate.compare import compare, show_changes  # noqa: PLC0415

@@ -16,6 +16,7 @@ from calibrate.layers import LayersResult
 from calibrate.samples import CaseResult, Point
 from calibrate.store import CALIBRATION, CASE, LAYERS, SESSION, Calibration
 from calibrate.timings import slowed
+from sim.catalog import find_host, host_names
 from sim.errors import InputError, require
 from sim.files import HOST, PROFILE, FileKind, read_record
 from sim.host import Costs, Figure, Host
@@ -35,7 +36,9 @@ OF_PROFILE = {
 
 
 def read(path: str) -> Record:
-    """Any file that `calibrate run` leaves behind. Raises InputError for another."""
+    """Any file that `calibrate run` leaves behind, or a shipped host by its name. Raises InputError for another."""
+    if path in host_names() and not Path(path).exists():
+        return find_host(path)
     try:
         with Path(path).open("rb") as stream:
             head = stream.read(4096).decode(errors="replace")

@@ -56,7 +56,7 @@ def parse_gpus(parts: Sequence[str]) -> tuple[int, ...]:
 
 def _gpus(default: str) -> Callable[[_F], _F]:
     text = f"GPUs: the target, then its partners. Default: {default}."
-    return click.option("-d", "gpus", multiple=True, metavar="0 1", help=text)
+    return click.option("-d", "--gpus", "gpus", multiple=True, metavar="0 1", help=text)
 
 
 _HOST = click.option(

@@ -95,7 +95,12 @@ def run_sweep(call: SweepCall) -> int:
         with claimed(file.parent):
             outputs = (file, file.with_suffix(".png"), file.with_name("summary.txt"))
             check_outputs(outputs, (host_file(call.host),), force=True)
-            return _finish(file, _run_cases(call, file, host, device, cases), host)
+            try:
+                record = _run_cases(call, file, host, device, cases)
+            except KeyboardInterrupt:
+                note(f"what ran is kept in {file}; the same command goes on from there")
+                raise
+            return _finish(file, record, host)
 
 
 def _run_cases(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
+from calibrate.cli import main
 from calibrate.compare import Comparison, compare, show_changes
 from sim.host import Figure
 from sim.profile import Profile, Timing
@@ -21,6 +23,15 @@ def printed(found: Comparison) -> str:
     out = io.StringIO()
     show_changes(found, Console(file=out, width=120))
     return out.getvalue()
+
+
+def test_a_host_that_ships_goes_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", "h200-pair", "h100-pair"]) == 0
+    assert "before: h200-pair: 2 x NVIDIA H200" in capsys.readouterr().out
+    assert main(["show", "h200-pair"]) == 0
+    assert "launch_cross_ns" in capsys.readouterr().out
+    assert main(["show", "h200-pear"]) == 2
+    assert "h200-pear: cannot be read (No such file or directory); check the path" in capsys.readouterr().err
 
 
 def test_a_change_from_about_nothing_is_told_by_what_it_adds() -> None:

@@ -24,7 +24,7 @@ from calibrate.identity import read_identity, visible
 from calibrate.launches import START_ROUNDS, launch, start
 from calibrate.links import h2d
 from calibrate.run import CASES, NO_FIGURE, Ask, Watch, choose_gpus, finish, run
-from calibrate.samples import Point
+from calibrate.samples import CaseResult, Point
 from calibrate.store import Store
 from calibrate.topology import Topology, Wire
 from hwexec import host_memory
@@ -467,6 +467,27 @@ def _small() -> list[Case]:
     return [cut(case) for case in CASES]
 
 
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (True, "what was measured is kept in cal; run the same command to go on"),
+        (False, "nothing was measured yet"),
+    ],
+)
+def test_an_interruption_says_whether_anything_is_kept(
+    kept: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_ask: Ask, device: CpuDevice, _watch: Watch, store: Store, *_: object) -> None:
+        if kept:
+            store.keep_case(CaseResult("h2d", "works"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate_run, "run", interrupted)
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--device", "cpu", "--name", "x", "--out", "cal"]) == 130
+    assert said in capsys.readouterr().err.splitlines()
+
+
 def test_gpus_are_chosen_and_numbered_as_cuda_shows_them() -> None:
     environ = {"CUDA_VISIBLE_DEVICES": "3,1"}
     choose_gpus((1,), environ)
@@ -489,7 +510,11 @@ def test_commands_that_cannot_start_say_so_in_one_line(
         (["run", "--name", "a/b", "--out", folder], "it becomes a file's name"),
         (
             ["run", "--device", "cpu", "--name", "x", "--out", folder, "--gpus", "0,9"],
-            "numbered from 0 without gaps",
+            "numbered from 0 without gaps; for 2 of them write --gpus 0,1",
+        ),
+        (
+            ["run", "--device", "cpu", "--name", "x", "--out", folder, "--gpus", "7"],
+            "numbered from 0 without gaps; for 1 of them write --gpus 0",
         ),
         (["estimate", "--model", "resnt", "--out", folder], "model 'resnt': not known"),
         (["fit", folder], "nothing was measured here"),

@@ -184,6 +184,7 @@ def test_plan_files_say_which_gpus_and_others_that_are_named_are_refused(
     assert gpus_of("-e", "one.yaml") == [1]
     assert gpus_of("-e", "other.yaml,pair.yaml") == [0, 2, 3]
     assert gpus_of("-e", "pair.yaml", "-d", "0,1,2") == [0, 1, 2]
+    assert gpus_of("-e", "pair.yaml", "--gpus", "0,1,2") == [0, 1, 2], "as sim and calibrate call it"
     for args, part in (
         (("-e", "pair.yaml", "-d", "0"), "pair.yaml: a plan for -d 0 2, not for -d 0; leave -d out"),
         (("-e", "pair.yaml", "-d", "2", "0"), "a plan for -d 0 2, not for -d 2 0"),

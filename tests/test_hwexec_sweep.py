@@ -97,7 +97,9 @@ def test_a_wrong_name_among_many_is_told_before_anything_is_run_or_made(
     assert not folder.exists()
 
 
-def test_what_was_run_before_an_interruption_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_run_before_an_interruption_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_entry, seen = sweep.run_entry, []
 
     def interrupted(*args):  # type: ignore[no-untyped-def]
@@ -109,6 +111,8 @@ def test_what_was_run_before_an_interruption_is_kept(folder: Path, monkeypatch: 
     monkeypatch.setattr(sweep, "run_entry", interrupted)
     assert run_command(cli, "hwexec", list(ASK)) == 130
     assert len(read_record(folder / "sweep.yaml", SWEEP).points) == 2
+    said = f"what ran is kept in {folder.name}/sweep.yaml; the same command goes on from there"
+    assert said in capsys.readouterr().err.splitlines()
 
 
 def test_one_command_at_a_time_goes_on_with_a_folder(
