@@ -53,7 +53,7 @@ def verify_words(report: VerifyReport) -> Iterator[str]:
     if report.cold_match and not report.bit_equal:
         same = f"within {report.error_allowed:g}"
     yield (
-        f"Answers: {report.runs + 1} cold starts with arenas filled with 0xFF before each; "
+        f"Answers: {report.runs + 1} cold starts (the first untimed) with arenas filled with 0xFF before each; "
         f"{'equal to' if report.cold_match else 'DIFFERENT from'} the resident run launched as {report.launch}, {same}."
     )
     crossed = report.planned_relay_bytes or report.relayed_bytes
@@ -288,6 +288,7 @@ def bench_json(report: BenchReport) -> str:
             "dtype": report.dtype,
             "batch": report.batch,
             "gpus": list(report.gpus),
+            "device": report.device,
             "warm_graph_ms": _ms(report.warm_graph_ns),
             "limit_ms": {str(limit.links): limit.limit_ns / 1e6 for limit in report.limits},
             "complete": not report.stopped,
@@ -296,7 +297,7 @@ def bench_json(report: BenchReport) -> str:
                 {
                     "name": row.name,
                     "links": row.links,
-                    "predicted_ms": _ms(row.predicted_ns),
+                    "predicted_ms": _ms(row.predicted_ns) if report.figures else None,
                     "median_ms": _ms(Samples(row.samples_ns).median_ns) if row.samples_ns else None,
                     "min_ms": _ms(min(row.samples_ns)) if row.samples_ns else None,
                     "runs": row.runs,

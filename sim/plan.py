@@ -139,7 +139,8 @@ class Plan:
         )
         require(
             0 <= self.head <= (len(self.chunks) if self.launch is Launch.GRAPH else 0),
-            f"plan {self.name!r}: a head of {self.head} chunks; it has {len(self.chunks)}, and an eager plan has no head",
+            f"plan {self.name!r}: a head of {self.head} chunks; it has {len(self.chunks)}, and an eager plan has no head: write "
+            f"{f'0 to {len(self.chunks)}' if self.launch is Launch.GRAPH else '0'}",
         )
         require(
             len(self.access) == len(network.layers),

@@ -125,7 +125,18 @@ def test_json_has_the_keys_that_others_read(hwexec: Hwexec, monkeypatch: pytest.
     assert done.code == 0, done.err
     assert "not of this machine" in done.err
     found = json.loads(done.out)
-    keys = ["model", "dtype", "batch", "gpus", "warm_graph_ms", "limit_ms", "complete", "not_run", "results"]
+    keys = [
+        "model",
+        "dtype",
+        "batch",
+        "gpus",
+        "device",
+        "warm_graph_ms",
+        "limit_ms",
+        "complete",
+        "not_run",
+        "results",
+    ]
     assert list(found) == keys
     assert (found["complete"], found["not_run"]) == (True, [])
     assert set(found["limit_ms"]) == {"1", "2"}
