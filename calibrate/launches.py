@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from calibrate.bench import KIB, Bench, Case, peers
+from calibrate.bench import KIB, Bench, Case, Mismatch, peers
 from calibrate.links import Enqueue, h2d_label, p2p_label
 from calibrate.overheads import HOOKED_WIDTH, SMALL, Chain, bare_host, linears
 from calibrate.samples import Point
@@ -19,7 +19,6 @@ from hwexec.device import Event, Stream, forked
 from hwexec.executor import ColdStart, prepare
 from hwexec.timing import call_ns, time_ns, wall_ns
 from hwexec.verify import kept, take
-from sim.errors import require
 from sim.plan import Access, Chunk
 
 LAUNCH_BYTES = 64 * KIB
@@ -119,11 +118,11 @@ def beyond_a_gate(cold: ColdStart, inputs: tuple[torch.Tensor, ...], repeats: in
         starts = take(partial(cold, *inputs), device, kept(cold.resident(*inputs)), before, repeats)
     finally:
         device.close_stream(stream)
-    require(
-        starts.worst.bit_equal,
-        "the answer of a cold start is not that of a resident run, so none of this host's figures can be trusted; look for "
-        "memory or link errors (nvidia-smi -q, dmesg)",
-    )
+    if not starts.worst.bit_equal:
+        raise Mismatch(
+            "the answer of a cold start is not that of a resident run, so none of this host's figures can be trusted; look for "
+            "memory or link errors (nvidia-smi -q, dmesg)"
+        )
     own = statistics.median(behind[1:])  # the first warms up
     return [max(1.0, sample - own) for sample in starts.samples.raw]
 

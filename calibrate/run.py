@@ -35,7 +35,7 @@ from calibrate.store import Calibration, Session, Store
 from calibrate.timings import in_place, slowed, start, timings
 from calibrate.topology import Topology, Wire, from_identity
 from hwexec.device import Device
-from hwexec.host_memory import check_model, told
+from hwexec.host_memory import check_model, memory_error
 from hwexec.timing import steadiest, steady
 from sim.catalog import Request
 from sim.errors import InputError
@@ -293,7 +293,7 @@ def _networks(
             built = build(request.model, batch=request.samples, dtype=request.precision, seq=request.seq)
             return do(built, progress=lambda way: progress.begins(f"{what}: {way}"))
         except (InputError, MemoryError, RuntimeError) as error:
-            line = error if isinstance(error, InputError) else told(error, device)
+            line = error if isinstance(error, InputError) else memory_error(error, device)
             if line is None:
                 raise _lost(what, error, store) from error
             failed.append(f"{what}: {line}")

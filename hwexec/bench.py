@@ -13,7 +13,7 @@ import torch
 from hwexec.bench_record import BenchReport, Row, Waived
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
-from hwexec.host_memory import told
+from hwexec.host_memory import memory_error
 from hwexec.limit import Limit, needed_bytes, pinned_rates
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
 from hwexec.timing import Samples, steady
@@ -178,24 +178,22 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         for peer in peers:
             try:
                 row = _run_peer(task, peer, scene, device, plain)
-            except (
-                Exception
-            ) as error:  # a peer is others' code on others' terms: whatever it raises waives it alone
+            # a peer is others' code on others' terms: whatever it raises waives it alone
+            except Exception as error:
                 done(Waived(peer.name, why(error)))
             else:
                 done(row)
             finally:
                 scene.snapshot.restore()
                 device.trim()
-        # a machine's links have slow moments, and a slow one would make the limit too easy
-        with suppress(
-            device.out_of_memory, InputError
-        ):  # all that was measured is worth more than a second look
+        # a machine's links have slow moments, and a slow one would make the limit too easy; all that was measured is worth more
+        # than this second look
+        with suppress(device.out_of_memory, InputError):
             rates = tuple(max(pair) for pair in zip(rates, pinned_rates(device, task.gpus), strict=True))
     except BaseException as error:
         if not rows:
             raise
-        stopped = told(error, device) or error
+        stopped = memory_error(error, device) or error
     warm = next((row for row in rows if row.name == "warm"), None)
     warm_ns = None if warm is None or not warm.samples_ns else Samples(warm.samples_ns).median_ns
     report = BenchReport(

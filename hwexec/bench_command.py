@@ -54,7 +54,7 @@ def run_bench(call: BenchCall) -> int:
         for path, file in zip(call.files, files, strict=True):
             with naming(path):
                 benching.check_file(file, trace.network, host)
-            commands.check_fits(path, file, trace.network, host)
+            commands.check_plan(path, file, trace.network, host)
         inputs = tuple(f"plan:{commands.sha256(path)}" for path in call.files)
         task = benching.Task(
             built=commands.built(request, trace.network, device),

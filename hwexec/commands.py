@@ -16,7 +16,7 @@ from hwexec import report as reports
 from hwexec import verify as verifying
 from hwexec.device import Device
 from hwexec.executor import open_device
-from hwexec.host_memory import check_model, told
+from hwexec.host_memory import check_model, memory_error
 from hwexec.stage import room_for
 from sim.catalog import (
     DEFAULT_HOST,
@@ -78,7 +78,7 @@ def verify_plan(call: VerifyCall) -> int:
         with naming(call.plan):
             trace = trace_model(file.model, batch=file.batch, dtype=file.dtype, seq=file.seq)
         _same_network(call.plan, file, trace.network)
-        check_fits(call.plan, file, trace.network, host)
+        check_plan(call.plan, file, trace.network, host)
         with naming(call.plan):  # before a module is built that may be as large as the plan
             room_for(file.plan, trace.network, device)
         profile = profile_for(host, request, call.profile, trace)
@@ -122,7 +122,7 @@ def opened(name: str, gpus: int) -> Iterator[Device]:
     try:
         yield device
     except Exception as error:
-        if (line := told(error, device)) is not None:
+        if (line := memory_error(error, device)) is not None:
             raise line from None
         raise
     finally:
@@ -300,7 +300,7 @@ def _same_network(path: str, file: PlanFile, network: Network) -> None:
     )
 
 
-def check_fits(path: str, file: PlanFile, network: Network, host: Host) -> None:
+def check_plan(path: str, file: PlanFile, network: Network, host: Host) -> None:
     """Before anything is built for it. InputError where the plan in a file is none for this network and host."""
     # names are printed, and what a terminal obeys is no part of one
     require(
@@ -320,9 +320,8 @@ def _folder(call: VerifyCall, file: PlanFile, host: Host, device: Device) -> Ite
     played = "" if device.figures else "-cpu"
     default = Path("results", _word(host.name), f"verify-{_word(file.model)}-{_word(file.plan.name)}{played}")
     folder = Path(call.out) if call.out is not None else default
-    fresh = [
-        p for p in (folder, *folder.parents) if not os.path.exists(p)
-    ]  # False as well for a name that none can have
+    # os.path's is False as well for a name that none can have, where a Path's raises
+    fresh = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
     try:
         make_folder(folder)
         outputs = (folder / name for name in ("report.yaml", "trace.json", "timeline.png"))

@@ -20,7 +20,7 @@ from hwexec.cpu import CpuDevice
 from hwexec.cuda import CudaDevice
 from hwexec.device import CaptureError, Device, Event, Graph
 from hwexec.hooks import LayerHooks, Learned, follow, learn
-from hwexec.host_memory import told
+from hwexec.host_memory import memory_error
 from hwexec.script import Head, do
 from hwexec.stage import Inputs, Stage
 from hwexec.timing import Samples, time_ns
@@ -145,7 +145,7 @@ class ColdStart:
             ) from None
         except BaseException as error:
             self.close()
-            if (line := told(error, device)) is not None:
+            if (line := memory_error(error, device)) is not None:
                 raise line from None
             raise
 
@@ -339,7 +339,7 @@ class ColdStart:
         except BaseException as error:
             if begun:
                 self._give_up()
-            if (line := told(error, self.device)) is not None:
+            if (line := memory_error(error, self.device)) is not None:
                 raise line from None
             raise
 

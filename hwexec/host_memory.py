@@ -39,7 +39,7 @@ def check_model(network: Network, device: Device) -> None:
     check_free(copies * network.arena_bytes, what)
 
 
-def told(error: BaseException, device: Device) -> InputError | None:
+def memory_error(error: BaseException, device: Device) -> InputError | None:
     """The one line for an error that says that host or GPU memory is used up; None for any other."""
     text = str(error)
     if isinstance(error, device.out_of_memory) or (isinstance(error, RuntimeError) and _DRIVERS.search(text)):

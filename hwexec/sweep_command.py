@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import sys
 from collections.abc import Sequence
@@ -186,7 +185,7 @@ def _predict_all(
             profile = obtain_profile(host, request, path)
             _same_network(f"{file}: {what}", points, profile, host)
             if path is not None:
-                inputs.append(f"profile:{hashlib.sha256(Path(path).read_bytes()).hexdigest()}")
+                inputs.append(f"profile:{commands.sha256(path)}")
             for found, model in zip(predicted, models(Model(host, profile)), strict=True):
                 try:
                     found += _predicted(model, points)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from calibrate import launches, layers, show
 from calibrate import run as calibrate_run
-from calibrate.bench import FULL, NO_FIGURES, Bench, Case, has_peers
+from calibrate.bench import FULL, NO_FIGURES, Bench, Case, Mismatch, has_peers
 from calibrate.beside import h2d_together, p2p
 from calibrate.cli import main
 from calibrate.compare import compare
@@ -347,7 +347,7 @@ def test_each_start_finds_the_arenas_filled_and_its_answer_is_compared(
     each = NO_FIGURES.repeats + 2  # one when it is prepared, one that warms up
     assert filled == [*[1] * each, *[0] * each] * START_ROUNDS
     monkeypatch.setattr(launches, "kept", lambda output: [torch.zeros_like(t) for t in tensors(output)])
-    with pytest.raises(InputError, match="the answer of a cold start is not that of a resident run"):
+    with pytest.raises(Mismatch, match="the answer of a cold start is not that of a resident run"):
         start(Bench(device, PAIR, NO_FIGURES))
     assert device.pinned == {}
 

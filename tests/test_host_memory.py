@@ -17,7 +17,7 @@ from hwexec.arena import HostArena
 from hwexec.bench_record import BENCH
 from hwexec.cli import cli
 from hwexec.cpu import CpuDevice, OutOfMemory
-from hwexec.host_memory import check_free, free_bytes, told
+from hwexec.host_memory import check_free, free_bytes, memory_error
 from hwexec.peers import PEERS, Scene, Snapshot
 from sim.cli import cli as sim_cli
 from sim.console import run_command
@@ -78,16 +78,16 @@ def test_what_is_free_is_the_machines_or_what_a_container_is_allowed(tmp_path: P
 
 def test_errors_of_memory_are_told_from_others() -> None:
     device = CpuDevice(1)
-    assert str(told(TORCHS, device)) == LINE
-    assert "out of host memory (MemoryError); free some" in str(told(MemoryError(), device))
-    assert "(can't start new thread)" in str(told(RuntimeError("can't start new thread"), device))
+    assert str(memory_error(TORCHS, device)) == LINE
+    assert "out of host memory (MemoryError); free some" in str(memory_error(MemoryError(), device))
+    assert "(can't start new thread)" in str(memory_error(RuntimeError("can't start new thread"), device))
     assert "out of GPU memory (GPU 0 has no 5 bytes left)" in str(
-        told(OutOfMemory("GPU 0 has no 5 bytes left"), device)
+        memory_error(OutOfMemory("GPU 0 has no 5 bytes left"), device)
     )
     launch = RuntimeError("an event on h2d:0: out of memory (CUDA_ERROR_OUT_OF_MEMORY, 2)")
-    assert "out of GPU memory (an event on h2d:0: out of memory" in str(told(launch, device))
-    assert told(RuntimeError("an injected copy error"), device) is None
-    assert told(KeyboardInterrupt(), device) is None
+    assert "out of GPU memory (an event on h2d:0: out of memory" in str(memory_error(launch, device))
+    assert memory_error(RuntimeError("an injected copy error"), device) is None
+    assert memory_error(KeyboardInterrupt(), device) is None
 
 
 def test_more_than_is_free_is_not_even_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
