@@ -22,7 +22,7 @@ from calibrate.ways import BESIDE, beside_copies, everything, small_reads
 from hwexec.arena import HostArena
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
-from hwexec.timing import Samples, at_pace, steadiest, steady, time_ns, wall_ns
+from hwexec.timing import Samples, steadiest, steady, time_ns, wall_ns
 from sim.errors import InputError, require
 from sim.host import Host
 from sim.models import Built
@@ -270,7 +270,6 @@ def _issue(
         for everywhere in (False, True):
             with _clocked(built.module, everywhere=everywhere) as seen:
                 device.synchronize()
-                at_pace()
                 began = time.perf_counter_ns()
                 cold.resident(*inputs)
                 took = time.perf_counter_ns() - began

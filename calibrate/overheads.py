@@ -14,7 +14,7 @@ from calibrate.samples import Point
 from calibrate.ways import everything
 from hwexec.device import Ready, forked
 from hwexec.executor import prepare
-from hwexec.timing import at_pace, issue_ns
+from hwexec.timing import issue_ns
 from sim.host import Costs, Figure, Gpu, Host, Link
 from sim.models import Built
 from sim.network import Network
@@ -66,7 +66,6 @@ def issue(bench: Bench) -> tuple[Point, ...]:
         samples = []
         for index in range(bench.effort.repeats + 1):
             device.synchronize()
-            at_pace()
             took = issue_ns(device, (compute, engine), call, count)
             if index:
                 samples.append(took)
@@ -98,7 +97,6 @@ def hook(bench: Bench) -> tuple[Point, ...]:
             with prepare(built.module, plan, given, network=network, host=host, device=device) as cold:
                 for _ in range(2):
                     device.synchronize()
-                    at_pace()
                     began = time.perf_counter_ns()
                     cold(*given)
                     took = time.perf_counter_ns() - began
@@ -130,7 +128,6 @@ def answer(bench: Bench) -> tuple[Point, ...]:
     def rounds(count: int) -> float:
         """Nanoseconds of `count` rounds, from an idle device."""
         device.synchronize()
-        at_pace()
         with device.on(chain.stream):
             began = time.perf_counter_ns()
             for _ in range(count):
@@ -147,7 +144,6 @@ def answer(bench: Bench) -> tuple[Point, ...]:
     found.append(bench.timed("kernel", [chain.stream], chain.kernel))
     samples = []
     for _ in range(bench.effort.repeats):
-        at_pace()
         device.gate(chain.stream, 1e6)
         with device.on(chain.stream):
             began = time.perf_counter_ns()

@@ -18,6 +18,7 @@ from hwexec.limit import Limit, needed_bytes, pinned_rates
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
 from hwexec.timing import Samples, steady
 from hwexec.verify import (
+    PAUSED,
     Likeness,
     as_run,
     kept,
@@ -259,7 +260,14 @@ def run_entry(
             _wake(cold, inputs)
             if is_warm:
                 series = partial(
-                    take, partial(cold.resident, *inputs), device, reference, nothing, task.runs, BUDGET_S
+                    take,
+                    partial(cold.resident, *inputs),
+                    device,
+                    reference,
+                    nothing,
+                    task.runs,
+                    BUDGET_S,
+                    PAUSED,
                 )
             else:
                 series = partial(start_cold, cold, inputs, reference, task.runs, BUDGET_S)
@@ -304,6 +312,7 @@ def run_entry(
         issued_ns=starts.issued.median_ns if device.figures and not is_warm else None,
         predicted_issued_ns=None if predicted is None else predicted.issued_ns,
         copies_ns=None if alone is None else alone.median_ns,
+        paused_ns=None if starts.paused is None else starts.paused.median_ns,
         lanes=lanes(plan),
     )
 

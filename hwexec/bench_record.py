@@ -36,6 +36,9 @@ class Row:
     copies_ns: float | None = None
     """What the plan's copies from host memory took by themselves, all lanes at once, just after; None as `issued_ns` is, and
     where nothing was copied."""
+    paused_ns: float | None = None
+    """Median of further starts, each after 0.1 s in which nothing was asked of host and GPUs; None of a peer, and where times
+    are no figures."""
     lanes: int = 1
     """Lanes that the plan copies over, of the `links` that it might."""
     asked: int | None = None

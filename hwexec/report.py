@@ -10,7 +10,7 @@ from rich.text import Text
 
 from hwexec import pace
 from hwexec.bench_record import BenchReport, Row
-from hwexec.timing import Samples
+from hwexec.timing import PAUSE_S, Samples
 from hwexec.verify import OpRow, VerifyReport
 from sim.picture import stream_label
 from sim.report import PREDICTED, mib, ms
@@ -77,6 +77,12 @@ def _times(report: VerifyReport) -> Iterator[str]:
         f"Time: measured {ms(samples.median_ns)} ms (median of {len(samples.raw)}, least {ms(samples.minimum_ns)}, "
         f"spread {samples.spread:.1%}); warm {ms(warm.median_ns)} ms; set-up {report.set_up_s or 0:.2f} s."
     )
+    if report.paused_ns and report.warm_paused_ns:
+        paused, warm_paused = Samples(report.paused_ns), Samples(report.warm_paused_ns)
+        yield (
+            f"After {PAUSE_S:g} s without work: {ms(paused.median_ns)} ms (median of {len(paused.raw)}), warm "
+            f"{ms(warm_paused.median_ns)} ms; not predicted."
+        )
     if report.predicted_ns:
         off = samples.median_ns / report.predicted_ns - 1
         yield f"Against the {label} {ms(report.predicted_ns)} ms: {off:+.1%}."
@@ -151,6 +157,7 @@ def verify_json(report: VerifyReport) -> str:
             "measured_ms": _ms(report.measured_ns),
             "predicted_issued_ms": _ms(report.predicted_issued_ns),
             "issued_ms": _ms(Samples(report.issued_ns).median_ns) if report.issued_ns else None,
+            "after_pause_ms": _ms(Samples(report.paused_ns).median_ns) if report.paused_ns else None,
             "runs": report.runs,
         },
         allow_nan=False,
@@ -245,6 +252,7 @@ def bench_words(report: BenchReport) -> Iterator[str]:
                 )
             ):
                 yield said
+        yield from _after_a_pause(report)
         yield from _slow_links(report)
     else:
         yield NO_FIGURES
@@ -252,6 +260,17 @@ def bench_words(report: BenchReport) -> Iterator[str]:
         if row.note:
             yield f"{row.name}: {row.note}"
     yield from (f"waived: {w.name} ({w.reason})" for w in report.waived)
+
+
+def _after_a_pause(report: BenchReport) -> Iterator[str]:
+    rows = [(row, row.paused_ns) for row in report.rows if row.name in ("warm", "best")]
+    told = [
+        f"{row.name}{f' over {row.links}' if row.name == 'best' else ''} {ms(paused_ns)} ms"
+        for row, paused_ns in rows
+        if paused_ns is not None
+    ]
+    if told:
+        yield f"After {PAUSE_S:g} s without work: {', '.join(told)}; not predicted."
 
 
 def _slow_links(report: BenchReport) -> Iterator[str]:
@@ -300,6 +319,7 @@ def bench_json(report: BenchReport) -> str:
                     "predicted_ms": _ms(row.predicted_ns) if report.figures else None,
                     "median_ms": _ms(Samples(row.samples_ns).median_ns) if row.samples_ns else None,
                     "min_ms": _ms(min(row.samples_ns)) if row.samples_ns else None,
+                    "after_pause_ms": _ms(row.paused_ns),
                     "runs": row.runs,
                     "runs_asked": row.asked,
                     "copied_bytes": row.copied_bytes,

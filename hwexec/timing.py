@@ -25,14 +25,12 @@ AGAIN = 2
 AWAKE_S, AWAKE_MOST_S = 0.25, 1.0
 """How long a core is kept busy until it runs at its clock, at least and at most; on a virtual machine with two H200 a launch
 took 50 us before, and 20 us after."""
-PACE_MOST_S = 0.03
-"""How long a sample waits for its core at most."""
+PAUSE_S = 0.1
+"""What a start after a pause waits for beforehand, with nothing to do."""
 _LOOPS = 2_000
 """Of a stretch of work by which a core's pace is told."""
 _held = False
 """Whether a thread is held to its core already; sections of sections change nothing."""
-_fastest_ns = float("inf")
-"""The shortest that such a stretch ever took in this process."""
 
 _FIRST_HOLD_NS = 200_000.0
 _LONGEST_HOLD_NS = 1e9
@@ -193,7 +191,7 @@ def _on_one_core() -> Iterator[None]:
         _held = True
         if core in before:
             os.sched_setaffinity(0, {core})
-        _wake(AWAKE_S, AWAKE_MOST_S)
+        _wake()
         yield
     finally:
         _held = False
@@ -201,27 +199,17 @@ def _on_one_core() -> Iterator[None]:
             os.sched_setaffinity(0, before)
 
 
-def at_pace() -> None:
-    """Ahead of a sample that the host's own time is part of: wait until the core runs as it did at best, for a moment at most.
-
-    A virtual machine's core shares its hardware with others, and takes 1.4 times as long while they are busy.
-    """
-    if _held:
-        _wake(0.0, PACE_MOST_S)
-
-
-def _wake(least_s: float, most_s: float) -> None:
-    """Work until a stretch takes little longer than the shortest ever did."""
-    global _fastest_ns
-    began = time.perf_counter()
+def _wake() -> None:
+    """Work until a stretch takes little longer than the shortest did."""
+    began, fastest_ns = time.perf_counter(), float("inf")
     while True:
         start = time.perf_counter_ns()
         for _ in range(_LOOPS):
             pass
         took = time.perf_counter_ns() - start
-        _fastest_ns = min(_fastest_ns, took)
+        fastest_ns = min(fastest_ns, took)
         busy = time.perf_counter() - began
-        if busy > most_s or (busy > least_s and took < 1.1 * _fastest_ns):
+        if busy > AWAKE_MOST_S or (busy > AWAKE_S and took < 1.1 * fastest_ns):
             return
 
 
@@ -257,7 +245,6 @@ def _from_idle(
         if before is not None:
             before()
         device.synchronize()
-        at_pace()
         began = time.perf_counter_ns()
         call()
         called = time.perf_counter_ns()

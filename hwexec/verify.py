@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
 from hwexec.peers import Scene, Snapshot, eager_output
-from hwexec.timing import Samples, at_pace, steadiest, steady
+from hwexec.timing import PAUSE_S, Samples, steadiest, steady
 from sim.errors import InputError, require
 from sim.files import FileKind
 from sim.host import Host
@@ -31,6 +31,8 @@ TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 may run in TF32, which has 10 bits; the others allow for the depth of a network."""
 FEWEST = 3
 """Starts taken however slow they are."""
+PAUSED = 5
+"""Starts after a pause, at most as many as others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,14 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 class Starts:
     """One thing started many times: wall-clock times from the request to the answer synchronised, and the worst answer.
 
-    `issued`: of the same starts, until the host thread had issued all of it and the call returned.
+    `issued`: of the same starts, until the host thread had issued all of it and the call returned. `paused`: of further ones,
+    after a pause.
     """
 
     samples: Samples
     worst: Likeness
     issued: Samples
+    paused: Samples | None = None
 
 
 def take(
@@ -110,32 +114,44 @@ def take(
     before: Callable[[], None],
     runs: int,
     budget_s: float = float("inf"),
+    paused: int = 0,
 ) -> Starts:
     """`runs` starts after one untimed (libraries load, graphs are uploaded), fewer where they take longer than `budget_s`.
 
-    `before` makes the next call a cold one. Every answer is compared, the untimed one's too.
+    `before` makes the next call a cold one. Each follows it at once, as starts do on a busy server: what the host's core has in
+    its caches a pause takes away, and that may be a third of a millisecond (results/h100-pair/trials/pauses.txt). So `paused`
+    further ones are made after `PAUSE_S` of nothing. Every answer is compared, the untimed one's too.
     """
     raw: list[float] = []
     issued: list[float] = []
+    rested: list[float] = []
     worst = SAME
     with steady(device), torch.no_grad():
-        for number in range(runs + 1):
+
+        def start(pause_s: float) -> tuple[float, float]:
+            nonlocal worst
             before()
             device.synchronize()
-            at_pace()
+            if pause_s:
+                time.sleep(pause_s)
             began = time.perf_counter_ns()
             output = call()
             returned = time.perf_counter_ns() - began
             device.synchronize()
             elapsed = time.perf_counter_ns() - began
             worst = worst.worse(likeness(output, reference))
-            del output
-            if number > 0:
-                raw.append(float(elapsed))
-                issued.append(float(returned))
-            if len(raw) >= FEWEST and sum(raw) > budget_s * 1e9:
-                break
-    return Starts(Samples(tuple(raw)), worst, Samples(tuple(issued)))
+            return float(elapsed), float(returned)
+
+        start(0.0)
+        while len(raw) < runs and (len(raw) < FEWEST or sum(raw) <= budget_s * 1e9):
+            elapsed, returned = start(0.0)
+            raw.append(elapsed)
+            issued.append(returned)
+        for _ in range(min(paused, len(raw)) if device.figures else 0):
+            rested.append(start(PAUSE_S)[0])
+    return Starts(
+        Samples(tuple(raw)), worst, Samples(tuple(issued)), Samples(tuple(rested)) if rested else None
+    )
 
 
 def steadiest_starts(series: Callable[[], Starts], device: Device) -> tuple[Starts, str]:
@@ -158,7 +174,7 @@ def start_cold(
     budget_s: float = float("inf"),
 ) -> Starts:
     """Cold starts with every arena filled with 0xFF before."""
-    return take(lambda: cold(*inputs), cold.device, reference, cold.evict, runs, budget_s)
+    return take(lambda: cold(*inputs), cold.device, reference, cold.evict, runs, budget_s, PAUSED)
 
 
 # Predicted beside measured --------------------------------------------------------------------------------------------
@@ -252,6 +268,10 @@ class VerifyReport:
     """Until the host thread has issued a start."""
     issued_ns: tuple[float, ...] = ()
     """The same, measured in each of `cold_ns`."""
+    paused_ns: tuple[float, ...] = ()
+    """Further cold starts, each after 0.1 s in which nothing was asked of host and GPUs."""
+    warm_paused_ns: tuple[float, ...] = ()
+    """Warm runs, likewise."""
 
     @property
     def cold_match(self) -> bool:
@@ -300,7 +320,7 @@ def verify(task: Task, device: Device) -> Verified:
         reference = kept(cold.resident(*inputs))
         again = likeness(cold.resident(*inputs), reference)
         eager = likeness(reference, plain)
-        warm = take(lambda: cold.resident(*inputs), device, reference, nothing, task.runs)
+        warm = take(lambda: cold.resident(*inputs), device, reference, nothing, task.runs, paused=PAUSED)
         starts = start_cold(cold, inputs, reference, task.runs)
         moved, relayed = cold.moved_bytes, cold.relayed_bytes
         timelines: tuple[Timeline, ...] = ()
@@ -376,6 +396,8 @@ def verify(task: Task, device: Device) -> Verified:
         ops=join(*timelines) if timelines else (),
         predicted_issued_ns=timelines[0].issued_ns if timelines else None,
         issued_ns=starts.issued.raw if device.figures else (),
+        paused_ns=starts.paused.raw if starts.paused else (),
+        warm_paused_ns=warm.paused.raw if warm.paused else (),
     )
     return Verified(report, timelines)
 

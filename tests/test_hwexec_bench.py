@@ -153,6 +153,7 @@ def test_json_has_the_keys_that_others_read(hwexec: Hwexec, monkeypatch: pytest.
             "predicted_ms",
             "median_ms",
             "min_ms",
+            "after_pause_ms",
             "runs",
             "runs_asked",
             "copied_bytes",

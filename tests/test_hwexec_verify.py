@@ -17,7 +17,7 @@ from hwexec import commands, verify
 from hwexec.cli import cli, parse_share
 from hwexec.cpu import CpuDevice
 from hwexec.timing import Samples
-from hwexec.verify import SAME, Likeness, Starts, steadiest_starts
+from hwexec.verify import SAME, Likeness, Starts, steadiest_starts, take
 from sim.catalog import find_host
 from sim.cli import cli as sim_cli
 from sim.console import run_command
@@ -475,3 +475,29 @@ def test_join_takes_copies_and_layers_by_their_operation() -> None:
         (0, 10, 1, 11),
         (2, 10, 14, 8),
     ]
+
+
+def test_starts_follow_their_preparation_at_once_and_further_ones_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, told = CpuDevice(1, delay_us=0.0), list[str]()
+    monkeypatch.setattr(verify.time, "sleep", lambda seconds: told.append(f"pause {seconds:g}"))
+    answers = iter([1.0] * 8 + [2.0])
+
+    def start() -> Tensor:
+        told.append("start")
+        return torch.tensor([next(answers)])
+
+    def starts(paused: int) -> Starts:
+        told.clear()
+        return take(start, device, [torch.ones(1)], lambda: told.append("evict"), 3, paused=paused)
+
+    assert starts(2).paused is None, "times are no figures here"
+    device.figures = True
+    found = starts(1)
+    assert told == ["evict", "start"] * 4 + ["evict", "pause 0.1", "start"]
+    assert len(found.samples.raw) == len(found.issued.raw) == 3
+    assert found.paused is not None
+    assert len(found.paused.raw) == 1
+    assert not found.worst.bit_equal, "the answer of a start after a pause counts as well"
+    device.close()

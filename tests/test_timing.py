@@ -10,7 +10,7 @@ import pytest
 
 from hwexec import timing
 from hwexec.cpu import CpuDevice
-from hwexec.timing import Samples, at_pace, call_ns, issue_ns, steadiest, steady, wall_ns
+from hwexec.timing import Samples, call_ns, issue_ns, steadiest, steady, wall_ns
 
 holds = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system holds no thread")
 
@@ -31,7 +31,7 @@ def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(timing, "AWAKE_MOST_S", 0.0)
     told: list[str] = []
     wake = timing._wake
-    monkeypatch.setattr(timing, "_wake", lambda *limits: (told.append("woken"), wake(*limits))[1])
+    monkeypatch.setattr(timing, "_wake", lambda: (told.append("woken"), wake())[1])
     return told
 
 
@@ -118,20 +118,6 @@ def test_a_call_is_timed_until_it_returns_whatever_the_device_still_does(device:
     assert taken.median_ns < 10e6
     assert wall_ns(held, device, repeats=1, warmup=0).median_ns >= 20e6
     device.close_stream(stream)
-
-
-def test_a_sample_waits_for_a_core_at_its_pace_but_not_for_ever(
-    device: CpuDevice, woken: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at_pace()
-    assert woken == [], "outside of a timed section there is nothing to wait for"
-    monkeypatch.setattr(timing, "_fastest_ns", 0.0)  # a pace that no core can reach
-    monkeypatch.setattr(timing, "PACE_MOST_S", 0.005)
-    with steady(device):
-        woken.clear()
-        seen = wall_ns(lambda: None, device, repeats=3, warmup=1)
-    assert woken == ["woken"] * 4
-    assert seen.median_ns < 5e6, "the wait is no part of the sample"
 
 
 def test_calls_are_made_as_often_as_asked() -> None:
