@@ -275,7 +275,7 @@ class CpuDevice:
         if self.fault("capture"):
             raise CaptureError("an injected capture error")
         graph = CpuGraph(self, stream.gpu)
-        self._tape = graph.tape
+        self._tape = graph.tapes[-1]
         try:
             with _Recorder(graph):
                 yield graph
@@ -309,24 +309,32 @@ class CpuGraph:
 
     def __init__(self, device: CpuDevice, gpu: int) -> None:
         self.device, self.gpu = device, gpu
-        self.tape: list[Callable[[], None]] = []
+        self.tapes: list[list[Callable[[], None]]] = [[]]
+        """By part."""
         self.kernels = 0
 
     def nodes(self) -> int:
         return self.kernels
 
-    def replay(self) -> None:
+    def cut(self) -> None:
+        if self.device.fault("cut"):
+            raise CaptureError("an injected error between two parts")
+        self.tapes.append([])
+        self.device._tape = self.tapes[-1]
+
+    def replay(self, part: int = 0) -> None:
         if self.device.fault("replay"):
             raise RuntimeError("an injected launch error")
         if (log := self.device._log) is not None:
             now = time.perf_counter_ns()
             log.append(Activity("launch", self.gpu, now, now, 0, "replay"))
         with torch.no_grad():
-            for act in self.tape:
+            for act in self.tapes[part]:
                 act()
 
     def close(self) -> None:
-        self.tape.clear()
+        for tape in self.tapes:
+            tape.clear()
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -357,7 +365,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             if (log := graph.device._log) is not None:
                 log.append(Activity("kernel", graph.gpu, start, time.perf_counter_ns(), 0, str(func)))
 
-        graph.tape.append(again)
+        graph.tapes[-1].append(again)
         graph.kernels += 1
         return result
 

@@ -15,33 +15,46 @@ _cuda: Any = torch.cuda  # much of it has no types
 
 
 class CudaGraph:
-    """A torch.cuda.CUDAGraph of one stream's work."""
+    """A torch.cuda.CUDAGraph of one stream's work, or several of them, one after another."""
 
     def __init__(self, stream: Stream) -> None:
-        self.raw: Any = torch.cuda.CUDAGraph()
+        self.parts: list[Any] = [torch.cuda.CUDAGraph()]
         self.stream = stream
+        self._earlier: int | None = 0
+        """Nodes of the parts before the last."""
         # a pool of its own: captures that shared one would overwrite each other's outputs
         self.pool: Any = _cuda.graph_pool_handle()
         self.capturing = True
 
     def nodes(self) -> int | None:
-        return captured_nodes(self.stream.raw.cuda_stream) if self.capturing else None
+        now = captured_nodes(self.stream.raw.cuda_stream) if self.capturing else None
+        return None if now is None or self._earlier is None else self._earlier + now
 
-    def replay(self) -> None:
-        self.raw.replay()
+    def cut(self) -> None:
+        self._earlier = self.nodes()
+        self._end()
+        self.parts.append(torch.cuda.CUDAGraph())
+        self.begin()  # in the same pool: what one part leaves the next one reads
+
+    def replay(self, part: int = 0) -> None:
+        self.parts[part].replay()
 
     def close(self) -> None:
-        self.raw.reset()
+        for part in self.parts:
+            part.reset()
 
     def begin(self) -> None:
         # thread_local: another thread that allocates must not break this capture
-        self.raw.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+        self.parts[-1].capture_begin(pool=self.pool, capture_error_mode="thread_local")
 
     def end(self) -> None:
+        self._end()
+        self.capturing = False
+
+    def _end(self) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*CUDA Graph is empty")
-            self.raw.capture_end()
-        self.capturing = False
+            self.parts[-1].capture_end()
 
     def abandon(self) -> None:
         """Of a capture that broke: end it, and let the allocator and the random generator know that it is over."""
@@ -68,5 +81,6 @@ class CudaGraph:
             number, spare = torch.zeros(1, device="cuda"), torch.cuda.CUDAGraph()
             with torch.cuda.graph(spare, stream=self.stream.raw, capture_error_mode="thread_local"):
                 number.add_(1)
-        with suppress(RuntimeError):
-            self.raw.reset()
+        for part in self.parts:
+            with suppress(RuntimeError):
+                part.reset()

@@ -65,14 +65,18 @@ class Activity:
 
 
 class Graph(Protocol):
-    """Captured work. Its inputs, outputs and addresses are fixed."""
+    """Captured work, in one part or several. Its inputs, outputs and addresses are fixed."""
 
     def nodes(self) -> int | None:
         """While capturing: kernels and copies captured so far; None where the device cannot tell."""
         ...
 
-    def replay(self) -> None:
-        """Enqueue everything captured on the current stream (see `Device.on`), as one operation."""
+    def cut(self) -> None:
+        """While capturing: what follows is another part. Every other stream must have been joined."""
+        ...
+
+    def replay(self, part: int = 0) -> None:
+        """Enqueue all of one part on the current stream (see `Device.on`), as one operation; parts in their order."""
         ...
 
     def close(self) -> None: ...

@@ -385,6 +385,9 @@ class ColdStart:
                 do(head.copies)
             self._assign(inputs)
             captured.graph.replay()
+            if head is not None and head.opened:
+                do(head.later)
+                captured.graph.replay(1)
         return captured.output
 
     def _assign(self, inputs: Pairs) -> None:

@@ -26,6 +26,8 @@ class Move:
 class Head:
     """The calls of `ops`, a program's first; `graph` has its others. Every call is another start and records events anew.
 
+    `opening` are those of `ops` that are launched together, as the first part of the graph: `copies` are the calls before that,
+    `later` those behind it, and where there is no opening all are `copies`.
     `fork` holds the copy streams back until the compute stream is there; a start on an idle device needs none of it.
     `events` are what the graph waits for, by their numbers in the program, and `ends`, by stream, what the copies that the
     graph makes on such a stream stand behind. All have been recorded once, so that a capture finds them. `loose` are
@@ -40,9 +42,11 @@ class Head:
         moves: Mapping[int, Move],
         compute: Stream,
         graph: Sequence[Op],
+        opening: range = range(0),
     ) -> None:
+        self.opened = bool(opening)
         self.events: dict[int, Event] = {op.event: device.event() for op in ops if isinstance(op, Record)}
-        last = {op.stream: op for op in ops}
+        last = {op.stream: op for index, op in enumerate(ops) if index not in opening}
         open_ended = {name for name, op in last.items() if isinstance(op, Copy)}
         goes_on = {op.stream for op in graph}
         self.ends = {name: device.event() for name in last if name in open_ended or name in goes_on}
@@ -51,12 +55,17 @@ class Head:
         self.fork = [device.ready_record(compute, self._start)]
         self.fork += [device.ready_wait(streams[name], self._start) for name in last]
         self.copies: list[Ready] = []
+        self.later: list[Ready] = []
+        calls = self.copies
         for index, op in enumerate(ops):
-            self.copies.append(_ready(device, op, streams, moves.get(index), self.events))
+            if index in opening:
+                calls = self.later
+                continue
+            calls.append(_ready(device, op, streams, moves.get(index), self.events))
             if isinstance(op, Record):
                 device.record(streams[op.stream], self.events[op.event])
         for name, event in self.ends.items():
-            self.copies.append(device.ready_record(streams[name], event))
+            calls.append(device.ready_record(streams[name], event))
             device.record(streams[name], event)
 
 

@@ -48,7 +48,7 @@ def of_graph(program: Program, seen: Sequence[Activity], layer_nodes: tuple[int,
     # the request is the host's first call: of a head a copy's, else the launch
     zero = min(a.start_ns for a in (seen if program.head_ops else launches or left))
     extra = [
-        Span(HOST, SpanKind.ISSUE, a.start_ns - zero, a.stop_ns - zero, "launch graph") for a in launches[:1]
+        Span(HOST, SpanKind.ISSUE, a.start_ns - zero, a.stop_ns - zero, "launch graph") for a in launches
     ]
     rows: list[Row] = []
     landed: dict[int, float] = {}

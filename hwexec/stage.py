@@ -239,6 +239,7 @@ class Stage:
         script: Script | None = None,
     ) -> Walk:
         ops, repoint = self.ways[way].ops, self.ways[way].repoint
+        opening, rest = self.program.opening, range(self.program.head_ops, len(ops))
         return Walk(
             self.device,
             self.network,
@@ -250,7 +251,8 @@ class Stage:
             graph=graph,
             marks=marks,
             head=head,
-            head_ops=self.program.head_ops if head is not None else 0,
+            order=None if head is None else (*opening, *rest),
+            opening=0 if head is None else len(opening),
             script=script,
         )
 
@@ -261,7 +263,9 @@ class Stage:
     def head(self) -> Head:
         """The operations that a cold start issues ahead of its graph, as calls made ready."""
         ops, at = self.program.ops, self.program.head_ops
-        return Head(self.device, ops[:at], self.streams, self._moves, self.compute, ops[at:])
+        return Head(
+            self.device, ops[:at], self.streams, self._moves, self.compute, ops[at:], self.program.opening
+        )
 
     def fill(self) -> None:
         """All weights into the target's arena, on the compute stream."""

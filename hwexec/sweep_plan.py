@@ -32,6 +32,7 @@ class KeptPlan:
     head: int
     access: str
     chunks: str
+    opening: int = 0
 
     def __post_init__(self) -> None:
         for what, text, form, example in (
@@ -63,7 +64,9 @@ class KeptPlan:
             stop = start + int(found[2])
             path = (self.target,) if found[3] is None else tuple(map(int, found[3].split(">")))
             chunks.append(Chunk(start, stop, path))
-        return Plan(self.name, self.target, self.launch, access, tuple(chunks), self.sync, self.head)
+        return Plan(
+            self.name, self.target, self.launch, access, tuple(chunks), self.sync, self.head, self.opening
+        )
 
 
 def keep(plan: Plan) -> KeptPlan:
@@ -76,4 +79,6 @@ def keep(plan: Plan) -> KeptPlan:
         path = "" if chunk.path == (plan.target,) else "@" + ">".join(map(str, chunk.path))
         words.append(f"{start}+{chunk.size_bytes}{path}")
         stop = chunk.stop_bytes
-    return KeptPlan(plan.name, plan.target, plan.launch, plan.sync, plan.head, access, " ".join(words))
+    return KeptPlan(
+        plan.name, plan.target, plan.launch, plan.sync, plan.head, access, " ".join(words), plan.opening
+    )

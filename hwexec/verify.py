@@ -412,7 +412,7 @@ def _predict(task: Task, cold: ColdStart) -> Timeline:
 
 def as_run(plan: Plan, launch: Launch) -> Plan:
     """A graph that could not be captured ran eagerly, without a head, and is predicted and kept so."""
-    return replace(plan, launch=launch, head=plan.head if launch is Launch.GRAPH else 0)
+    return plan if launch is Launch.GRAPH else replace(plan, launch=launch, head=0, opening=0)
 
 
 def nothing() -> None:

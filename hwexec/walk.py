@@ -70,8 +70,9 @@ class Marks:
 class Walk:
     """One pass over `ops`, in issue order, in step with the network. The same for eager runs and for capture.
 
-    `graph` counts what is captured. The first `head_ops` operations are the head's, which is issued outside of the graph.
-    With a `script`, calls made ready are made; without, each operation is issued anew.
+    `graph` counts what is captured. Of a program with a head, `order` leaves out the operations that are issued outside of the
+    graph, and that is cut behind the first `opening` of the others. With a `script`, calls made ready are made; without, each
+    operation is issued anew.
     """
 
     def __init__(
@@ -87,7 +88,8 @@ class Walk:
         graph: Graph | None = None,
         marks: Marks | None = None,
         head: Head | None = None,
-        head_ops: int = 0,
+        order: Sequence[int] | None = None,
+        opening: int = 0,
         script: Script | None = None,
     ) -> None:
         self.device, self.network, self.ops = device, network, ops
@@ -96,7 +98,9 @@ class Walk:
         self.events: dict[int, Event] = {} if script is None else script.events
         self.script = script
         self.head = head
-        self.cursor = head_ops
+        self.order = range(len(ops)) if order is None else order
+        self.opening = opening
+        self.cursor = 0
         self.reached = -1
         """The layer that is running, or the last whose operations have been issued."""
         self.moved_bytes = 0
@@ -110,7 +114,7 @@ class Walk:
         self._early: int | None = None
         self._others = [
             s
-            for name in dict.fromkeys(op.stream for op in ops[head_ops:])
+            for name in dict.fromkeys(ops[index].stream for index in self.order)
             if (s := streams.get(name)) and s is not compute
         ]
 
@@ -125,7 +129,8 @@ class Walk:
                 self.device.wait(stream, start)
                 if self.head is not None and (end := self.head.ends.get(stream.name)) is not None:
                     self.device.wait_outside(stream, end)
-        while self.cursor < len(self.ops) and self.ops[self.cursor].stream not in (HOST, self.compute.name):
+        own = (HOST, self.compute.name)
+        while self.cursor < len(self.order) and self.ops[self.order[self.cursor]].stream not in own:
             self._issue()
         if self.graph is not None:
             self._early = self.graph.nodes()
@@ -139,7 +144,7 @@ class Walk:
         if self.marks is not None:
             self.marks.layer_ends()
         while self.reached < layer:
-            if self.cursor >= len(self.ops):
+            if self.cursor >= len(self.order):
                 raise self.differs(f"a layer {layer} after the last")
             self._issue()
         if self.graph is not None:
@@ -158,7 +163,7 @@ class Walk:
             self._before.append(self.graph.nodes())
         if self.marks is not None:
             self.marks.layer_ends()
-        while self.cursor < len(self.ops):
+        while self.cursor < len(self.order):
             self._issue()
         if self.script is not None:
             do(self.script.join)
@@ -185,7 +190,10 @@ class Walk:
         return InputError(differs(self.network, met, wanted))
 
     def _issue(self) -> None:
-        index, op = self.cursor, self.ops[self.cursor]
+        if self.graph is not None and self.opening and self.cursor == self.opening:
+            self.graph.cut()
+        index = self.order[self.cursor]
+        op = self.ops[index]
         self.cursor += 1
         if isinstance(op, Copy):
             if op.source is None:

@@ -19,7 +19,7 @@ Both hold, so for every a in [0, 1] a (1) + (1 - a) (2) holds, and its smallest 
 summed over storages with a reader up to l. The bound is the maximum over l and a grid of a; any a is valid. Waits, sharing
 and relays only add time. Eager plans also pay the host thread for every layer, which bounds them from below by itself. In a
 graph plan nothing starts before a copy of its head is issued or the graph's first one launched, whichever is cheaper, and no
-layer runs before the launch.
+layer runs before a launch, of one layer at least.
 B: give each GPU's traffic to the link it shares with most others; then no more than sum over those links of
 min(capacity, sum of its GPUs' own rates) can flow.
 """
@@ -40,7 +40,7 @@ def bound_ns(profile: Profile, host: Host, gpus: tuple[int, ...]) -> float:
     costs = host.costs
     in_place = host.rate(host.h2d_route(gpus[0]))
     work = _work_ns(profile, intake(host, gpus), in_place)
-    launch = profile.launch_ns(costs)
+    launch = costs.graph_launch_ns(1)
     first = min(launch, costs.launch_first_ns.value, costs.issue_copy_ns.value)
     graph = costs.start_graph_ns.value + max(first + work, launch + profile.warm_ns)
     issue = sum(t.issue.median_ns for t in profile.layers)

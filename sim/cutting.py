@@ -163,7 +163,11 @@ class Cutter:
             return begin + costs.issue_copy_ns.value, begin + copies * each
         begin, head = costs.start_graph_ns.value / 2, min(draft.head, copies)
         first = costs.issue_copy_ns.value if head else costs.launch_first_ns.value
-        launch = max(costs.launch_first_ns.value, profile.launch_ns(costs))
+        if draft.opening and head == copies:
+            copies = head = len(self.paths)  # what the opening waits for, little more than a group
+            launch = max(costs.launch_first_ns.value, costs.graph_launch_ns(draft.opening))
+        else:
+            launch = max(costs.launch_first_ns.value, profile.launch_ns(costs))
         launch += head * (each + costs.launch_wait_ns.value) + (copies - head) * costs.launch_copy_ns.value
         return begin + first, begin + launch
 

@@ -45,6 +45,8 @@ class Draft:
     part_bytes: int | None = None
     head: int = 0
     """Chunks issued before the graph is launched; all, where there are no more."""
+    opening: int = 0
+    """First layers launched as a graph of their own, where all chunks are issued ahead of the graph."""
     cuts: tuple[Range, ...] | None = None
     """None: not cut yet."""
 
@@ -71,7 +73,10 @@ def plan_of(draft: Draft, network: Network, host: Host, name: str = "best") -> P
     pieces = _by_need(draft.cuts, draft, network)
     eager = draft.launch is Launch.EAGER
     chunks = tuple(deal(pieces, draft.paths, host, EVERY if eager else draft.head))
-    return Plan(name, target, draft.launch, access, chunks, head=0 if eager else min(draft.head, len(chunks)))
+    head = 0 if eager else min(draft.head, len(chunks))
+    able = not eager and head == len(chunks)
+    opening = min(draft.opening, len(network.layers) - 1) if able else 0
+    return Plan(name, target, draft.launch, access, chunks, head=head, opening=opening)
 
 
 def _by_need(copied: tuple[Range, ...], draft: Draft, network: Network) -> list[tuple[Range, bool]]:

@@ -21,6 +21,20 @@ def _heads(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
         yield replace(draft, launch=Launch.GRAPH, head=min(each * len(draft.paths), EVERY))
 
 
+OPENINGS = (0, 8, 24, 48)
+"""First layers tried as a graph of their own."""
+
+
+def _openings(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
+    """With all chunks ahead of the graph, so many layers launched before the others; with the launch out of the way, more waits
+    may pay."""
+    for layers in OPENINGS:
+        yield replace(draft, launch=Launch.GRAPH, head=EVERY, opening=layers)
+    yield replace(
+        draft, launch=Launch.GRAPH, head=EVERY, opening=24, groups=draft.groups * 3 // 2 + 1, cuts=None
+    )
+
+
 def _groups(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
     """More waits or fewer."""
     now = draft.groups
@@ -50,6 +64,7 @@ def _launches(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
 
 VARIATIONS: tuple[Callable[[Draft, Sequence[Path]], Iterator[Draft]], ...] = (
     _heads,
+    _openings,
     _groups,
     _parts,
     _links,

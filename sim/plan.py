@@ -79,6 +79,9 @@ class Plan:
     head: int = 0
     """Of a graph plan, how many first chunks the host issues one by one before it launches the graph: they are
     under way sooner. Layers wait for them inside the graph, so a longer head delays the launch only."""
+    opening: int = 0
+    """Of a graph plan whose head is all chunks, how many first layers are a graph of their own, launched as soon as the
+    chunks that they wait for are issued: a small graph is launched sooner, and these layers run while the rest is issued."""
 
     @property
     def copied_bytes(self) -> int:
@@ -100,6 +103,7 @@ class Plan:
         """sha256 over all that decides how it runs; its name does not."""
         chunks = [[c.start_bytes, c.stop_bytes, *c.path] for c in self.chunks]
         content = [self.target, self.launch, self.access, chunks, self.sync, self.head]
+        content += [self.opening] if self.opening else []
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
     def crossing(self, gpu: int) -> Iterator[tuple[int, int]]:
@@ -141,6 +145,16 @@ class Plan:
             0 <= self.head <= (len(self.chunks) if self.launch is Launch.GRAPH else 0),
             f"plan {self.name!r}: a head of {self.head} chunks; it has {len(self.chunks)}, and an eager plan has no head: write "
             f"{f'0 to {len(self.chunks)}' if self.launch is Launch.GRAPH else '0'}",
+        )
+        require(
+            self.opening == 0
+            or (
+                self.launch is Launch.GRAPH
+                and self.head == len(self.chunks)
+                and 0 < self.opening < len(network.layers)
+            ),
+            f"plan {self.name!r}: an opening of {self.opening} layers; only a graph plan with all {len(self.chunks)} chunks in "
+            f"its head has one, of 1 to {len(network.layers) - 1} layers: write 0, or put all chunks in the head",
         )
         require(
             len(self.access) == len(network.layers),

@@ -106,8 +106,18 @@ class Program:
     head_ops: int = 0
     """How many first operations the host issues before it launches the graph that holds the rest."""
     events: int = field(init=False)
+    opening: range = field(init=False)
+    """Those of them that are launched together, as a graph of their own: the plan's opening."""
 
     def __post_init__(self) -> None:
+        compute = compute_stream(self.plan.target)
+        together = [at for at, op in enumerate(self.ops[: self.head_ops]) if op.stream == compute]
+        opening = range(together[0], together[-1] + 1) if together else range(0)
+        require(
+            len(opening) == len(together),
+            f"program of {self.plan.name!r}: its opening is not one stretch of operations",
+        )
+        object.__setattr__(self, "opening", opening)
         object.__setattr__(
             self, "events", 1 + max((o.event for o in self.ops if isinstance(o, Record)), default=-1)
         )
@@ -151,16 +161,16 @@ def cause_of(copy: Copy | None) -> str:
 def lower(plan: Plan, network: Network, host: Host) -> Program:
     """Turn a plan into operations. Raises InputError where the plan does not fit the network or the host.
 
-    The copies of a graph plan's head come first. Then the others are issued, in the plan's order, then the layers in
-    running order, each behind the fewest waits that order it: streams run in order, so of all chunks a layer needs on one
-    stream only the last is waited for, and only if nothing earlier on the compute stream has waited for it or a later one.
-    Events nobody waits for are not recorded.
+    The copies of a graph plan's head come first, and among them its opening, behind the last chunk that it needs. Then the
+    others are issued, in the plan's order, then the layers in running order, each behind the fewest waits that order it:
+    streams run in order, so of all chunks a layer needs on one stream only the last is waited for, and only if nothing
+    earlier on the compute stream has waited for it or a later one. Events nobody waits for are not recorded.
     """
     plan.check(network, host)
     lowering = _Lowering(plan, network, host)
     head = list(lowering.head())
     rest = list(lowering.ops())
-    wanted = {op.event for op in rest if isinstance(op, Wait)}
+    wanted = {op.event for op in (*head, *rest) if isinstance(op, Wait)}
     head = list(_landed(head, wanted))
     ops = [*head, *rest]
     waited = dict.fromkeys(op.event for op in ops if isinstance(op, Wait))
@@ -210,8 +220,14 @@ class _Lowering:
         self.starts = [plan.chunks[i].start_bytes for i in self.by_start]
 
     def head(self) -> Iterator[Op]:
-        """Copies issued ahead of the graph. A layer waits for one inside the graph, where it needs it."""
-        for ops in self.copies[: self.plan.head]:
+        """Copies issued ahead of the graph, and the opening. A layer waits for one inside its graph, where it needs it."""
+        opening = range(self.plan.opening)
+        first = 1 + max((chunk for layer in opening for chunk in self._needs(layer)), default=-1)
+        for ops in self.copies[:first] if opening else ():
+            yield from ops
+        for layer in opening:
+            yield from self._layer(layer)
+        for ops in self.copies[first if opening else 0 : self.plan.head]:
             yield from ops
 
     def ops(self) -> Iterator[Op]:
@@ -222,10 +238,13 @@ class _Lowering:
             yield from ops
         if self.plan.sync is Sync.HOST_ALL:
             yield from self._waits(HOST, range(len(self.plan.chunks)))
-        for layer in range(len(self.network.layers)):
-            if self.plan.sync is Sync.STREAM:
-                yield from self._waits(self.compute, self._needs(layer))
-            yield self._run(layer)
+        for layer in range(self.plan.opening, len(self.network.layers)):
+            yield from self._layer(layer)
+
+    def _layer(self, layer: int) -> Iterator[Op]:
+        if self.plan.sync is Sync.STREAM:
+            yield from self._waits(self.compute, self._needs(layer))
+        yield self._run(layer)
 
     def _grouped(self) -> Iterator[Op]:
         """PipeSwitch: the host waits for a group's copy, then issues the group's layers."""

@@ -20,10 +20,6 @@ from sim.profile import Profile, ProfileKind
 from sim.search import Candidate, Options, Outcome
 
 MIB = 2**20
-LAUNCHED = {
-    Launch.EAGER: "is issued from the host, op by op",
-    Launch.GRAPH: "is launched as one graph",
-}
 LABELS: dict[ProfileKind, str] = {
     "estimated": "ESTIMATED, not measured",
     "measured": "measured",
@@ -199,7 +195,7 @@ def what_it_does(answer: Answer) -> str:
         )
     if not direct.layers and not peer.layers:
         parts.append("reads nothing in place")
-    parts.append(LAUNCHED[best.launch])
+    parts.append(_launched(best))
     return f"Best plan: {', '.join(parts[:-1])} and {parts[-1]}."
 
 
@@ -227,13 +223,22 @@ def why_faster(answer: Answer) -> str:
     return f"{head}: {text}{'; but ' + '; '.join(lost) if lost else ''}."
 
 
+def _launched(plan: Plan) -> str:
+    if plan.launch is Launch.EAGER:
+        return "is issued from the host, op by op"
+    layers = "layer" if plan.opening == 1 else f"{plan.opening} layers"
+    return (
+        f"is launched as two graphs, the first {layers} ahead" if plan.opening else "is launched as one graph"
+    )
+
+
 def _reasons(new: Account, old: Account, best: Candidate, rival: Candidate) -> Iterator[tuple[float, str]]:
     """What each part of the makespan gained, in words that say by what."""
     gain = old.host_ns - new.host_ns
     how = ""
     if best.plan.launch is Launch.GRAPH and rival.plan.launch is Launch.EAGER:
         ahead = (
-            f"{best.plan.head} chunks issued and one graph launched in"
+            f"{best.plan.head} chunks issued and {'two graphs' if best.plan.opening else 'one graph'} launched in"
             if best.plan.head
             else "one graph launch of"
         )

@@ -165,7 +165,7 @@ class _Finder:
 
     def score(self, plan: Plan) -> _Score:
         """A published plan's timeline is kept, as it will be shown; of the many others only the makespan is."""
-        key = (plan.launch, plan.sync, plan.access, plan.chunks, plan.head)
+        key = (plan.launch, plan.sync, plan.access, plan.chunks, plan.head, plan.opening)
         known = self.scores.get(key)
         if known is None:
             self.evaluated += 1

@@ -10,7 +10,8 @@ Rules
   Data Networks, section 6.5.2: progressive filling). A read in place alone keeps its link busy however few bytes it makes of
   it (its requests are small), so its flow is as many bytes as the link could have carried in its time.
 - Eager: the host thread pays for each operation before it may start. Graph: the host thread issues the head, then launches,
-  which submits copies one after the other and layers last: a copy may start when it is submitted, a layer after all that.
+  which submits copies one after the other and layers last: a copy may start when it is submitted, a layer after all that. An
+  opening is a launch of its own, in its place in the head.
 """
 
 from __future__ import annotations
@@ -200,8 +201,12 @@ class _Simulation:
             Wait: costs.issue_event_ns.value,
         }
         eager = self.program.launch is Launch.EAGER
-        head = self.program.head_ops
+        head, opening = self.program.head_ops, self.program.opening
         for index, op in enumerate(self.program.ops if eager else self.program.ops[:head]):
+            if index in opening:
+                if index == opening.start:
+                    now = self.launch(now, opening)
+                continue
             if op.stream == HOST:
                 assert isinstance(op, Wait)
                 self.announce()
@@ -228,15 +233,16 @@ class _Simulation:
         if eager:
             self.end = max(self.end, now)
             return
-        begin, self.issued = now, self.launched(now)
-        self.span(HOST, SpanKind.ISSUE, begin, self.issued, "launch graph")
-        self.announce()
+        self.issued = self.launch(now, range(head, len(self.program.ops)))
 
-    def launched(self, begin: float) -> float:
-        """When a launch that begins then has submitted everything; marks all operations of the graph ready."""
-        costs, head = self.costs, self.program.head_ops
+    def launch(self, begin: float, graph: range) -> float:
+        """When a launch that begins then has submitted all of `graph`; marks these operations ready."""
+        costs = self.costs
         at = first = begin + costs.launch_first_ns.value
-        for index, op in enumerate(self.program.ops[head:], head):
+        layers = 0
+        for index in graph:
+            op = self.program.ops[index]
+            layers += isinstance(op, Run)
             if isinstance(op, Copy):
                 self.ready[index] = at
                 at += costs.launch_copy_ns.value
@@ -244,10 +250,13 @@ class _Simulation:
                 at += costs.launch_wait_ns.value
             elif isinstance(op, Wait) and op.cross_device:
                 at += costs.launch_cross_ns.value
-        now = max(first, begin + self.profile.launch_ns(costs)) + at - first
-        for index, op in enumerate(self.program.ops[head:], head):
+        now = max(first, begin + costs.graph_launch_ns(layers)) + at - first
+        for index in graph:
+            op = self.program.ops[index]
             if not isinstance(op, Copy):
                 self.ready[index] = now if op.stream == self.compute else begin
+        self.span(HOST, SpanKind.ISSUE, begin, now, "launch graph")
+        self.announce()
         return now
 
     def announce(self) -> None:

@@ -127,9 +127,9 @@ def test_the_head_is_issued_ahead_of_inputs_and_launch(idle: bool, monkeypatch: 
         monkeypatch.setattr(device, "idle", lambda stream: idle)
         replay = CpuGraph.replay
 
-        def launched(graph: CpuGraph) -> None:
+        def launched(graph: CpuGraph, part: int = 0) -> None:
             story.append("launch")
-            replay(graph)
+            replay(graph, part)
 
         monkeypatch.setattr(CpuGraph, "replay", launched)
         assert torch.equal(cold(*made.inputs), made.answer)
@@ -156,7 +156,7 @@ def test_heads_with_relays_are_bit_equal_whatever_is_late(data: st.DataObject) -
     made = data.draw(toys.toys())
     host = data.draw(some.hosts(min_gpus=2, max_gpus=3, joined=True))
     plan = data.draw(some.plans(made.network, host, launch=Launch.GRAPH).filter(lambda p: p.chunks))
-    plan = replace(plan, head=data.draw(st.integers(1, len(plan.chunks))))
+    plan = some.headed(plan, data.draw(st.integers(1, len(plan.chunks))))
     device = CpuDevice(3, seed=data.draw(st.integers(0, 99)), delay_us=400)
     with cold_start(made, plan, device, host) as cold:
         assert (cold.launch, cold.why_eager) == (Launch.GRAPH, "")

@@ -99,15 +99,20 @@ def test_cold_is_bit_equal_to_resident(name: str, launch: Launch, links: int, de
         assert same(tensors(cold.warm(*built.inputs)), want)
 
 
-@pytest.mark.parametrize(("launch", "head"), [(Launch.EAGER, 0), (Launch.GRAPH, 0), (Launch.GRAPH, 4)])
+@pytest.mark.parametrize(
+    ("launch", "head", "opening"),
+    [(Launch.EAGER, 0, 0), (Launch.GRAPH, 0, 0), (Launch.GRAPH, 4, 0), (Launch.GRAPH, 99, 40)],
+)
 @pytest.mark.parametrize("links", [1, 2])
 def test_the_timeline_has_every_copy_and_layer(
-    launch: Launch, head: int, links: int, device: CudaDevice
+    launch: Launch, head: int, opening: int, links: int, device: CudaDevice
 ) -> None:
     links_here(links)
     built = build("resnet50")
     net = trace(built).network
-    with prepared(built, net, replace(dealt(net, launch, links, 4 * MIB), head=head), device) as cold:
+    plan = dealt(net, launch, links, 4 * MIB)
+    plan = replace(plan, head=min(head, len(plan.chunks)), opening=opening)
+    with prepared(built, net, plan, device) as cold:
         cold(*built.inputs)
         cold.evict()
         timeline = cold.timeline()
@@ -171,8 +176,9 @@ def test_a_head_ahead_of_the_graph_is_bit_equal(name: str, links: int, device: C
     built = build(name, seq=32 if name.startswith("hf") else None)
     net = trace(built).network
     plan = dealt(net, Launch.GRAPH, links, 2 * MIB)
-    for head in (1, 2, 5, len(plan.chunks)):
-        with prepared(built, net, replace(plan, head=min(head, len(plan.chunks))), device) as cold:
+    every = len(plan.chunks)
+    for head, opening in ((1, 0), (2, 0), (5, 0), (every, 0), (every, 1), (every, len(net.layers) // 3)):
+        with prepared(built, net, replace(plan, head=min(head, every), opening=opening), device) as cold:
             assert (cold.launch, cold.why_eager) == (Launch.GRAPH, "")
             want = tensors(cold.resident(*built.inputs))
             on_gpu = tuple(t.to("cuda:0") for t in built.inputs)

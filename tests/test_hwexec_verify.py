@@ -191,7 +191,8 @@ def test_a_plan_with_a_head_that_cannot_be_captured_is_predicted_as_it_ran(
     """An eager plan has no head: the prediction of what ran was refused, and the verification with it."""
     played(lambda gpus: Stopwatch(gpus, fail_at="capture"))
     file = read_plan("plan.yaml")
-    write_plan("head.yaml", replace(file, plan=replace(file.plan, launch=file.plan.launch.GRAPH, head=2)))
+    headed = replace(file.plan, launch=file.plan.launch.GRAPH, head=len(file.plan.chunks), opening=1)
+    write_plan("head.yaml", replace(file, plan=headed))
     done = hwexec("verify", "head.yaml", "--anyway", "--runs", "1", "--out", "here")
     assert done.code == 0, done.err
     assert read_record("here/report.yaml", verify.VERIFY).launch == "eager"
@@ -335,7 +336,8 @@ def test_a_plan_for_another_network(hwexec: Hwexec, tmp_path: Path) -> None:
     refused(done, "it has 3 layers", "has 4 here")
     write_plan("odd2.yaml", replace(file, network_digest="0" * 64))
     refused(hwexec("verify", "odd2.yaml", "--device", "cpu"), "another network", "000000000000...")
-    write_plan("odd3.yaml", replace(file, plan=replace(file.plan, chunks=file.plan.chunks[1:])))
+    short = replace(file.plan, chunks=file.plan.chunks[1:], head=0, opening=0)
+    write_plan("odd3.yaml", replace(file, plan=short))
     done = hwexec("verify", "odd3.yaml", "--device", "cpu")
     refused(done, "odd3.yaml: plan 'best': layer", "no chunks bring all of it")
     assert "building" not in done.err

@@ -130,7 +130,7 @@ def relayed(draw: st.DrawFn) -> tuple[Plan, Network, Host]:
         lambda p: bool(p.chunks) and not any(p.target in c.path[:-1] for c in p.chunks)
     )
     plan = draw(straight)
-    return replace(plan, head=draw(st.integers(1, len(plan.chunks)))), net, machine
+    return some.headed(plan, draw(st.integers(1, len(plan.chunks)))), net, machine
 
 
 @settings(deadline=None, max_examples=300)
@@ -139,9 +139,11 @@ def test_layers_wait_for_a_head_by_events_of_their_own_device_alone(case: tuple[
     plan, net, machine = case
     program = lower(plan, net, machine)
     head, graph = program.ops[: program.head_ops], program.ops[program.head_ops :]
-    assert not any(isinstance(op, Run) for op in head)
+    assert [at for at, op in enumerate(head) if op.stream.startswith("compute")] == list(program.opening)
     recorded = {op.event: op.stream for op in head if isinstance(op, Record)}
-    waits = [op for op in graph if isinstance(op, Wait)]
+    waits = [
+        op for op in (*head[program.opening.start : program.opening.stop], *graph) if isinstance(op, Wait)
+    ]
     for op in waits:
         if op.event in recorded:
             assert device_of(recorded[op.event]) == device_of(op.stream) == plan.target
