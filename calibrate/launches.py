@@ -17,8 +17,8 @@ from calibrate.samples import Point
 from calibrate.ways import everything
 from hwexec.device import Event, Stream, forked
 from hwexec.executor import ColdStart, prepare
+from hwexec.starts import kept, take
 from hwexec.timing import call_ns, time_ns, wall_ns
-from hwexec.verify import kept, take
 from sim.plan import Access, Chunk
 
 LAUNCH_BYTES = 64 * KIB

@@ -16,11 +16,9 @@ from hwexec.executor import ColdStart, prepare
 from hwexec.host_memory import memory_error
 from hwexec.limit import Limit, needed_bytes, pinned_rates
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
-from hwexec.timing import Samples, steady
-from hwexec.verify import (
+from hwexec.starts import (
     PAUSED,
     Likeness,
-    as_run,
     kept,
     likeness,
     nothing,
@@ -29,6 +27,8 @@ from hwexec.verify import (
     steadiest_starts,
     take,
 )
+from hwexec.timing import Samples, steady
+from hwexec.verify import as_run
 from sim.baselines import BASELINES, Setting
 from sim.errors import InputError, require
 from sim.files import PlanFile

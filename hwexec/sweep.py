@@ -11,9 +11,10 @@ import torch
 from hwexec.bench import Entry, Task, entries, run_entry
 from hwexec.device import Device
 from hwexec.peers import Scene, Snapshot
+from hwexec.starts import plain_answer
 from hwexec.sweep_plan import KeptPlan, keep
 from hwexec.timing import Samples
-from hwexec.verify import as_run, plain_answer
+from hwexec.verify import as_run
 from sim.baselines import BASELINES
 from sim.draft import Draft, Range, aligned, plan_of, runs_of
 from sim.errors import InputError

@@ -30,8 +30,8 @@ from calibrate.topology import Topology, Wire
 from hwexec import host_memory
 from hwexec.cpu import CpuDevice
 from hwexec.executor import ColdStart
+from hwexec.starts import tensors
 from hwexec.timing import Samples
-from hwexec.verify import tensors
 from sim.catalog import Request
 from sim.errors import InputError
 from sim.files import read_host, read_profile, write_record

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hwexec import commands, verify
+from hwexec import commands, starts, verify
 from hwexec.cli import cli, parse_share
 from hwexec.cpu import CpuDevice
+from hwexec.starts import SAME, Likeness, Starts, steadiest_starts, take
 from hwexec.timing import Samples
-from hwexec.verify import SAME, Likeness, Starts, steadiest_starts, take
 from sim.catalog import find_host
 from sim.cli import cli as sim_cli
 from sim.console import run_command
@@ -228,7 +228,7 @@ def test_an_answer_that_is_not_pytorchs_own_is_no_fault_of_cold_starts(
 def test_bytes_that_were_not_planned_fail(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
     start_cold = verify.start_cold
 
-    def one_less(cold: Any, *args: Any) -> verify.Starts:
+    def one_less(cold: Any, *args: Any) -> Starts:
         starts = start_cold(cold, *args)
         cold.moved_bytes -= 1
         return starts
@@ -452,15 +452,15 @@ def test_starts_that_scatter_are_taken_again_and_the_steadiest_kept() -> None:
 
 def test_likeness_tells_bits_from_closeness_and_numbers_from_none() -> None:
     a = torch.tensor([1.0, -0.0])
-    assert verify.likeness((a,), [a.clone()]) == verify.SAME
-    assert not verify.likeness(a, [torch.tensor([1.0, 0.0])]).bit_equal
-    near = verify.likeness(a, [torch.tensor([1.0 + 2**-20, 0.0])])
+    assert starts.likeness((a,), [a.clone()]) == SAME
+    assert not starts.likeness(a, [torch.tensor([1.0, 0.0])]).bit_equal
+    near = starts.likeness(a, [torch.tensor([1.0 + 2**-20, 0.0])])
     assert near.within("fp32")
     assert not near.bit_equal
-    assert not verify.likeness(torch.tensor([1.1, 0.0]), [a]).within("bf16")
-    lost = verify.likeness(torch.tensor([float("nan"), 0.0]), [a])
+    assert not starts.likeness(torch.tensor([1.1, 0.0]), [a]).within("bf16")
+    lost = starts.likeness(torch.tensor([float("nan"), 0.0]), [a])
     assert (lost.error, lost.within("fp32")) == (None, False)
-    assert verify.likeness(a[:1], [a]).error is None
+    assert starts.likeness(a[:1], [a]).error is None
     assert near.worse(lost).error is None
 
 
@@ -483,20 +483,20 @@ def test_starts_follow_their_preparation_at_once_and_further_ones_a_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     device, told = CpuDevice(1, delay_us=0.0), list[str]()
-    monkeypatch.setattr(verify.time, "sleep", lambda seconds: told.append(f"pause {seconds:g}"))
+    monkeypatch.setattr(starts.time, "sleep", lambda seconds: told.append(f"pause {seconds:g}"))
     answers = iter([1.0] * 8 + [2.0])
 
     def start() -> Tensor:
         told.append("start")
         return torch.tensor([next(answers)])
 
-    def starts(paused: int) -> Starts:
+    def series(paused: int) -> Starts:
         told.clear()
         return take(start, device, [torch.ones(1)], lambda: told.append("evict"), 3, paused=paused)
 
-    assert starts(2).paused is None, "times are no figures here"
+    assert series(2).paused is None, "times are no figures here"
     device.figures = True
-    found = starts(1)
+    found = series(1)
     assert told == ["evict", "start"] * 4 + ["evict", "pause 0.1", "start"]
     assert len(found.samples.raw) == len(found.issued.raw) == 3
     assert found.paused is not None

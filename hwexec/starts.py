@@ -1,0 +1,172 @@
+"""Starts made many times, timed, and each answer compared with a reference, bit for bit or as near as a dtype allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from hwexec.device import Device
+from hwexec.executor import ColdStart
+from hwexec.peers import Scene, eager_output
+from hwexec.timing import PAUSE_S, Samples, steadiest, steady
+from sim.errors import InputError
+from sim.report import ms
+
+TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
+"""Relative difference, norm over norm, at which two answers count as the same where their bits cannot be: fp32 products
+may run in TF32, which has 10 bits; the others allow for the depth of a network."""
+FEWEST = 3
+"""Starts taken however slow they are."""
+PAUSED = 5
+"""Starts after a pause, at most as many as others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """How like one answer is to another. `error`: the largest |a - b| / |b| of a tensor, None where that is no number."""
+
+    bit_equal: bool
+    error: float | None
+
+    def within(self, dtype: str) -> bool:
+        return self.bit_equal or (self.error is not None and self.error <= TOLERANCES[dtype])
+
+    def worse(self, other: Likeness) -> Likeness:
+        none = self.error is None or other.error is None
+        error = None if none else max(self.error or 0.0, other.error or 0.0)
+        return Likeness(self.bit_equal and other.bit_equal, error)
+
+
+SAME = Likeness(True, 0.0)
+
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_flatten(output)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def kept(output: Any) -> list[torch.Tensor]:
+    """An answer that the next start does not overwrite."""
+    return [t.detach().clone() for t in tensors(output)]
+
+
+def plain_answer(scene: Scene, device: Device) -> list[torch.Tensor]:
+    """PyTorch's own, all weights on the GPU. InputError where they do not fit."""
+    try:
+        return kept(eager_output(scene))
+    except device.out_of_memory as error:
+        raise InputError(
+            f"{type(scene.module).__name__} does not fit on {scene.where} ({str(error).splitlines()[0]}); stop what else "
+            "runs there, or take a smaller model"
+        ) from None
+    finally:
+        device.trim()
+
+
+def likeness(output: Any, reference: list[torch.Tensor]) -> Likeness:
+    found = tensors(output)
+    if [(t.shape, t.dtype) for t in found] != [(t.shape, t.dtype) for t in reference]:
+        return Likeness(False, None)
+    worst = SAME
+    for a, b in zip(found, reference, strict=True):
+        if not torch.equal(_bits(a), _bits(b)):
+            error = float((a.double() - b.double()).norm() / b.double().norm())
+            worst = worst.worse(Likeness(False, error if error < float("inf") else None))
+    return worst
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """As bytes: NaNs are equal to themselves, and 0 is not -0."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """One thing started many times: wall-clock times from the request to the answer synchronised, and the worst answer.
+
+    `issued`: of the same starts, until the host thread had issued all of it and the call returned. `paused`: of further ones,
+    after a pause.
+    """
+
+    samples: Samples
+    worst: Likeness
+    issued: Samples
+    paused: Samples | None = None
+
+
+def take(
+    call: Callable[[], Any],
+    device: Device,
+    reference: list[torch.Tensor],
+    before: Callable[[], None],
+    runs: int,
+    budget_s: float = float("inf"),
+    paused: int = 0,
+) -> Starts:
+    """`runs` starts after one untimed (libraries load, graphs are uploaded), fewer where they take longer than `budget_s`.
+
+    `before` makes the next call a cold one. Each follows it at once, as starts do on a busy server: what the host's core has in
+    its caches a pause takes away, and that may be a third of a millisecond (results/h100-pair/trials/pauses.txt). So `paused`
+    further ones are made after `PAUSE_S` of nothing. Every answer is compared, the untimed one's too.
+    """
+    raw: list[float] = []
+    issued: list[float] = []
+    rested: list[float] = []
+    worst = SAME
+    with steady(device), torch.no_grad():
+
+        def start(pause_s: float) -> tuple[float, float]:
+            nonlocal worst
+            before()
+            device.synchronize()
+            if pause_s:
+                time.sleep(pause_s)
+            began = time.perf_counter_ns()
+            output = call()
+            returned = time.perf_counter_ns() - began
+            device.synchronize()
+            elapsed = time.perf_counter_ns() - began
+            worst = worst.worse(likeness(output, reference))
+            return float(elapsed), float(returned)
+
+        start(0.0)
+        while len(raw) < runs and (len(raw) < FEWEST or sum(raw) <= budget_s * 1e9):
+            elapsed, returned = start(0.0)
+            raw.append(elapsed)
+            issued.append(returned)
+        for _ in range(min(paused, len(raw)) if device.figures else 0):
+            rested.append(start(PAUSE_S)[0])
+    return Starts(
+        Samples(tuple(raw)), worst, Samples(tuple(issued)), Samples(tuple(rested)) if rested else None
+    )
+
+
+def steadiest_starts(series: Callable[[], Starts], device: Device) -> tuple[Starts, str]:
+    """The steadiest of a series of starts taken again where it scatters; every answer counts. Beside it, in words, that it was."""
+    kept_one, found = steadiest(series, lambda starts: (starts.samples,), device)
+    if len(found) == 1:
+        return kept_one, ""
+    worst = SAME
+    for starts in found:
+        worst = worst.worse(starts.worst)
+    all_of_them = ", ".join(f"{ms(s.samples.median_ns)} ms (spread {s.samples.spread:.0%})" for s in found)
+    return replace(kept_one, worst=worst), f"taken {len(found)} times, the steadiest kept: {all_of_them}"
+
+
+def start_cold(
+    cold: ColdStart,
+    inputs: tuple[torch.Tensor, ...],
+    reference: list[torch.Tensor],
+    runs: int,
+    budget_s: float = float("inf"),
+) -> Starts:
+    """Cold starts with every arena filled with 0xFF before."""
+    return take(lambda: cold(*inputs), cold.device, reference, cold.evict, runs, budget_s, PAUSED)
+
+
+def nothing() -> None:
+    """A warm run needs nothing done before."""
