@@ -9,12 +9,15 @@
         cold.evict()                # fill the GPUs' arenas with 0xFF; what follows is cold or wrong
         cold.timeline()             # one more cold start, watched: a measured sim.timeline.Timeline
         cold.resident(*inputs)      # the reference: everything in GPU memory, launched the same way
+        cold.in_place(*inputs)      # another: everything read in place from host memory
         cold.launch, cold.why_eager, cold.moved_bytes
 
-`prepare(module, plan, example_inputs, *, host, network=None, device=None, weights=None)`: `module` is in `eval()`; `plan` is a
-`sim.plan.Plan` (`sim.files.read_plan(path).plan`) and `host` the host it was made for (`read_host(path)`); `example_inputs` is a
-tensor, a tuple of positional arguments, or a mapping of keyword arguments; `network` is traced from the module if None;
-`device` is "cuda", "cpu" or a `Device`; `weights` is None (the module's own), a state_dict, or paths of safetensors files.
+`prepare(module, plan, example_inputs, *, host, network=None, device=None, weights=None, settles=True)`: `module` is in
+`eval()`; `plan` is a `sim.plan.Plan` (`sim.files.read_plan(path).plan`) and `host` the host it was made for (`read_host(path)`);
+`example_inputs` is a tensor, a tuple of positional arguments, or a mapping of keyword arguments; `network` is traced from the
+module if None; `device` is "cuda", "cpu" or a `Device`; `weights` is None (the module's own), a state_dict, or paths of
+safetensors files. With `settles=False` the target GPU holds what the plan brings there and no more, as for a plan made under a
+memory budget, and `settle` and `resident` are refused.
 Outputs belong to the ColdStart: in graph mode the next start of the same kind overwrites them.
 
 For those who measure (`calibrate`): `CudaDevice` and `CpuDevice` implement `Device` (hwexec/device.py documents every

@@ -58,12 +58,15 @@ def prepare(
     host: Host,
     device: Device | str | None = None,
     weights: Weights | None = None,
+    settles: bool = True,
 ) -> ColdStart:
     """Make a module ready for cold starts by a plan.
 
     `example_inputs` is a tensor, a tuple of positional arguments or a mapping of keyword arguments; later inputs must have
     its shapes and dtypes. `network` is traced from the module where it is None. `weights`: None for the module's own, a
-    state_dict, or paths of safetensors files. Raises InputError, and leaves nothing behind, where something does not fit.
+    state_dict, or paths of safetensors files. With `settles` the target GPU has room for all weights. Without, it holds what
+    the plan brings there and no more: `settle` and `resident` are refused, `warm` reads in place what the plan does.
+    Raises InputError, and leaves nothing behind, where something does not fit.
     """
     args, kwargs = _arguments(example_inputs)
     require(
@@ -78,7 +81,9 @@ def prepare(
         network = trace_module(module, args).network
     program = lower(plan, network, host)
     own = device is None or isinstance(device, str)
-    return ColdStart(module, program, args, kwargs, open_device(device, len(host.gpus)), weights, own)
+    return ColdStart(
+        module, program, args, kwargs, open_device(device, len(host.gpus)), weights, own, settles
+    )
 
 
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -100,7 +105,8 @@ class _Captured:
 class ColdStart:
     """A module made ready: see `prepare`. A context manager; `close` gives the module and all memory back.
 
-    Outputs of graph starts are overwritten by the next start of the same kind (cold, warm, resident): clone what must last.
+    Outputs of graph starts are overwritten by the next start of the same kind (cold, warm, resident, in place): clone what
+    must last.
     Between starts the module's tensors are CPU views of the host arena, which a next cold start brings.
     """
 
@@ -113,6 +119,7 @@ class ColdStart:
         device: Device,
         weights: Weights | None,
         own_device: bool,
+        settles: bool,
     ) -> None:
         self.module, self.program, self.device = module, program, device
         self.plan, self.network = program.plan, program.network
@@ -131,7 +138,7 @@ class ColdStart:
         try:
             if own_device:
                 self._stack.callback(device.close)
-            self._stage = Stage(module, program, device, weights, self._stack)
+            self._stage = Stage(module, program, device, weights, self._stack, settles)
             self._inputs = Inputs(device, self.plan.target, self.network.model, args, kwargs)
             self._stack.callback(self._inputs.clear)
             self._make_ready()
@@ -154,13 +161,15 @@ class ColdStart:
     def _make_ready(self) -> None:
         """Learn where layers begin, warm libraries up, and capture; or say why not."""
         self._stack.callback(self._drop_graphs)
-        self._fill()
+        if self._stage.settles:
+            self._fill()
+        way = "resident" if self._stage.settles else "in place"  # all bytes are there, and no copy is needed
         where = self.device.torch_device(self.plan.target)
         learned = self._with_tensors(
-            "resident", lambda: learn(self.module, self.network, self._stage.find, where, self._forward)
+            way, lambda: learn(self.module, self.network, self._stage.find, where, self._forward)
         )
         for _ in range(_WARM_UP):
-            self._with_tensors("resident", self._forward)
+            self._with_tensors(way, self._forward)
         self.device.synchronize()
         if self.launch is not Launch.EAGER:
             self._capture(learned)
@@ -180,11 +189,12 @@ class ColdStart:
         return self.module(*args, **kwargs)
 
     def _capture(self, learned: Learned) -> None:
-        same = not self._stage.in_place
+        kinds = ("cold", "warm", "resident") if self._stage.settles else ("cold", "warm")
+        same = self._stage.settles and not self._stage.in_place
         try:
             if learned.blocker:
                 raise CaptureError(learned.blocker)
-            for kind in ("cold", "resident") if same else ("cold", "warm", "resident"):
+            for kind in ("cold", "resident") if same else kinds:
                 self._graphs[kind] = self._captured(kind)
         except CaptureError as error:
             self._drop_graphs()
@@ -247,13 +257,28 @@ class ColdStart:
     def resident(self, *args: Any, **kwargs: Any) -> Any:
         """The reference: every weight brought to GPU memory beforehand, launched like a cold start."""
         self._open()
+        self._check_settles("no resident run; in_place() is the reference then")
         if not self._full:
             self._fill()
         return self._start("resident", args, kwargs)
 
+    def in_place(self, *args: Any, **kwargs: Any) -> Any:
+        """The reference that takes no weights of GPU memory: every one read in place from host memory, launched like a cold
+        start. A graph for it is captured when it is first asked for."""
+        self._open()
+        if self.launch is not Launch.EAGER and "in place" not in self._graphs:
+            try:
+                self._graphs["in place"] = self._captured("in place")
+            except BaseException as error:
+                if (line := memory_error(error, self.device)) is not None:
+                    raise line from None
+                raise
+        return self._start("in place", args, kwargs)
+
     def settle(self) -> None:
         """Copy what the plan reads in place into GPU memory, in the background; warm runs from now on wait for it."""
         self._open()
+        self._check_settles("nothing to settle into")
         require(self._hot or self._full, "nothing to settle: make a cold start first")
         if self._full:
             return
@@ -312,6 +337,13 @@ class ColdStart:
 
     def _open(self) -> None:
         require(not self._closed, "this cold start is closed; prepare the module again")
+
+    def _check_settles(self, refused: str) -> None:
+        require(
+            self._stage.settles,
+            f"{self.network.model} is prepared with settles=False, and GPU {self.plan.target} holds only what plan "
+            f"{self.plan.name!r} brings there: {refused}; prepare it with settles=True, where all of it has room",
+        )
 
     def _fill(self) -> None:
         self._stage.fill()

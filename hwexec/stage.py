@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from hwexec.hooks import Finder
 from hwexec.script import Head, Move, Script
 from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
-from sim.memory import HEADROOM_BYTES
+from sim.memory import HEADROOM_BYTES, activation_bytes
 from sim.network import Network
 from sim.plan import Access, Plan
 from sim.program import HOST, Copy, Op, Program, Run, device_of
@@ -32,18 +32,23 @@ class Way:
     repoint: Mapping[int, Pairs]
 
 
-def room_for(plan: Plan, network: Network, device: Device) -> Mapping[int, Extents]:
-    """What a plan takes of each GPU: of the target all, as it may settle and run warm. InputError where that is not free."""
+def room_for(plan: Plan, network: Network, device: Device, *, settles: bool = True) -> Mapping[int, Extents]:
+    """What a plan takes of each GPU: what it brings there, and of the target all where it `settles`.
+
+    InputError where that is not free.
+    """
     for gpu in plan.gpus:
         require(
             gpu < device.gpu_count,
             f"plan {plan.name!r} uses GPU {gpu}, but this machine has {device.gpu_count}; search a plan for this host",
         )
-    found = {plan.target: Extents.of([(0, network.arena_bytes)])}
-    found |= {gpu: Extents.of(plan.crossing(gpu)) for gpu in plan.gpus[1:]}
-    activations = 2 * max(layer.activation_bytes for layer in network.layers)
+    brought = {gpu: Extents.of(plan.holding(gpu, network)) for gpu in plan.gpus}
+    found = dict(brought)
+    if settles:
+        found[plan.target] = Extents.of([(0, network.arena_bytes)])
     for gpu, extents in found.items():
-        need = extents.size_bytes + HEADROOM_BYTES + (activations if gpu == plan.target else 0)
+        beside = HEADROOM_BYTES + (activation_bytes(network) if gpu == plan.target else 0)
+        need, least = extents.size_bytes + beside, brought[gpu].size_bytes + beside
         memory = device.memory(gpu)
         if need > memory.free_bytes:  # what was let go of may still be held by cycles
             gc.collect()
@@ -52,7 +57,14 @@ def room_for(plan: Plan, network: Network, device: Device) -> Mapping[int, Exten
         require(
             need <= memory.free_bytes,
             f"GPU {gpu} ({device.describe(gpu)}) has {memory.free_bytes} of {memory.total_bytes} bytes free, and "
-            f"{network.model} needs {need} there; stop what else runs on it, or take a smaller model",
+            f"{network.model} needs {need} there; stop what else runs on it, "
+            + (
+                f"or prepare it with settles=False, which needs {least} for plan {plan.name!r}"
+                if least < need
+                else "or search a plan with a smaller --memory-budget"
+                if gpu == plan.target and not settles
+                else "or take a smaller model"
+            ),
         )
     return found
 
@@ -60,8 +72,9 @@ def room_for(plan: Plan, network: Network, device: Device) -> Mapping[int, Exten
 class Stage:
     """Everything a program needs to run on a device. What it takes it notes on `stack`, which gives it back.
 
-    `ways` has three: "cold" is the program, "warm" its layers alone, "resident" its layers with all weights in the target's
-    arena. Raises InputError, or the device's `out_of_memory`, where something does not fit.
+    `ways`: "cold" is the program, "warm" its layers alone, "in place" its layers with all weights in host memory; where it
+    `settles`, "resident" with all of them in the target's arena, which else holds only what the plan brings.
+    Raises InputError, or the device's `out_of_memory`, where something does not fit.
     """
 
     def __init__(
@@ -71,15 +84,17 @@ class Stage:
         device: Device,
         weights: Weights | None,
         stack: ExitStack,
+        settles: bool,
     ) -> None:
         self.module, self.program, self.device = module, program, device
         self.plan, self.network = program.plan, program.network
-        self._extents = room_for(self.plan, self.network, device)
+        self.settles = settles
+        self._extents = room_for(self.plan, self.network, device, settles=settles)
         self._build(weights, stack)
 
     @property
     def arena(self) -> torch.Tensor:
-        """The target's: every storage at its offset."""
+        """The target's: where it settles, every storage at its offset; else what the plan brings, packed."""
         return self.arenas[self.plan.target]
 
     def _build(self, weights: Weights | None, stack: ExitStack) -> None:
@@ -150,14 +165,25 @@ class Stage:
     def _held(self, gpu: int, start: int, stop: int) -> torch.Tensor:
         return self._extents[gpu].slice(self.arenas[gpu], start, stop)
 
+    def _home(self, storage: int) -> torch.Tensor:
+        """A storage's bytes in the target's arena; of -1, none."""
+        if storage < 0:
+            return self.arena[:0]
+        start = self.network.offsets[storage]
+        return self._held(self.plan.target, start, start + self.network.storages[storage].size_bytes)
+
+    def _bring(self, stream: Stream, storages: Iterable[int]) -> None:
+        for storage in storages:
+            self.device.copy(stream, self._home(storage), region(self.network, self.host.tensor, storage))
+
     def _peer(self, source: int, start: int, stop: int, gpu: int) -> torch.Tensor:
         return self.device.view(self._held(source, start, stop), gpu, self.arenas[source])
 
     def _ways(self) -> dict[str, Way]:
-        """Cold, warm and resident: the program with and without its copies, and the tensors' places in each."""
+        """The program with and without its copies, and the tensors' places in each."""
         network, plan, binding = self.network, self.plan, self.binding
         target = plan.target
-        arena, in_place = self.arenas[target], self.host.view(target)
+        in_place = self.host.view(target)
         pairs: dict[tuple[int, Access], Pairs] = {}
 
         def at(storage: int, access: Access) -> Pairs:
@@ -168,7 +194,7 @@ class Stage:
 
         def place(storage: int, access: Access) -> torch.Tensor:
             if access is Access.COPIED:
-                return region(network, arena, storage)
+                return self._home(storage)
             if access is Access.DIRECT:
                 return region(network, in_place, storage)
             holder, start = plan.holder(network, storage), network.offsets[storage]
@@ -198,14 +224,13 @@ class Stage:
         self._kept = sorted(kept)
         runs = tuple(op for op in self.program.ops if isinstance(op, Run))
         first = [pair for storage, access in initial.items() for pair in at(storage, access)]
-        home = [pair for storage in everything for pair in at(storage, Access.COPIED)]
         self.in_place = sorted({s for s, access in pairs if s in seen and access is not Access.COPIED})
+        found = {"cold": Way(self.program.ops, first, repoint), "warm": Way(runs, first, repoint)}
+        places = {"in place": Access.DIRECT} | ({"resident": Access.COPIED} if self.settles else {})
+        for way, access in places.items():
+            found[way] = Way(runs, [pair for s in everything for pair in at(s, access)], {})
         self.find = Finder((storage, place(storage, access)) for storage, access in pairs)
-        return {
-            "cold": Way(self.program.ops, first, repoint),
-            "warm": Way(runs, first, repoint),
-            "resident": Way(runs, home, {}),
-        }
+        return found
 
     def needed(self) -> frozenset[int]:
         """Layers before which an eager run must issue something or re-point a tensor."""
@@ -276,12 +301,7 @@ class Stage:
         last, done = self.device.event(), self.device.event()
         self.device.record(self.compute, last)
         self.device.wait(self.background, last)
-        for storage in self.in_place:
-            self.device.copy(
-                self.background,
-                region(self.network, self.arena, storage),
-                region(self.network, self.host.tensor, storage),
-            )
+        self._bring(self.background, self.in_place)
         self.device.record(self.background, done)
         return done
 
@@ -292,12 +312,7 @@ class Stage:
         for gpu, arena in self.arenas.items():
             device.fill(next(s for s in self.streams.values() if s.gpu == gpu), arena, POISON)
         device.synchronize()
-        for storage in self._kept:
-            device.copy(
-                self.compute,
-                region(self.network, self.arena, storage),
-                region(self.network, self.host.tensor, storage),
-            )
+        self._bring(self.compute, self._kept)
         device.synchronize()
 
 

@@ -204,7 +204,7 @@ def _against(file: PlanFile, timeline: Timeline) -> str:
 
 def _check_fits(profile: Profile, host: Host, target: int, budget: int | None) -> None:
     """Plans that copy everything are of no use where a GPU cannot hold it; what one may hold only the user knows."""
-    network, room = profile.network, room_bytes(host, target)
+    network, room = profile.network, room_bytes(host, target, profile.network)
     if network.arena_bytes <= room:
         return
     has = f"the {size_words(room)} that GPU {target} of {host.name} has room for"

@@ -31,7 +31,7 @@ from heapq import heappop, heappush
 from itertools import accumulate, pairwise
 from math import inf
 
-from sim.draft import SMALLEST_CHUNK_BYTES, Draft, Path, Range, ReadKey, aligned, held_bytes, runs_of, shares
+from sim.draft import SMALLEST_CHUNK_BYTES, Draft, Path, Range, ReadKey, aligned, runs_of, shares
 from sim.host import Host
 from sim.plan import Launch
 from sim.profile import Profile
@@ -55,7 +55,7 @@ class Cutter:
         layers: list[int] = []
         """By boundary, the first layer that waits for its bytes."""
         runs = runs_of(draft, profile.network)
-        total = held_bytes(draft, profile.network)
+        total = sum(run[-1][2] - run[0][1] for run in runs)
         least = total / MOST_BOUNDARIES if len(profile.layers) > MOST_BOUNDARIES else 0
         for run in runs:
             first, begin = len(self.stops), run[0][1]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sim.host import Host
-from sim.memory import PADDING_BYTES, PartnerRoom, room_bytes
+from sim.memory import PADDING_BYTES, PartnerRoom, packed_bytes, room_bytes
 from sim.network import ALIGNMENT_BYTES, Network
 from sim.plan import Access, Chunk, Launch, Plan
 from sim.program import calls_of
@@ -116,8 +116,8 @@ def runs_of(draft: Draft, network: Network) -> list[list[tuple[int, int, int]]]:
 
 
 def held_bytes(draft: Draft, network: Network) -> int:
-    """What lies in the target's memory once all copies have landed, wherever they are cut."""
-    return sum(run[-1][2] - run[0][1] for run in runs_of(draft, network))
+    """What the draft takes of the target's memory for weights, wherever they are cut."""
+    return packed_bytes((run[0][1], run[-1][2]) for run in runs_of(draft, network))
 
 
 def aligned(at: int) -> int:

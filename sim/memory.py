@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from sim.host import Host
-from sim.network import ALIGNMENT_BYTES
+from sim.network import ALIGNMENT_BYTES, Network
 
 HEADROOM_BYTES = 256 * 2**20
-"""Left free on a GPU beside its arena, for library workspaces and graphs; activations come on top."""
+"""Left free on a GPU beside its arena, for library workspaces and graphs; on the target activations come on top."""
 PADDING_BYTES = 2 * ALIGNMENT_BYTES
 """More than packing adds to a range."""
 
@@ -36,9 +36,15 @@ def packed_bytes(ranges: Iterable[tuple[int, int]]) -> int:
     return max((at + stop - start for start, stop, at in pack(ranges)), default=0)
 
 
-def room_bytes(host: Host, gpu: int) -> int:
-    """What a GPU can hold of weights, its own and those that cross it."""
-    return max(0, host.gpu(gpu).memory_bytes - HEADROOM_BYTES)
+def activation_bytes(network: Network) -> int:
+    """What running takes on the target beside weights and headroom: the largest layer's activations, twice."""
+    return 2 * max(layer.activation_bytes for layer in network.layers)
+
+
+def room_bytes(host: Host, gpu: int, runs: Network | None = None) -> int:
+    """What a GPU can hold of weights, its own and those that cross it; with `runs`, where that network runs on it."""
+    beside = HEADROOM_BYTES + (0 if runs is None else activation_bytes(runs))
+    return max(0, host.gpu(gpu).memory_bytes - beside)
 
 
 class PartnerRoom:

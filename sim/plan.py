@@ -94,10 +94,6 @@ class Plan:
         others = {gpu for chunk in self.chunks for gpu in chunk.path} - {self.target}
         return (self.target, *sorted(others))
 
-    def held_bytes(self) -> int:
-        """Bytes that lie in the target's memory once all copies have landed."""
-        return sum(c.size_bytes for c in self.chunks if c.path[-1] == self.target)
-
     @cached_property
     def digest(self) -> str:
         """sha256 over all that decides how it runs; its name does not."""
@@ -107,31 +103,46 @@ class Plan:
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
     def crossing(self, gpu: int) -> Iterator[tuple[int, int]]:
-        """Arena ranges that come to a GPU, to stay or to go on: what crosses a partner lies there as long as the plan does."""
+        """Arena ranges that come to a GPU, to stay or to go on."""
         return ((c.start_bytes, c.stop_bytes) for c in self.chunks if gpu in c.path)
 
-    def overfull(self, host: Host) -> str | None:
+    def holding(self, gpu: int, network: Network) -> Iterator[tuple[int, int]]:
+        """Arena ranges that lie on a GPU as long as the plan does: what crosses it, and on the target what is resident."""
+        yield from self.crossing(gpu)
+        if gpu == self.target:
+            for storage in sorted(self._reads(network, Access.RESIDENT)):
+                start, size = network.offsets[storage], network.storages[storage].size_bytes
+                if size:
+                    yield start, start + size
+
+    def held_bytes(self, network: Network) -> int:
+        """The target's memory that `holding` takes, as packed."""
+        return packed_bytes(self.holding(self.target, network))
+
+    def overfull(self, network: Network, host: Host) -> str | None:
         """The first GPU whose memory the plan does not fit in, in words; None where it fits."""
-        most = self.copied_bytes + PADDING_BYTES * len(self.chunks)
+        most = network.arena_bytes + PADDING_BYTES * (len(self.chunks) + len(network.storages))
         for gpu in self.gpus:
-            room = room_bytes(host, gpu)
+            room = room_bytes(host, gpu, network if gpu == self.target else None)
             if most <= room:
                 continue
-            # the target's arena has all in its place; what a plan does not bring there need not be
-            need = self.held_bytes() if gpu == self.target else packed_bytes(self.crossing(gpu))
+            need = packed_bytes(self.holding(gpu, network))
             if need > room:
                 return f"needs {need / 2**20:.1f} MiB on GPU {gpu}, which has room for {room / 2**20:.1f}"
         return None
 
     def direct_bytes(self, network: Network) -> int:
         """Bytes of the storages that at least one layer reads in place from host memory."""
-        found = {
+        return sum(network.storages[s].size_bytes for s in self._reads(network, Access.DIRECT))
+
+    def _reads(self, network: Network, how: Access) -> set[int]:
+        """Storages that at least one layer reads so."""
+        return {
             read.storage
             for layer, accesses in zip(network.layers, self.access, strict=True)
             for read, access in zip(layer.reads, accesses, strict=True)
-            if access is Access.DIRECT
+            if access is how
         }
-        return sum(network.storages[s].size_bytes for s in found)
 
     def check(self, network: Network, host: Host) -> None:
         """Raise InputError unless every chunk has a route, no byte arrives twice, every copied read is covered, and GPUs have
@@ -162,10 +173,6 @@ class Plan:
         )
         for chunk in self.chunks:
             self._check_chunk(chunk, network, host)
-        full = self.overfull(host)
-        require(
-            full is None, f"plan {self.name!r}: {full}; bring less to it, or search a plan for {host.name}"
-        )
         landed: dict[int, list[tuple[int, int]]] = {}
         for chunk in self.chunks:
             landed.setdefault(chunk.path[-1], []).append((chunk.start_bytes, chunk.stop_bytes))
@@ -190,6 +197,10 @@ class Plan:
                     raise InputError(
                         f"{where} peer-direct, but it lands whole on no one partner; add a chunk that stays there"
                     )
+        full = self.overfull(network, host)
+        require(
+            full is None, f"plan {self.name!r}: {full}; bring less to it, or search a plan for {host.name}"
+        )
 
     @cached_property
     def _stays(self) -> dict[int, list[tuple[int, int]]]:

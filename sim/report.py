@@ -162,7 +162,7 @@ def strategy_table(answer: Answer) -> Table:
         if options.runs > 1:
             row.insert(2, ms(candidate.mean_ns) + ("*" if candidate.settles else ""))
         if options.memory_budget_bytes is not None:
-            row.append(mib(plan.held_bytes()))
+            row.append(mib(plan.held_bytes(network)))
         table.add_row(*(Text(cell) for cell in row), style="bold" if candidate is outcome.best else "")
     return table
 

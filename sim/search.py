@@ -146,7 +146,7 @@ class _Finder:
         self.gpus = (target, *others)
         self.paths = paths_of(host, target, others)
         self.partners = tuple(gpu for gpu in host.partners(target) if gpu in others)
-        room = room_bytes(host, target)
+        room = room_bytes(host, target, self.network)
         self.budget = options.memory_budget_bytes
         if self.network.arena_bytes > room:
             self.budget = room if self.budget is None else min(self.budget, room)
@@ -190,7 +190,9 @@ class _Finder:
         )
         stay = makespan + (runs - 1) * (full + slower)
         in_place = self._in_place_bytes(plan)
-        if in_place and self._holds(plan.held_bytes() + in_place):
+        if in_place and (
+            self.budget is None or self.network.arena_bytes <= self.budget
+        ):  # settled, all lies there
             rate = self.host.rate(self.host.h2d_route(self.options.target)) * 1e-9
             settle = makespan + in_place / rate + (runs - 1) * full
             if settle < stay:
@@ -206,12 +208,12 @@ class _Finder:
         }
         return sum(self.network.storages[s].size_bytes for s in storages)
 
-    def _holds(self, held_bytes: int) -> bool:
+    def _holds(self, plan: Plan) -> bool:
         """On the target, within the memory budget."""
-        return self.budget is None or held_bytes <= self.budget
+        return self.budget is None or plan.held_bytes(self.network) <= self.budget
 
     def _fits(self, plan: Plan) -> bool:
-        return self._holds(plan.held_bytes()) and plan.overfull(self.host) is None
+        return self._holds(plan) and plan.overfull(self.network, self.host) is None
 
     def candidate(self, name: str, plan: Plan) -> Candidate:
         score = self.score(plan)
@@ -253,9 +255,9 @@ class _Finder:
                 )
                 continue
             plan = baseline.make(setting)
-            reason = plan.overfull(self.host)
-            if not self._holds(plan.held_bytes()):
-                reason = f"holds {size_words(plan.held_bytes())}, over the memory budget"
+            reason = plan.overfull(self.network, self.host)
+            if not self._holds(plan):
+                reason = f"holds {size_words(plan.held_bytes(self.network))}, over the memory budget"
             if reason is None:
                 yield plan
             else:

@@ -92,7 +92,7 @@ def test_cuts_bring_every_byte_that_is_copied_once(
         assert all(b <= c for (_, b), (c, _) in pairwise(inside))
     plan = plan_of(replace(draft, cuts=cuts), net, machine)
     plan.check(net, machine)
-    assert plan.held_bytes() == held_bytes(draft, net)
+    assert plan.held_bytes(net) == held_bytes(draft, net)
     if part_bytes is not None:
         assert (
             all(stop - start <= max(part_bytes, 2 * 65536) + 256 for start, stop in cuts) or len(paths) == 1

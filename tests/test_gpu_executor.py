@@ -99,6 +99,35 @@ def test_cold_is_bit_equal_to_resident(name: str, launch: Launch, links: int, de
         assert same(tensors(cold.warm(*built.inputs)), want)
 
 
+@pytest.mark.parametrize("launch", Launch)
+@pytest.mark.parametrize("name", MODELS)
+def test_in_the_memory_that_a_plan_takes_answers_are_the_resident_ones(
+    name: str, launch: Launch, device: CudaDevice
+) -> None:
+    """The first half is copied, the second read in place."""
+    built = build(name, seq=32 if name.startswith("hf") else None)
+    net = trace(built).network
+    cut = net.offsets[len(net.storages) // 2]
+    access = tuple(
+        tuple(Access.DIRECT if net.offsets[r.storage] >= cut else Access.COPIED for r in layer.reads)
+        for layer in net.layers
+    )
+    plan = Plan("half", 0, launch, access, (Chunk(0, cut, (0,)),))
+    with prepared(built, net, plan, device) as cold:
+        want = tensors(cold.resident(*built.inputs))
+    host = builders.host(max(2, torch.cuda.device_count()))
+    with hwexec.prepare(
+        built.module, plan, built.inputs, network=net, host=host, device=device, settles=False
+    ) as cold:
+        assert (cold.launch, cold.why_eager) == (launch, "")
+        assert cold._stage.arena.numel() == plan.held_bytes(net) == cut
+        for _ in range(3):
+            cold.evict()
+            assert same(tensors(cold(*built.inputs)), want)
+            assert same(tensors(cold.warm(*built.inputs)), want)
+            assert same(tensors(cold.in_place(*built.inputs)), want)
+
+
 @pytest.mark.parametrize(
     ("launch", "head", "opening"),
     [(Launch.EAGER, 0, 0), (Launch.GRAPH, 0, 0), (Launch.GRAPH, 4, 0), (Launch.GRAPH, 99, 40)],

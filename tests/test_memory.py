@@ -19,7 +19,8 @@ from sim.draft import Draft, deal
 from sim.errors import InputError
 from sim.files import read_plan, write_host, write_plan, write_profile
 from sim.host import Host
-from sim.memory import HEADROOM_BYTES, room_bytes
+from sim.memory import HEADROOM_BYTES, activation_bytes
+from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan
 from sim.search import Options, search
 from tests import strategies as some
@@ -28,10 +29,11 @@ from tests.builders import copied, host, network, profile
 MB = 1_000_000
 
 
-def roomy(machine: Host, *rooms: int) -> Host:
-    """The machine with so much room for weights on each GPU."""
+def roomy(machine: Host, *rooms: int, runs: Network | None = None, target: int = 0) -> Host:
+    """The machine with so much room for weights on each GPU, and on the target for what the network takes to run."""
+    more = 0 if runs is None else activation_bytes(runs)
     gpus = (
-        replace(gpu, memory_bytes=room + HEADROOM_BYTES)
+        replace(gpu, memory_bytes=room + HEADROOM_BYTES + (more if gpu.index == target else 0))
         for gpu, room in zip(machine.gpus, rooms, strict=True)
     )
     return replace(machine, gpus=tuple(gpus))
@@ -42,13 +44,23 @@ def roomy(machine: Host, *rooms: int) -> Host:
 def test_a_plan_counts_what_the_executor_allocates(data: st.DataObject) -> None:
     machine, net = data.draw(some.hosts()), data.draw(some.networks())
     plan = data.draw(some.plans(net, machine))
-    found = room_for(plan, net, CpuDevice(len(machine.gpus)))
+    found = room_for(plan, net, CpuDevice(len(machine.gpus)), settles=False)
     assert set(found) == set(plan.gpus)
-    full = roomy(machine, *(found[g.index].size_bytes if g.index in found else 0 for g in machine.gpus))
-    assert plan.overfull(full) is None
-    for gpu in plan.gpus[1:]:
-        rooms = [room_bytes(full, g.index) - (g.index == gpu) for g in full.gpus]
-        assert f"on GPU {gpu}, which has room for" in (plan.overfull(roomy(full, *rooms)) or "")
+    assert found[plan.target].size_bytes == plan.held_bytes(net)
+    taken = [found[g.index].size_bytes if g.index in found else 0 for g in machine.gpus]
+    full = roomy(machine, *taken, runs=net, target=plan.target)
+    assert plan.overfull(net, full) is None
+    for gpu in plan.gpus:
+        if found[gpu].size_bytes:
+            rooms = [size - (at == gpu) for at, size in enumerate(taken)]
+            short = roomy(full, *rooms, runs=net, target=plan.target)
+            assert f"on GPU {gpu}, which has room for" in (plan.overfull(net, short) or "")
+    need = taken[plan.target] + HEADROOM_BYTES + activation_bytes(net)
+    alone = replace(plan, chunks=tuple(c for c in plan.chunks if c.path == (plan.target,)))
+    assert room_for(alone, net, CpuDevice(len(machine.gpus), memory_bytes=need), settles=False)
+    whole = room_for(plan, net, CpuDevice(len(machine.gpus)))
+    assert whole[plan.target].size_bytes == net.arena_bytes
+    assert all(whole[gpu] == found[gpu] for gpu in plan.gpus[1:])
 
 
 def test_a_plan_that_a_partner_has_no_room_for_is_refused() -> None:
@@ -102,13 +114,13 @@ def test_the_best_plan_fits_every_gpu_and_something_always_does(data: st.DataObj
     machine = data.draw(some.hosts(min_gpus=2))
     net = data.draw(some.networks(max_layers=5, max_bytes=10**6))
     rooms = [data.draw(st.integers(0, 2 * net.arena_bytes)) for _ in machine.gpus]
-    machine = roomy(machine, *rooms)
+    machine = roomy(machine, *rooms, runs=net)
     timings = data.draw(some.profiles(net, machine))
     budget = data.draw(st.none() | st.integers(0, net.arena_bytes))
     found = search(timings, machine, Options(memory_budget_bytes=budget))
     for candidate in found.strategies:
-        assert candidate.plan.overfull(machine) is None
-        assert candidate.plan.held_bytes() <= min(rooms[0], rooms[0] if budget is None else budget)
+        assert candidate.plan.overfull(net, machine) is None
+        assert candidate.plan.held_bytes(net) <= min(rooms[0], rooms[0] if budget is None else budget)
         for gpu in candidate.plan.gpus[1:]:
             assert Extents.of(candidate.plan.crossing(gpu)).size_bytes <= rooms[gpu]
 
@@ -119,7 +131,7 @@ def test_a_long_network_takes_of_each_partner_what_it_has() -> None:
     timings = profile(net, machine, direct=2 * MB, peer=10**5)
     found = search(timings, machine, Options(memory_budget_bytes=20 * MB))
     assert found.best.plan.gpus == (0, 1, 2)
-    assert found.best.plan.overfull(machine) is None
+    assert found.best.plan.overfull(net, machine) is None
     alone = search(timings, machine, Options(memory_budget_bytes=20 * MB, partners=()))
     assert found.best.makespan_ns < alone.best.makespan_ns
     assert {name for name, _ in found.left_out} >= {"pt", "pt+dha"}

@@ -95,7 +95,7 @@ def answer(options: Options | None = None) -> report.Answer:
             Candidate(plan.name, plan, ns, mean, options.runs > 1 and plan.name == "dha", timeline)
         )
     budget = options.memory_budget_bytes
-    kept = [c for c in strategies if budget is None or c.plan.held_bytes() <= budget]
+    kept = [c for c in strategies if budget is None or c.plan.held_bytes(NETWORK) <= budget]
     left_out = tuple((c.name, "holds too much") for c in strategies if c not in kept)
     best = kept[-1]
     gap = best.mean_ns / 500_000 - 1

@@ -163,7 +163,7 @@ def test_what_is_read_at_a_partner_may_come_there_over_another() -> None:
     timings = profile(net, machine, run=10_000, direct=10**7, peer=20_000)
     for allowed, path in ((None, (2, 1)), ((1,), (1,))):
         found = search(timings, machine, Options(0, allowed, memory_budget_bytes=0))
-        assert found.best.plan.held_bytes() == 0
+        assert found.best.plan.held_bytes(net) == 0
         assert used(found) == {path}
 
 
