@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 
 from sim.draft import Draft, ReadKey, held_bytes, needed
 from sim.host import Host
-from sim.memory import PADDING_BYTES, room_bytes
+from sim.memory import PADDING_BYTES, apart, room_bytes
 from sim.profile import Profile
 
 
@@ -41,8 +41,8 @@ def within(budget_bytes: int, draft: Draft, profile: Profile, host: Host) -> Dra
         at_peer = len(draft.paths) > 1 and len(peers) == len(keys) and cost < direct[storage]
         rows.append((cost if at_peer else direct[storage], storage, at_peer))
     heapify(rows)
-    partners = {gpu for path in draft.paths for gpu in path[:-1]}
-    room = sum(room_bytes(host, gpu) for gpu in partners)
+    ways, crossed = apart(path[:-1] for path in draft.paths if len(path) > 1)
+    room = sum(min(room_bytes(host, gpu) for gpu in way) for way in ways)
     direct_reads, peer = set(draft.direct), set(draft.peer)
     staying = sum(sizes[storage] + PADDING_BYTES for storage in peer)
     largest = max((sizes[storage] + PADDING_BYTES for storage in peer), default=0)
@@ -51,8 +51,8 @@ def within(budget_bytes: int, draft: Draft, profile: Profile, host: Host) -> Dra
         _, storage, at_peer = heappop(rows)
         if at_peer:
             size = sizes[storage] + PADDING_BYTES
-            # where one fits nowhere, each partner has less than its size left
-            if staying + size + (len(partners) - 1) * max(largest, size) > room:
+            # where one fits nowhere, each way over partners has less than its size left
+            if (staying + size) * crossed + (len(ways) - 1) * max(largest, size) > room:
                 heappush(rows, (direct[storage], storage, False))
                 continue
             staying, largest = staying + size, max(largest, size)

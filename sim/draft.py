@@ -195,11 +195,11 @@ def deal(
 
 def _room(pieces: Sequence[tuple[Range, bool]], paths: tuple[Path, ...], host: Host) -> PartnerRoom | None:
     """None where any partner could take all."""
-    partners = sorted({gpu for path in paths for gpu in path[:-1]})
+    ways = [path[:-1] for path in paths if len(path) > 1]
     most = sum(stop - start + PADDING_BYTES for (start, stop), _ in pieces)
-    if all(most <= room_bytes(host, gpu) for gpu in partners):
+    if all(most <= room_bytes(host, gpu) for way in ways for gpu in way):
         return None
-    return PartnerRoom(host, partners, (stop - start for (start, stop), stays in pieces if stays))
+    return PartnerRoom(host, ways, (stop - start for (start, stop), stays in pieces if stays))
 
 
 def _partners(path: Path, stays: bool) -> Path:

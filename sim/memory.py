@@ -47,29 +47,48 @@ def room_bytes(host: Host, gpu: int, runs: Network | None = None) -> int:
     return max(0, host.gpu(gpu).memory_bytes - beside)
 
 
+Way = tuple[int, ...]
+"""Partners that a path crosses, first to last."""
+
+
+def apart(ways: Iterable[Way]) -> tuple[list[Way], int]:
+    """Ways of which no two share a GPU, short ones first, and how many of those one way crosses at most."""
+    found: list[Way] = []
+    by_length = sorted(set(ways), key=lambda way: (len(way), way))
+    for way in by_length:
+        if all(set(way).isdisjoint(other) for other in found):
+            found.append(way)
+    crossed = (sum(not set(way).isdisjoint(other) for other in found) for way in by_length)
+    return found, max(crossed, default=1)
+
+
 class PartnerRoom:
     """What is left on partners while pieces of an arena are dealt to paths; what crosses a partner lies there to the end.
 
     Enough is kept back for the pieces that are still to come and stay: wherever they go, each will find a partner.
     """
 
-    def __init__(self, host: Host, partners: Iterable[int], staying: Iterable[int]) -> None:
-        self.left = {gpu: room_bytes(host, gpu) for gpu in partners}
+    def __init__(self, host: Host, ways: Iterable[Way], staying: Iterable[int]) -> None:
+        ways = list(ways)
+        self.left = {gpu: room_bytes(host, gpu) for way in ways for gpu in way}
+        self.apart, self.crossed = apart(ways)
+        """A piece takes its size of so many ways at most, whichever it goes; a way has what its fullest GPU has."""
         self.sizes = [size + PADDING_BYTES for size in staying]
-        self.kept = sum(self.sizes)
-        self.scattered = (len(self.left) - 1) * max(self.sizes, default=0)
-        """Where a piece fits nowhere, each of n partners has less than its size left: n - 1 sizes are lost at most."""
+        self.kept = sum(self.sizes) * self.crossed
+        self.scattered = (len(self.apart) - 1) * max(self.sizes, default=0)
+        """Where a piece fits nowhere, each of n ways has less than its size left: n - 1 sizes are lost at most."""
 
-    def has(self, partners: tuple[int, ...], size_bytes: int, *, stays: bool) -> bool:
+    def has(self, partners: Way, size_bytes: int, *, stays: bool) -> bool:
         size = size_bytes + PADDING_BYTES
         if any(self.left[gpu] < size for gpu in partners):
             return False
         if stays or not self.kept or not partners:
             return True
-        return sum(self.left.values()) - len(partners) * size >= self.kept + self.scattered
+        left = {**self.left, **{gpu: self.left[gpu] - size for gpu in partners}}
+        return sum(min(left[gpu] for gpu in way) for way in self.apart) >= self.kept + self.scattered
 
-    def take(self, partners: tuple[int, ...], size_bytes: int, *, stays: bool) -> None:
+    def take(self, partners: Way, size_bytes: int, *, stays: bool) -> None:
         for gpu in partners:
             self.left[gpu] -= size_bytes + PADDING_BYTES
         if stays:
-            self.kept -= size_bytes + PADDING_BYTES
+            self.kept -= (size_bytes + PADDING_BYTES) * self.crossed

@@ -11,6 +11,7 @@ from sim.catalog import Request, find_host, obtain_profile
 from sim.draft import EVERY, Draft, paths_of, plan_of, shares
 from sim.errors import InputError
 from sim.host import Gpu, Host, Link, Peer
+from sim.memory import HEADROOM_BYTES
 from sim.plan import Launch
 from sim.program import Copy, lower
 from sim.search import Options, Outcome, search
@@ -165,6 +166,19 @@ def test_what_is_read_at_a_partner_may_come_there_over_another() -> None:
         found = search(timings, machine, Options(0, allowed, memory_budget_bytes=0))
         assert found.best.plan.held_bytes(net) == 0
         assert used(found) == {path}
+
+
+def test_what_comes_to_a_partner_over_another_takes_room_on_both() -> None:
+    """Counted once, twice as much was to stay there as had room, and everything was read in host memory instead."""
+    machine = joined({(0, 1): 2, (1, 2): 2}, gpus=4)
+    rooms = zip(machine.gpus, (0, 7 * 2**20, 7 * 2**20, 0), strict=True)
+    machine = replace(
+        machine, gpus=tuple(replace(gpu, memory_bytes=HEADROOM_BYTES + room) for gpu, room in rooms)
+    )
+    net = network(*[2**20] * 12)
+    found = search(profile(net, machine, run=10_000, direct=10**7, peer=20_000), machine, Options(0))
+    assert used(found) == {(2, 1)}
+    assert found.best.plan.copied_bytes == 6 * 2**20
 
 
 # Eight GPUs behind NVSwitch, a PCIe lane each
