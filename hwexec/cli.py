@@ -93,6 +93,12 @@ _FORCE = click.option("--force", is_flag=True, help="Overwrite output files that
     help="Fail as well where the prediction is farther off. Not with --device cpu.",
 )
 @click.option("--anyway", is_flag=True, help="Run a plan that was made for another host.")
+@click.option(
+    "--within-budget",
+    is_flag=True,
+    help="Hold on the target GPU what the plan brings and no more, as is done where that has no room for all weights. Answers "
+    "are then held against a run that reads every weight in place.",
+)
 @click.option("--out", metavar="DIR", help="Default: results/<host>/verify-<model>-<plan>.")
 @_FORCE
 @_JSON

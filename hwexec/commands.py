@@ -33,11 +33,13 @@ from sim.console import note
 from sim.errors import InputError, naming, require
 from sim.estimate import estimate
 from sim.files import PlanFile, read_plan, write_record
+from sim.hints import size_words
 from sim.host import Host
 from sim.models import Built, build
 from sim.network import Network
 from sim.output import check_outputs, make_folder, write_file
 from sim.picture import chrome_trace, picture
+from sim.plan import Plan
 from sim.profile import Profile, Provenance
 from sim.program import lower
 from sim.provenance import stamp
@@ -57,6 +59,7 @@ class VerifyCall:
     runs: int
     tolerance: float | None
     anyway: bool
+    within_budget: bool
     out: str | None
     force: bool
     as_json: bool
@@ -80,7 +83,7 @@ def verify_plan(call: VerifyCall) -> int:
         _same_network(call.plan, file, trace.network)
         check_plan(call.plan, file, trace.network, host)
         with naming(call.plan):  # before a module is built that may be as large as the plan
-            room_for(file.plan, trace.network, device)
+            only_planned = _only_planned(call, file.plan, trace.network, device)
         profile = profile_for(host, request, call.profile, trace)
         made_from = (f"plan:{sha256(call.plan)}", *inputs(host, trace.network, call.profile))
         task = verifying.Task(
@@ -92,6 +95,7 @@ def verify_plan(call: VerifyCall) -> int:
             provenance=made(device, host, file.plan.target, made_from),
             runs=call.runs,
             tolerance=call.tolerance,
+            only_planned=only_planned,
         )
         done = verifying.verify(task, device)
         report = done.report
@@ -309,6 +313,24 @@ def check_plan(path: str, file: PlanFile, network: Network, host: Host) -> None:
     )
     with naming(path):
         lower(file.plan, network, host)
+
+
+def _only_planned(call: VerifyCall, plan: Plan, network: Network, device: Device) -> str:
+    """Why the target is to hold what the plan brings there and no more; empty where it has room for all weights.
+
+    InputError where it has no room for what the plan brings.
+    """
+    if not call.within_budget:
+        with suppress(InputError):  # what the plan brings may be less, and fit
+            room_for(plan, network, device)
+            return ""
+    room_for(plan, network, device, settles=False)
+    held, whole = size_words(plan.held_bytes(network)), size_words(network.arena_bytes)
+    if call.within_budget:
+        return f"--within-budget holds on GPU {plan.target} the {held} that the plan brings, not all {whole} of weights"
+    return (
+        f"GPU {plan.target} has no room for all {whole} of weights and holds the {held} that the plan brings"
+    )
 
 
 # Where verify writes --------------------------------------------------------------------------------------------------

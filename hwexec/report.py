@@ -11,7 +11,7 @@ from rich.text import Text
 from hwexec import pace
 from hwexec.bench_record import BenchReport, Row
 from hwexec.timing import PAUSE_S, Samples
-from hwexec.verify import OpRow, VerifyReport
+from hwexec.verify import IN_PLACE, OpRow, VerifyReport
 from sim.picture import stream_label
 from sim.report import PREDICTED, mib, ms
 
@@ -52,10 +52,14 @@ def verify_words(report: VerifyReport) -> Iterator[str]:
     same = "bit for bit" if report.bit_equal else "not bit for bit"
     if report.cold_match and not report.bit_equal:
         same = f"within {report.error_allowed:g}"
+    read = " (every weight read in place from host memory)" if report.reference == IN_PLACE else ""
     yield (
         f"Answers: {report.runs + 1} cold starts (the first untimed) with arenas filled with 0xFF before each; "
-        f"{'equal to' if report.cold_match else 'DIFFERENT from'} the resident run launched as {report.launch}, {same}."
+        f"{'equal to' if report.cold_match else 'DIFFERENT from'} the {report.reference} run{read} launched as "
+        f"{report.launch}, {same}."
     )
+    if report.not_measured:
+        yield f"Not measured: the warm run with every weight in GPU memory, and plain PyTorch's answer; {report.not_measured}."
     crossed = report.planned_relay_bytes or report.relayed_bytes
     relayed = f", {report.relayed_bytes} from GPU to GPU" if crossed else ""
     agree = (report.moved_bytes, report.relayed_bytes) == (report.planned_bytes, report.planned_relay_bytes)
@@ -71,17 +75,18 @@ def verify_words(report: VerifyReport) -> Iterator[str]:
 
 
 def _times(report: VerifyReport) -> Iterator[str]:
-    samples, warm = Samples(report.cold_ns), Samples(report.warm_ns)
+    samples = Samples(report.cold_ns)
+    warm = f"{ms(Samples(report.warm_ns).median_ns)} ms" if report.warm_ns else "not measured"
     label = PREDICTED[report.profile_kind]
     yield (
         f"Time: measured {ms(samples.median_ns)} ms (median of {len(samples.raw)}, least {ms(samples.minimum_ns)}, "
-        f"spread {samples.spread:.1%}); warm {ms(warm.median_ns)} ms; set-up {report.set_up_s or 0:.2f} s."
+        f"spread {samples.spread:.1%}); warm {warm}; set-up {report.set_up_s or 0:.2f} s."
     )
-    if report.paused_ns and report.warm_paused_ns:
-        paused, warm_paused = Samples(report.paused_ns), Samples(report.warm_paused_ns)
+    if report.paused_ns:
+        paused, rested = Samples(report.paused_ns), report.warm_paused_ns
+        also = f", warm {ms(Samples(rested).median_ns)} ms" if rested else ""
         yield (
-            f"After {PAUSE_S:g} s without work: {ms(paused.median_ns)} ms (median of {len(paused.raw)}), warm "
-            f"{ms(warm_paused.median_ns)} ms; not predicted."
+            f"After {PAUSE_S:g} s without work: {ms(paused.median_ns)} ms (median of {len(paused.raw)}){also}; not predicted."
         )
     if report.predicted_ns:
         off = samples.median_ns / report.predicted_ns - 1
@@ -148,6 +153,8 @@ def verify_json(report: VerifyReport) -> str:
             "failures": list(report.failures),
             "outputs_match": report.outputs_match,
             "bit_equal": report.bit_equal,
+            "reference": report.reference,
+            "not_measured": report.not_measured or None,
             "launch": report.launch,
             "planned_bytes": report.planned_bytes,
             "moved_bytes": report.moved_bytes,

@@ -9,6 +9,7 @@ from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
 from hwexec.peers import Scene, Snapshot
 from hwexec.starts import (
+    FEWEST,
     PAUSED,
     TOLERANCES,
     Likeness,
@@ -77,6 +78,9 @@ def _by_op(timeline: Timeline) -> dict[int, tuple[str, str, str, float, float]]:
 
 # The verification -----------------------------------------------------------------------------------------------------
 
+RESIDENT, IN_PLACE = "resident", "in-place"
+"""References: the run with every weight in GPU memory, and the one with every weight read in place from host memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
@@ -102,8 +106,8 @@ class VerifyReport:
     largest_error: float | None
     error_allowed: float
     reproducible: bool
-    eager_bit_equal: bool
-    """Whether the resident reference, launched as the plan is, gives the bits of plain PyTorch."""
+    eager_bit_equal: bool | None
+    """Whether the reference, launched as the plan is, gives the bits of plain PyTorch; None where that was not measured."""
     planned_bytes: int
     moved_bytes: int
     planned_relay_bytes: int
@@ -115,7 +119,7 @@ class VerifyReport:
     tolerance: float | None
     cold_ns: tuple[float, ...]
     warm_ns: tuple[float, ...]
-    """Runs with every weight in GPU memory, launched the same way."""
+    """Runs with every weight in GPU memory, launched the same way; none where that was not measured."""
     ops: tuple[OpRow, ...]
     predicted_issued_ns: float | None = None
     """Until the host thread has issued a start."""
@@ -125,10 +129,14 @@ class VerifyReport:
     """Further cold starts, each after 0.1 s in which nothing was asked of host and GPUs."""
     warm_paused_ns: tuple[float, ...] = ()
     """Warm runs, likewise."""
+    reference: str = RESIDENT
+    """What cold answers are held against, launched as the plan is: RESIDENT or IN_PLACE."""
+    not_measured: str = ""
+    """Why no run with every weight in GPU memory was made, plain PyTorch's included; empty where both were."""
 
     @property
     def cold_match(self) -> bool:
-        """Whether cold answers are the resident ones, as nearly as those repeat. `outputs_match` asks for PyTorch's own as well."""
+        """Whether cold answers are the reference's, as nearly as those repeat. `outputs_match` asks for PyTorch's own as well."""
         near = self.largest_error is not None and self.largest_error <= self.error_allowed
         return self.bit_equal or (near and not self.reproducible)
 
@@ -145,7 +153,10 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A plan, all that it was made for, and how hard to try it."""
+    """A plan, all that it was made for, and how hard to try it.
+
+    `only_planned`: why the target is to hold what the plan brings there and no more; empty where it has room for all weights.
+    """
 
     built: Built
     plan: Plan
@@ -155,25 +166,45 @@ class Task:
     provenance: Provenance
     runs: int = 20
     tolerance: float | None = None
+    only_planned: str = ""
 
 
 def verify(task: Task, device: Device) -> Verified:
-    """Run a plan cold many times on a device and hold it against its promises. Raises InputError where it cannot run."""
+    """Run a plan cold many times on a device and hold it against its promises. Raises InputError where it cannot run.
+
+    Where the target holds only what the plan brings, nothing that needs all weights there is run.
+    """
     require(task.runs >= 1, f"--runs {task.runs}: at least one cold start must be made")
     plan, dtype = task.plan, task.built.dtype
     where = device.torch_device(plan.target)
     inputs = task.built.inputs_on(where)
-    plain = plain_answer(Scene(task.built.module, inputs, where, Snapshot(task.built.module)), device)
+    settles, plain = not task.only_planned, None
+    if settles:
+        plain = plain_answer(Scene(task.built.module, inputs, where, Snapshot(task.built.module)), device)
     began = time.perf_counter()
     with prepare(
-        task.built.module, plan, inputs, network=task.network, host=task.host, device=device
+        task.built.module,
+        plan,
+        inputs,
+        network=task.network,
+        host=task.host,
+        device=device,
+        settles=settles,
     ) as cold:
         device.synchronize()
         set_up_s = time.perf_counter() - began
-        reference = kept(cold.resident(*inputs))
-        again = likeness(cold.resident(*inputs), reference)
-        eager = likeness(reference, plain)
-        warm = take(lambda: cold.resident(*inputs), device, reference, nothing, task.runs, paused=PAUSED)
+        run = cold.resident if settles else cold.in_place
+        reference = kept(run(*inputs))
+        again = likeness(run(*inputs), reference)
+        eager = None if plain is None else likeness(reference, plain)
+        repeats = take(
+            lambda: run(*inputs),
+            device,
+            reference,
+            nothing,
+            task.runs if settles else min(task.runs, FEWEST),
+            paused=PAUSED if settles else 0,
+        )
         starts = start_cold(cold, inputs, reference, task.runs)
         moved, relayed = cold.moved_bytes, cold.relayed_bytes
         timelines: tuple[Timeline, ...] = ()
@@ -182,24 +213,25 @@ def verify(task: Task, device: Device) -> Verified:
             measured = cold.timeline()
             timelines = (_predict(task, cold), measured)
         launch, why_eager = cold.launch, cold.why_eager
-    reproducible = again.bit_equal and warm.worst.bit_equal
+    kind = RESIDENT if settles else IN_PLACE
+    reproducible = again.bit_equal and repeats.worst.bit_equal
     match = starts.worst.within(dtype) if not reproducible else starts.worst.bit_equal
     remarks, failures = [], []
     if why_eager:
         remarks.append(f"the plan is launched as {plan.launch.value}, but ran {launch.value}: {why_eager}")
     if not reproducible:
         remarks.append(
-            f"the resident run does not give the same bits twice (difference {_error(again.worse(warm.worst))}), so cold "
+            f"the {kind} run does not give the same bits twice (difference {_error(again.worse(repeats.worst))}), so cold "
             f"answers are compared within {TOLERANCES[dtype]:g}, as {dtype} allows"
         )
-    if not eager.bit_equal:
+    if eager is not None and not eager.bit_equal:
         remarks.append(
             f"launched as {launch.value}, the resident run chooses other library algorithms than plain PyTorch: difference "
             f"{_error(eager)}, allowed {TOLERANCES[dtype]:g}"
         )
     if not match:
-        failures.append(f"the cold answer is not the resident one (difference {_error(starts.worst)})")
-    if not eager.within(dtype):
+        failures.append(f"the cold answer is not the {kind} one (difference {_error(starts.worst)})")
+    if eager is not None and not eager.within(dtype):
         failures.append(
             f"the resident answer is not plain PyTorch's (difference {_error(eager)}, allowed {TOLERANCES[dtype]:g})"
         )
@@ -230,12 +262,12 @@ def verify(task: Task, device: Device) -> Verified:
         remarks=tuple(remarks),
         launch=launch.value,
         runs=task.runs,
-        outputs_match=match and eager.within(dtype),
+        outputs_match=match and (eager is None or eager.within(dtype)),
         bit_equal=starts.worst.bit_equal,
         largest_error=starts.worst.error,
         error_allowed=TOLERANCES[dtype] if not reproducible else 0.0,
         reproducible=reproducible,
-        eager_bit_equal=eager.bit_equal,
+        eager_bit_equal=None if eager is None else eager.bit_equal,
         planned_bytes=plan.copied_bytes,
         moved_bytes=moved,
         planned_relay_bytes=hops,
@@ -245,12 +277,14 @@ def verify(task: Task, device: Device) -> Verified:
         measured_ns=median_ns,
         tolerance=task.tolerance,
         cold_ns=starts.samples.raw if device.figures else (),
-        warm_ns=warm.samples.raw if device.figures else (),
+        warm_ns=repeats.samples.raw if device.figures and settles else (),
         ops=join(*timelines) if timelines else (),
         predicted_issued_ns=timelines[0].issued_ns if timelines else None,
         issued_ns=starts.issued.raw if device.figures else (),
         paused_ns=starts.paused.raw if starts.paused else (),
-        warm_paused_ns=warm.paused.raw if warm.paused else (),
+        warm_paused_ns=repeats.paused.raw if repeats.paused else (),
+        reference=kind,
+        not_measured=task.only_planned,
     )
     return Verified(report, timelines)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,17 +15,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hwexec
+from hwexec import commands, verify
+from hwexec.cli import cli
 from hwexec.cpu import CpuDevice
+from sim.cli import cli as sim_cli
+from sim.console import run_command
 from sim.errors import InputError
+from sim.files import read_plan, read_record
 from sim.host import Host
 from sim.memory import HEADROOM_BYTES, activation_bytes
 from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan
 from sim.search import Options, search
 from sim.timeline import SpanKind
+from sim.trace import trace_model
 from tests import builders, toys
 from tests import strategies as some
 from tests.test_arena import fingerprint
+from tests.test_hwexec_verify import MODEL, Forgetful, Stopwatch
 from tests.toys import TWO, Toy
 
 
@@ -171,3 +181,111 @@ def test_the_target_may_only_pass_bytes_on() -> None:
     assert plan.held_bytes(made.network) == size
     with within(made, plan, CpuDevice(2)) as cold:
         assert torch.equal(cold(*made.inputs), made.answer)
+
+
+# hwexec verify
+
+
+@dataclass(frozen=True)
+class Verified:
+    code: int
+    out: str
+    err: str
+    report: verify.VerifyReport | None
+
+
+Verify = Callable[..., Verified]
+
+
+@pytest.fixture
+def verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verify:
+    """Verifies the best plan of a 3 MiB model that holds 2 MiB at most, on a GPU that another may be put in the place of."""
+    monkeypatch.chdir(tmp_path)
+    args = ["search", "--model", MODEL, "--gpus", "0", "--memory-budget", "2MiB", "--out", "plan.yaml"]
+    assert run_command(sim_cli, "sim", args) == 0
+
+    def run(*args: str, device: CpuDevice) -> Verified:
+        monkeypatch.setattr(commands, "open_device", lambda name, gpus: device)
+        capsys.readouterr()
+        given = ("verify", "plan.yaml", "--model", MODEL, "--anyway", "--runs", "2", "--out", "here")
+        code = run_command(cli, "hwexec", (*given, *args))
+        said = capsys.readouterr()
+        made = Path("here", "report.yaml")
+        return Verified(code, said.out, said.err, read_record(made, verify.VERIFY) if made.exists() else None)
+
+    return run
+
+
+def bytes_of(path: str = "plan.yaml") -> tuple[int, int, int]:
+    """What its plan holds, what all weights take, and what running takes beside either."""
+    net = trace_model(MODEL).network
+    held = read_plan(path).plan.held_bytes(net)
+    assert held <= 2 * 2**20 < net.arena_bytes
+    return held, net.arena_bytes, HEADROOM_BYTES + activation_bytes(net)
+
+
+NO_ROOM = "GPU 0 has no room for all 3.0 MiB of weights and holds the "
+
+
+def test_a_plan_is_verified_where_the_model_does_not_fit(
+    verified: Verify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "plain_answer", None)  # it would bring all weights
+    held, _, beside = bytes_of()
+    done = verified(device=CpuDevice(4, memory_bytes=held + beside))
+    assert done.code == 0, done.err
+    assert "equal to the in-place run (every weight read in place from host memory) launched as" in done.out
+    assert "bit for bit" in done.out
+    assert (
+        f"Not measured: the warm run with every weight in GPU memory, and plain PyTorch's answer; {NO_ROOM}"
+        in done.out
+    )
+    report = done.report
+    assert report is not None
+    assert (report.reference, report.bit_equal, report.reproducible) == ("in-place", True, True)
+    assert (report.eager_bit_equal, report.warm_ns) == (None, ())
+    assert report.not_measured.startswith(NO_ROOM)
+    assert report.moved_bytes == report.planned_bytes
+
+
+def test_with_figures_what_was_not_measured_has_none(verified: Verify) -> None:
+    held, _, beside = bytes_of()
+    done = verified(device=Stopwatch(4, memory_bytes=held + beside))
+    assert done.code == 0, done.err
+    assert "; warm not measured; set-up " in done.out
+    assert done.report is not None
+    assert (len(done.report.cold_ns), done.report.warm_ns) == (2, ())
+    assert done.report.ops
+
+
+def test_where_all_fits_the_reference_is_the_resident_run_unless_told_otherwise(verified: Verify) -> None:
+    _, whole, beside = bytes_of()
+    done = verified(device=CpuDevice(4, memory_bytes=whole + beside))
+    assert done.code == 0, done.err
+    assert done.report is not None
+    assert (done.report.reference, done.report.not_measured) == ("resident", "")
+    assert "Not measured" not in done.out
+    done = verified("--within-budget", "--force", "--json", device=CpuDevice(4))
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["reference"] == "in-place"
+    assert found["not_measured"].startswith("--within-budget holds on GPU 0 the ")
+
+
+def test_a_wrong_answer_fails_within_a_budget_too(verified: Verify) -> None:
+    held, _, beside = bytes_of()
+    done = verified(device=Forgetful(4, memory_bytes=held + beside))
+    assert done.code == 1
+    assert "FAILED: the cold answer is not the in-place one" in done.out
+    assert "DIFFERENT from the in-place run" in done.out
+
+
+def test_what_the_plan_itself_has_no_room_for_is_refused(verified: Verify, tmp_path: Path) -> None:
+    held, _, beside = bytes_of()
+    for args in ((), ("--within-budget",)):
+        done = verified(*args, device=CpuDevice(4, memory_bytes=held + beside - 1))
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert done.err.startswith("hwexec: plan.yaml: GPU 0 (")
+        assert f"needs {held + beside} there; " in done.err
+        assert "search a plan with a smaller --memory-budget" in done.err
+        assert not (tmp_path / "here").exists()
