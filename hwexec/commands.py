@@ -327,7 +327,9 @@ def _only_planned(call: VerifyCall, plan: Plan, network: Network, device: Device
     room_for(plan, network, device, settles=False)
     held, whole = size_words(plan.held_bytes(network)), size_words(network.arena_bytes)
     if call.within_budget:
-        return f"--within-budget holds on GPU {plan.target} the {held} that the plan brings, not all {whole} of weights"
+        return (
+            f"--within-budget: of {whole} of weights GPU {plan.target} holds the {held} that the plan brings"
+        )
     return (
         f"GPU {plan.target} has no room for all {whole} of weights and holds the {held} that the plan brings"
     )

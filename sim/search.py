@@ -189,10 +189,9 @@ class _Finder:
             if access in (Access.DIRECT, Access.PEER)
         )
         stay = makespan + (runs - 1) * (full + slower)
-        in_place = self._in_place_bytes(plan)
-        if in_place and (
-            self.budget is None or self.network.arena_bytes <= self.budget
-        ):  # settled, all lies there
+        whole = self.budget is None or self.network.arena_bytes <= self.budget
+        in_place = self._in_place_bytes(plan) if whole else 0  # settled, all weights lie there
+        if in_place:
             rate = self.host.rate(self.host.h2d_route(self.options.target)) * 1e-9
             settle = makespan + in_place / rate + (runs - 1) * full
             if settle < stay:

@@ -269,7 +269,7 @@ def test_where_all_fits_the_reference_is_the_resident_run_unless_told_otherwise(
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert found["reference"] == "in-place"
-    assert found["not_measured"].startswith("--within-budget holds on GPU 0 the ")
+    assert found["not_measured"].startswith("--within-budget: of 3.0 MiB of weights GPU 0 holds the ")
 
 
 def test_a_wrong_answer_fails_within_a_budget_too(verified: Verify) -> None:
