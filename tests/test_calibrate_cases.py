@@ -1,0 +1,184 @@
+"""Cases of `calibrate run` on a device of threads: what they vary and compare, what waives them, and bytes that do not arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from calibrate import launches
+from calibrate.bench import FULL, NO_FIGURES, Bench, Case, Mismatch, has_peers
+from calibrate.beside import h2d_together, p2p
+from calibrate.launches import START_ROUNDS, launch, start
+from calibrate.links import h2d
+from calibrate.run import CASES, Watch, run
+from calibrate.samples import Point
+from calibrate.store import Store
+from calibrate.topology import Topology
+from hwexec.cpu import CpuDevice
+from hwexec.executor import ColdStart
+from hwexec.starts import tensors
+from hwexec.timing import Samples
+from sim.errors import InputError
+from sim.files import read_host, read_profile
+from tests.calibrating import MODEL, PAIR, Told, ask
+
+
+@pytest.fixture
+def device() -> Iterator[CpuDevice]:
+    made = CpuDevice(2, delay_us=0.0)
+    yield made
+    made.close()
+
+
+def test_a_case_that_this_host_cannot_show_is_waived_with_its_reason(tmp_path: Path) -> None:
+    strangers = CpuDevice(2, delay_us=0.0, strangers=frozenset({(0, 1), (1, 0)}))
+    assert (
+        has_peers(Bench(strangers, PAIR, NO_FIGURES)) == "no GPU can read another's memory (no peer access)"
+    )
+    strangers.close()
+    small = CpuDevice(1, delay_us=0.0, memory_bytes=2**20)
+    store = Store(tmp_path)
+    with pytest.raises(InputError):
+        run(
+            ask(),
+            small,
+            Watch(None),
+            store,
+            Told(),
+            cases=[c for c in CASES if c.name in ("h2d", "h2d-together")],
+        )
+    small.close()
+    together, alone = store.case("h2d-together"), store.case("h2d")
+    assert together is not None
+    assert alone is not None
+    assert together.waived == "one GPU: there is nothing beside it"
+    assert "not enough GPU memory" in str(alone.waived)
+
+
+def test_a_host_of_one_gpu_is_measured_without_peers(tmp_path: Path) -> None:
+    single = CpuDevice(1, delay_us=0.0)
+    outcome = run(ask(MODEL), single, Watch(None), Store(tmp_path), Told())
+    single.close()
+    host = read_host(outcome.host)
+    assert (len(host.gpus), host.peers) == (1, ())
+    assert host.costs.wait_land_ns.source.startswith("no peers here")
+    assert {host.costs.start_graph_ns.kind, host.costs.launch_first_ns.kind} == {"assumed"}
+    assert host.costs.peer_latency_ns.source.startswith("no peers here")
+    assert read_profile(outcome.profiles[0]).layers[0].peer == ()
+
+
+class Liar(CpuDevice):
+    """Loses the last byte of every copy."""
+
+    def copy(self, stream: Any, destination: torch.Tensor, source: torch.Tensor) -> None:
+        super().copy(stream, destination[:-1], source[:-1])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        lambda b: h2d(b, False),
+        lambda b: p2p(b, False),
+        lambda b: p2p(b, True),
+        h2d_together,
+        launch,
+    ],
+)
+def test_bytes_that_do_not_arrive_are_noticed(case: Any, tmp_path: Path) -> None:
+    liar = Liar(2, delay_us=0.0)
+    with pytest.raises(InputError, match="the bytes that arrived differ from those sent"):
+        run(
+            ask(),
+            liar,
+            Watch(None),
+            Store(tmp_path),
+            Told(),
+            cases=[Case("h2d", "", case)],
+        )
+    liar.close()
+    assert Store(tmp_path).case("h2d") is None
+
+
+def test_starts_are_the_executors_own_with_their_copy_ahead_of_the_graph_and_in_it(device: CpuDevice) -> None:
+    ahead, inside = start(Bench(device, PAIR, NO_FIGURES))
+    assert [p.label for p in (ahead, inside)] == ["copy ahead", "copy in the graph"]
+    assert ahead.size_bytes == inside.size_bytes > 0
+    assert [len(p.samples_ns) for p in (ahead, inside)] == [START_ROUNDS * NO_FIGURES.repeats] * 2
+    assert min(*ahead.samples_ns, *inside.samples_ns) >= 1
+    assert device.pinned == {}
+
+
+def test_each_start_finds_the_arenas_filled_and_its_answer_is_compared(
+    device: CpuDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `hwexec verify` makes them: a start right behind another finds the host's caches warm, and no request does."""
+    filled = []
+    fill = ColdStart.evict
+    monkeypatch.setattr(ColdStart, "evict", lambda cold: (filled.append(cold.plan.head), fill(cold)))
+    start(Bench(device, PAIR, NO_FIGURES))
+    each = NO_FIGURES.repeats + 2  # one when it is prepared, one that warms up
+    assert filled == [*[1] * each, *[0] * each] * START_ROUNDS
+    monkeypatch.setattr(launches, "kept", lambda output: [torch.zeros_like(t) for t in tensors(output)])
+    with pytest.raises(Mismatch, match="the answer of a cold start is not that of a resident run"):
+        start(Bench(device, PAIR, NO_FIGURES))
+    assert device.pinned == {}
+
+
+def test_launches_vary_kernels_copies_waits_and_edges_apart_from_each_other(device: CpuDevice) -> None:
+    bench = Bench(device, PAIR, NO_FIGURES)
+    rows = [(1, p.count, p.copies, p.waits, p.edges) for p in launch(bench)]
+    assert np.linalg.matrix_rank(np.array(rows)) == 5
+    single = Bench(device, Topology(1, (), (None,)), NO_FIGURES)
+    rows = [(1, p.count, p.copies, p.waits) for p in launch(single)]
+    assert np.linalg.matrix_rank(np.array(rows)) == 4
+
+
+def test_what_copies_add_to_a_launch_is_the_hosts_own_call_with_copies_as_large_as_plans_have(
+    device: CpuDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, moved = Bench(device, PAIR, NO_FIGURES), list[int]()
+    monkeypatch.setattr(launches, "call_ns", lambda *_, **__: Samples((7.0,)))
+    monkeypatch.setattr(Bench, "verify", lambda _, found, *__: moved.append(found.numel()))
+    points = launch(bench)
+    size = NO_FIGURES.largest_bytes // 64
+    assert moved == [size * (p.copies - p.edges) for p in points]
+    assert FULL.largest_bytes // 64 > launches.LAUNCH_COPY_BYTES == 256 * 1024
+    assert {p.samples_ns == (7.0,) for p in points if p.copies or p.waits} == {True}
+    assert {(p.label, p.samples_ns == (7.0,)) for p in points if not (p.copies or p.waits)} == {
+        ("graph", False)
+    }
+
+
+CALM, WILD, WORSE = (100.0, 101.0, 102.0), (100.0, 150.0, 200.0), (100.0, 300.0, 500.0)
+
+
+@pytest.mark.parametrize(
+    ("takes", "figures", "kept", "count"),
+    [
+        ((CALM, WILD), True, CALM, 1),
+        ((WILD, CALM, WORSE), True, CALM, 2),
+        ((WORSE, WILD, WORSE, CALM), True, WILD, 3),
+        ((WORSE, CALM), False, WORSE, 1),
+    ],
+)
+def test_a_case_that_scatters_is_measured_again_and_the_steadiest_take_kept(
+    device: CpuDevice,
+    tmp_path: Path,
+    takes: tuple[tuple[float, ...], ...],
+    figures: bool,
+    kept: tuple[float, ...],
+    count: int,
+) -> None:
+    device.figures = figures
+    left = [*takes]
+    case = Case("h2d", "", lambda bench: (Point("a", 1, 1, CALM), Point("b", 1, 1, left.pop(0))))
+    with pytest.raises(InputError):  # one case is no host
+        run(ask(), device, Watch(None), Store(tmp_path), Told(), cases=[case])
+    found = Store(tmp_path).case("h2d")
+    assert found is not None
+    assert (found.points[1].samples_ns, found.takes, len(left)) == (kept, count, len(takes) - count)
