@@ -121,7 +121,8 @@ _OUTPUTS = _with(
 def search(**options: Any) -> None:
     """Find the best cold-start plan, beside the published strategies.
 
-    In JSON, latency_ms is what was minimised (with --runs the mean) and gap is best / bound - 1.
+    In JSON, latency_ms is what was minimised (with --runs the mean), cold_ms the cold start itself, and gap is
+    best / bound - 1.
     """
     from sim import commands  # noqa: PLC0415 - `sim --help` answers without tables, YAML or simulator
 

@@ -335,14 +335,25 @@ def _choice(row: tuple[Access, ...]) -> str:
 
 
 def search_json(answer: Answer) -> str:
-    """One object. `latency_ms` is what was minimised: of one cold start, or with --runs the mean. `gap` is best / bound - 1."""
-    outcome, network = answer.outcome, answer.profile.network
+    """One object: what was asked, then what was found.
+
+    `latency_ms` is what was minimised: of one cold start, or with --runs the mean; `cold_ms` is the cold start itself. `gap` is
+    best / bound - 1. `gpus_asked`, target first, and `memory_budget_bytes` are null where nothing was asked.
+    """
+    outcome, network, options = answer.outcome, answer.profile.network, answer.options
+    gpus = None if options.partners is None else [options.target, *options.partners]
     best = strategy_object(outcome.best, network)
     return json.dumps(
         {
             "model": network.model,
+            "dtype": network.dtype,
+            "batch": network.batch,
+            "seq": network.seq,
             "host": answer.host.name,
             "profile_kind": answer.profile.kind,
+            "gpus_asked": gpus,
+            "memory_budget_bytes": options.memory_budget_bytes,
+            "runs": options.runs,
             "strategies": [strategy_object(c, network) for c in outcome.strategies],
             "best": {**best, "launch": outcome.best.plan.launch.value},
             "bound_ms": outcome.bound_ns / 1e6,
@@ -358,6 +369,7 @@ def strategy_object(candidate: Candidate, network: Network) -> dict[str, object]
     return {
         "name": candidate.name,
         "latency_ms": candidate.mean_ns / 1e6,
+        "cold_ms": candidate.makespan_ns / 1e6,
         "copied_bytes": plan.copied_bytes,
         "direct_bytes": plan.direct_bytes(network),
         "chunks": len(plan.chunks),

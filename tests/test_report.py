@@ -219,20 +219,42 @@ def test_json_has_exactly_the_agreed_keys() -> None:
     found = json.loads(report.search_json(made))
     assert list(found) == [
         "model",
+        "dtype",
+        "batch",
+        "seq",
         "host",
         "profile_kind",
+        "gpus_asked",
+        "memory_budget_bytes",
+        "runs",
         "strategies",
         "best",
         "bound_ms",
         "gap",
         "search_seconds",
     ]
-    keys = ["name", "latency_ms", "copied_bytes", "direct_bytes", "chunks", "gpus"]
+    keys = ["name", "latency_ms", "cold_ms", "copied_bytes", "direct_bytes", "chunks", "gpus"]
     assert all(list(s) == keys for s in found["strategies"])
     assert list(found["best"]) == [*keys, "launch"]
     assert [s["name"] for s in found["strategies"]] == [c.name for c in made.outcome.strategies]
     assert found["best"]["latency_ms"] == made.outcome.best.makespan_ns / 1e6
     assert found["gap"] == pytest.approx(found["best"]["latency_ms"] / found["bound_ms"] - 1)
+
+
+def test_json_says_what_was_asked_and_what_a_cold_start_itself_takes() -> None:
+    plain = json.loads(report.search_json(answer()))
+    asked = ("model", "dtype", "batch", "seq", "host", "gpus_asked", "memory_budget_bytes", "runs")
+    assert [plain[key] for key in asked] == ["test", "fp32", 1, None, "test", None, None, 1]
+    assert all(s["cold_ms"] == s["latency_ms"] for s in plain["strategies"])
+    made = answer(Options(0, (2, 1), 14_105_000, runs=4))
+    found = json.loads(report.search_json(made))
+    assert [found[key] for key in asked[-3:]] == [[0, 2, 1], 14_105_000, 4]
+    best = made.outcome.best
+    assert (found["best"]["latency_ms"], found["best"]["cold_ms"]) == (
+        best.mean_ns / 1e6,
+        best.makespan_ns / 1e6,
+    )
+    assert found["best"]["cold_ms"] > found["best"]["latency_ms"], "warm runs are faster than the cold start"
 
 
 # Where the time goes
