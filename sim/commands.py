@@ -185,7 +185,7 @@ def simulate_plan(call: SimulateCall) -> None:
         f"{mib(plan.direct_bytes(network))} MiB read in place, over GPUs {'+'.join(map(str, plan.gpus))}, {plan.launch.value}.",
         f"Predicted: {ms(timeline.makespan_ns)} ms, {_against(file, timeline)}; no plan over these GPUs can be under "
         f"{ms(lowest)} ms.",
-        footnote(profile, host),
+        footnote(profile, host, plan),
     )
     _say_written((call.trace, call.plot))
 

@@ -10,7 +10,8 @@ from rich.text import Text
 from sim.hints import size_words
 from sim.host import Figure, Host
 from sim.network import Network
-from sim.report import MIB, figures, origins, subject
+from sim.origins import figures, origins
+from sim.report import MIB, subject
 
 
 def hosts_table(hosts: tuple[Host, ...]) -> Table:

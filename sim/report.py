@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
 
 from sim.account import Account, account, in_place
 from sim.baselines import Setting, dha, dha_static, published_partner
-from sim.catalog import host_names
+from sim.catalog import find_host, host_names
 from sim.hints import size_words
-from sim.host import Costs, Figure, FigureKind, Host, Roofline
+from sim.host import Host
 from sim.network import Network
+from sim.origins import MORE, levers, origins
 from sim.plan import Access, Launch, Plan
 from sim.profile import Profile, ProfileKind
 from sim.search import Candidate, Options, Outcome
@@ -27,7 +28,8 @@ LABELS: dict[ProfileKind, str] = {
 }
 PREDICTED: dict[ProfileKind, str] = {"estimated": "estimated", "measured": "predicted", "played": "played"}
 """What a predicted time is called."""
-FIGURE_KINDS: tuple[FigureKind, ...] = ("measured", "published", "derived", "fitted", "assumed")
+LEAST_TOLD, MOST_TOLD = 0.0005, 3
+"""Of what an estimate hangs on: told from this part of it, and so many at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ def title(profile: Profile, host: Host, target: int) -> str:
     return f"{subject(profile.network)} on {host.name}, GPU {target} ({LABELS[profile.kind]})"
 
 
-def footnote(profile: Profile, host: Host) -> str:
-    """Where the figures come from: who measured, or which host constants are published, fitted, assumed."""
+def footnote(profile: Profile, host: Host, plan: Plan) -> str:
+    """Where the figures come from: who measured, or how much of what the prediction of `plan` is made from nobody did."""
     made = profile.provenance
     if profile.kind == "measured":
         parts = [made.host or host.name, made.gpu]
@@ -68,54 +70,25 @@ def footnote(profile: Profile, host: Host) -> str:
             f"NO FIGURES: threads of a processor played the GPUs of {made.host or host.name} when this was recorded "
             f"({made.date}), and no time above says anything about any GPU; `calibrate run` on a machine with GPUs measures them."
         )
-    where = f"by `sim hosts {host.name}`" if host.name in host_names() else "in the host's file"
-    lines = (f"  {origin.kind}: {', '.join(origin.names)}" for origin in origins(host))
-    return "\n".join(
-        (
-            f"Estimated: nobody measured {subject(profile.network)} on {host.name}. Layer times and costs follow from "
-            f"constants of the host, each shown with its source {where}:",
-            *lines,
-        )
+    return estimate_words(profile, host, plan)
+
+
+def estimate_words(profile: Profile, host: Host, plan: Plan) -> str:
+    """How many of a host's constants nobody measured, what lists them, and which of them the prediction of `plan` hangs on."""
+    found = tuple(origins(host))
+    known, total = sum(o.count for o in found if o.kind == "measured"), sum(o.count for o in found)
+    kinds = ", ".join(f"{o.count} {o.kind}" for o in found)
+    counted = (
+        f"none of the {total} constants of {host.name} is measured"
+        if not known
+        else f"{total - known} of the {total} constants of {host.name} are not measured"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """A host's figures of one kind: how many rates of links to host memory and between GPUs, and the constants' names."""
-
-    kind: FigureKind
-    pcie: int
-    nvlink: int
-    constants: tuple[str, ...]
-
-    @property
-    def count(self) -> int:
-        return self.pcie + self.nvlink + len(self.constants)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        rates = ((self.pcie, "PCIe"), (self.nvlink, "NVLink"))
-        return (*(f"{count} {wire} rates" for count, wire in rates if count), *self.constants)
-
-
-def origins(host: Host) -> Iterator[Origin]:
-    """Where a host's figures come from, the kinds that it has."""
-    lanes = {link for gpu in host.gpus for link in gpu.h2d}
-    for kind in FIGURE_KINDS:
-        links = [link.name for link in host.links if link.bytes_per_s.kind == kind]
-        constants = tuple(name for name, figure in figures(host) if figure.kind == kind)
-        pcie = sum(name in lanes for name in links)
-        if links or constants:
-            yield Origin(kind, pcie, len(links) - pcie, constants)
-
-
-def figures(host: Host) -> Iterator[tuple[str, Figure]]:
-    """Costs and roofline of a host, by name."""
-    for field in fields(Costs):
-        yield field.name, getattr(host.costs, field.name)
-    if host.roofline is not None:
-        for field in fields(Roofline):
-            yield field.name, getattr(host.roofline, field.name)
+    ships = host.name in host_names() and find_host(host.name).digest == host.digest
+    lists = f"`sim hosts {host.name if ships else 'FILE'}` lists each with its source"
+    told = [lever for lever in levers(plan, profile, host) if lever.part >= LEAST_TOLD][:MOST_TOLD]
+    changes = ", ".join(f"{lever.name} ({lever.kind}) by {lever.part:.1%}" for lever in told)
+    most = f" Raised by {MORE:.0%}, these change this answer most: {changes}." if changes else ""
+    return f"Estimated: {counted} ({kinds}); {lists}.{most}"
 
 
 # The search ----------------------------------------------------------------------------------------------------------
@@ -175,7 +148,7 @@ def search_words(answer: Answer) -> tuple[str, ...]:
             "* copies what it reads in place in the background, after the first answer and before the next run"
         )
     lines += [f"not shown: {name} ({reason})" for name, reason in answer.outcome.left_out]
-    lines.append(footnote(answer.profile, answer.host))
+    lines.append(footnote(answer.profile, answer.host, answer.outcome.best.plan))
     return tuple(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from sim import report
 from sim.account import account, in_place
 from sim.baselines import BASELINES, Setting
+from sim.catalog import find_host
 from sim.errors import InputError
 from sim.host import Host
 from sim.network import Network
@@ -178,7 +180,7 @@ def test_measured_profiles_name_where_and_when() -> None:
     )
     measured = replace(made.profile, kind="measured", provenance=provenance)
     assert report.title(measured, MACHINE, 0) == "test, fp32, batch 1 on test, GPU 0 (measured)"
-    assert report.footnote(measured, MACHINE) == (
+    assert report.footnote(measured, MACHINE, BEST) == (
         "Measured on h200-pair, NVIDIA H200, driver 580.1, CUDA 13.0, torch 2.11, 2026-01-02T03:04:05Z."
     )
 
@@ -196,15 +198,28 @@ def test_times_of_threads_are_called_no_figures(capsys: pytest.CaptureFixture[st
         assert word not in text
 
 
-def test_estimates_say_which_constants_are_of_which_kind() -> None:
+def test_estimates_say_in_one_line_how_much_nobody_measured_and_what_matters_of_it() -> None:
     made = answer()
     fitted = replace(figure(5_000), kind="fitted")
     machine = replace(MACHINE, costs=replace(COSTS, issue_copy_ns=fitted))
-    text = report.footnote(made.profile, machine)
-    assert text.startswith("Estimated: nobody measured test, fp32, batch 1 on test.")
-    assert "  fitted: issue_copy_ns\n" in text
-    assert "  assumed: 3 PCIe rates, 6 NVLink rates, copy_latency_ns," in text
+    text = report.footnote(made.profile, machine, BEST)
+    assert re.sub(r"by \d+\.\d%", "by P", text) == (
+        "Estimated: none of the 33 constants of test is measured (1 fitted, 32 assumed); `sim hosts FILE` lists each with "
+        "its source. Raised by 10%, these change this answer most: PCIe rates (assumed) by P, layer times (estimated) by P, "
+        "copy_latency_ns (assumed) by P."
+    )
     assert "ESTIMATED" in report.title(made.profile, machine, 0)
+    known = replace(figure(12e9), kind="measured")
+    links = tuple(replace(link, bytes_per_s=known) for link in MACHINE.links)
+    part = report.footnote(made.profile, replace(machine, links=links), BEST)
+    assert part.startswith(
+        "Estimated: 24 of the 33 constants of test are not measured (9 measured, 1 fitted, 23 "
+    )
+    assert "rates" not in part, "what is measured is not in doubt"
+    p3 = find_host("p3.8xlarge")
+    assert "`sim hosts p3.8xlarge` lists" in report.footnote(slow_in_place(p3), p3, BEST)
+    edited = replace(p3, costs=COSTS)
+    assert "`sim hosts FILE` lists" in report.footnote(slow_in_place(edited), edited, BEST), "not what ships"
 
 
 def test_no_gain_is_not_dressed_up() -> None:
