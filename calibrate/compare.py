@@ -14,7 +14,7 @@ from calibrate.store import Calibration
 from sim.errors import InputError, require
 from sim.host import Figure, Host
 from sim.profile import Profile, Provenance, Timing
-from sim.tables import put
+from sim.tables import put, say
 
 LEAST_CHANGE = 0.02
 """A layer's change below this part is none: its spread comes from few runs."""
@@ -95,7 +95,7 @@ def _comparison(
 
 def show_changes(found: Comparison, console: Console) -> None:
     for word, whose in (("before", found.before), ("after", found.after)):
-        console.print(f"{word}: {whose}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{word}: {whose}")
     changes = found.changes
     beyond = [c for c in changes if c.beyond]
     if beyond:
@@ -108,13 +108,13 @@ def show_changes(found: Comparison, console: Console) -> None:
             table.add_row(change.what, *numbers, f"{change.difference:+.4g}", f"{change.spread:.2g}", part)
         put(console, table)
     within = (len(changes) - len(beyond)) / len(changes) if changes else 1.0
-    console.print(
+    say(
+        console,
         f"{len(changes) - len(beyond)} of {len(changes)} figures ({within:.1%}) agree within their spread",
-        highlight=False,
     )
     for word, names in (("before", found.gone), ("after", found.new)):
         if names:
-            console.print(f"only {word}: {'; '.join(names)}", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"only {word}: {'; '.join(names)}")
 
 
 def _whose(made: Provenance) -> str:

@@ -21,7 +21,7 @@ from sim.models import build
 from sim.output import check_output, make_folder, write_file
 from sim.profile import Provenance
 from sim.provenance import stamp
-from sim.tables import put
+from sim.tables import put, say
 from sim.trace import Trace, trace
 
 SHIPPED = ("resnet50", "resnet101", "hf:bert-base")
@@ -92,9 +92,10 @@ def show(result: Estimation) -> None:
         figure = getattr(roofline, name)
         constants.add_row(name, f"{figure.value:g}", figure.source)
     put(console, constants)
-    console.print(
+    say(
+        console,
         f"{result.kernels.kernels} kernels: median error {result.kernels.median_error:.1%}, "
-        f"90th percentile {result.kernels.p90_error:.1%}"
+        f"90th percentile {result.kernels.p90_error:.1%}",
     )
     latencies = Table(title="Published latencies beside the estimate (ms)")
     for heading in ("what", "published", "estimated", "error", "role", "source"):

@@ -22,7 +22,7 @@ from sim.files import HOST, PROFILE, FileKind, read_record
 from sim.host import Costs, Figure, Host
 from sim.output import write_file
 from sim.profile import Profile, Timing
-from sim.tables import put
+from sim.tables import put, say
 
 Record = Calibration | Host | Profile | LayersResult
 KINDS: tuple[FileKind[Any], ...] = (CALIBRATION, HOST, PROFILE, LAYERS)
@@ -33,6 +33,7 @@ OF_PROFILE = {
     "start": "start, ns",
 }
 """Figures of a profile beside its layers', each of which it may lack, and what a comparison calls them."""
+PLAYED = "GPUs were played by threads: no figure here means anything"
 
 
 def read(path: str) -> Record:
@@ -128,7 +129,7 @@ def figures(host: Host) -> Iterator[tuple[str, Figure]]:
 
 
 def _host(host: Host, console: Console) -> None:
-    console.print(f"[bold]{host.name}[/]: {host.about}", highlight=False)
+    say(console, f"{host.name}: {host.about}", len(host.name))
     table = Table("figure", "value", "low", "high", "kind", "source")
     for name, figure in figures(host):
         low, high = (("" if x is None else _number(name, x)) for x in (figure.low, figure.high))
@@ -155,10 +156,11 @@ def _us(timing: Timing) -> str:
 
 def _profile(profile: Profile, console: Console) -> None:
     network = profile.network
-    console.print(
-        f"[bold]{network.model}[/] {network.dtype}, batch {network.batch}, on {profile.provenance.host} ({profile.kind}): "
+    say(
+        console,
+        f"{network.model} {network.dtype}, batch {network.batch}, on {profile.provenance.host} ({profile.kind}): "
         f"{len(network.layers)} layers, {network.total_bytes / 2**20:.1f} MiB, warm {profile.warm_ns / 1e6:.3f} ms",
-        highlight=False,
+        len(network.model),
     )
     table = Table(
         "",
@@ -172,14 +174,14 @@ def _profile(profile: Profile, console: Console) -> None:
         "+ beside copies us",
     )
     if profile.slowed is not None:
-        console.print(f"beside copies of host memory to the same GPU layers take {_longer(profile.slowed)}")
+        say(console, f"beside copies of host memory to the same GPU layers take {_longer(profile.slowed)}")
     others = (
         (words, figure)
         for name, words in OF_PROFILE.items()
         if name != "slowed" and (figure := getattr(profile, name)) is not None
     )
     for words, figure in others:
-        console.print(f"{words}: {figure.value:.4g} ({figure.source})", highlight=False)
+        say(console, f"{words}: {figure.value:.4g} ({figure.source})")
     for index, (layer, timing) in enumerate(zip(network.layers, profile.layers, strict=True)):
         table.add_row(
             str(index), layer.name, layer.kind, f"{network.layer_bytes(index) / 1024:.0f}", _us(timing.resident),
@@ -191,18 +193,19 @@ def _profile(profile: Profile, console: Console) -> None:
 
 def _calibration(found: Calibration, console: Console) -> None:
     made = found.provenance
-    console.print(
-        f"[bold]{found.name}[/]: {made.gpu}, driver {made.driver or '?'}, CUDA {made.cuda or '?'}, torch {made.torch}, "
+    say(
+        console,
+        f"{found.name}: {made.gpu}, driver {made.driver or '?'}, CUDA {made.cuda or '?'}, torch {made.torch}, "
         f"{made.date}, commit {made.commit}\n{made.command}",
-        highlight=False,
+        len(found.name),
     )
     if not found.figures:
-        console.print("[bold]GPUs were played by threads: no figure here means anything[/]")
+        say(console, PLAYED, len(PLAYED))
     for text in (*found.flags, *found.refused):
-        console.print(f"! {text}", highlight=False, markup=False)
+        say(console, f"! {text}")
     for result in found.cases:
         if result.waived is not None:
-            console.print(f"{result.case}: waived, {result.waived}")
+            say(console, f"{result.case}: waived, {result.waived}")
         else:
             put(console, _case(result))
     fits = Table("fit", "model", "constants", "median residual", "worst", title="fits")
@@ -251,8 +254,10 @@ def _spread(point: Point) -> str:
 
 def _layers(result: LayersResult, console: Console) -> None:
     network = result.network
-    console.print(
-        f"[bold]{network.model}[/] on {result.host}: raw layer runs, {result.seconds:.1f} s", highlight=False
+    say(
+        console,
+        f"{network.model} on {result.host}: raw layer runs, {result.seconds:.1f} s",
+        len(network.model),
     )
     table = Table("way", "launch", "watched", "whole run us", "spread", "layers / whole")
     for run in result.runs:
@@ -262,6 +267,6 @@ def _layers(result: LayersResult, console: Console) -> None:
     put(console, table)
     slower = slowed(result)
     if slower is not None:
-        console.print(f"beside copies to the same GPU the warm run takes {_longer(slower)}")
+        say(console, f"beside copies to the same GPU the warm run takes {_longer(slower)}")
     for text in result.notes:
-        console.print(text, highlight=False, markup=False)
+        say(console, text)

@@ -29,7 +29,7 @@ from hwexec.device import Device
 from hwexec.host_memory import check_model
 from hwexec.report import NO_FIGURES, subject
 from hwexec.sweep import SWEEP, Point, SweepRecord, run_case
-from hwexec.sweep_report import as_text, draw, summarise, summary_parts
+from hwexec.sweep_report import draw, summarise, summary_parts
 from sim.catalog import Request, check_plans_model, host_file, obtain_profile, profile_name
 from sim.console import note
 from sim.errors import InputError, require
@@ -40,7 +40,7 @@ from sim.network import Network
 from sim.output import check_output, check_outputs, make_folder, write_file
 from sim.profile import Profile
 from sim.provenance import stamp
-from sim.tables import show
+from sim.tables import as_text, show
 from sim.trace import trace_model
 
 

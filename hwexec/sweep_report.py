@@ -7,14 +7,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from hwexec.pace import SLOWER, is_slower
 from hwexec.report import subject
 from hwexec.sweep import Point
 from sim.plan import Launch
-from sim.tables import WIDE, put
 
 MEDIAN, P95, WORST, TAU, REGRET = 0.03, 0.10, 0.20, 0.9, 1.03
 """Targets: the absolute errors and the regret are to be no larger, Kendall's tau of every network no smaller."""
@@ -136,18 +134,6 @@ def _tau(points: list[Point]) -> float | None:
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
-
-
-def as_text(*parts: Table | str) -> str:
-    """As `show` prints where the output is no terminal."""
-    text = io.StringIO()
-    console = Console(file=text, width=WIDE, color_system=None, highlight=False, markup=False)
-    for part in parts:
-        if isinstance(part, str):
-            console.print(part, soft_wrap=True)
-        else:
-            put(console, part)
-    return text.getvalue()
 
 
 def table_of(title: str, columns: Sequence[str], left: Sequence[str]) -> Table:

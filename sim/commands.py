@@ -108,7 +108,8 @@ def search_plan(call: SearchCall) -> None:
         return
     show(strategy_table(answer), *search_words(answer))
     if call.layers:
-        show(*layer_choices(answer))
+        for line in layer_choices(answer):  # rows, never wrapped
+            print(line)
     _say_written((call.out, call.trace, call.plot))
 
 

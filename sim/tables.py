@@ -1,27 +1,72 @@
-"""Tables and lines on a terminal or in a pipe. No figure is ever cut: a table that needs more columns takes them."""
+"""Tables and prose on a terminal or in a pipe. No figure is ever cut: a table that needs more columns takes them.
+
+Prose breaks between words only. Terminals, and what shows a file, would break a long line wherever their last column is.
+"""
 
 from __future__ import annotations
+
+import io
+import os
+import re
+import textwrap
 
 from rich.console import Console
 from rich.measure import measure_renderables
 from rich.table import Table
+from rich.text import Text
 
 WIDE = 160
-"""Columns where the output is no terminal: nothing is folded, a pipe may cut."""
+"""Columns of tables where the output is no terminal: nothing is folded, a pipe may cut."""
+PROSE = 80
+"""Columns of prose there, where COLUMNS does not say otherwise."""
+LEAST_PROSE = 24
+"""Columns of prose on the narrowest screen."""
+_TIE = "\N{NO-BREAK SPACE}"
+_TIED = re.compile(r"`[^`]*`|\d (?:ns|us|ms|s|bytes|KiB|MiB|GiB|GB/s)\b")
+"""What no line ends in the middle of, though it has a space."""
 LONGEST_WORD = 24
 """Words of text up to this length stay whole, longer ones are folded; figures always stay."""
 
 
 def show(*parts: Table | str) -> None:
-    """Print tables and lines. Lines are left whole for the terminal to fold."""
+    """Print tables and prose."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=WIDE, color_system=None)
     for part in parts:
-        if isinstance(part, str):
-            console.print(part, soft_wrap=True)
-        else:
-            put(console, part)
+        put(console, part) if isinstance(part, Table) else say(console, part)
+
+
+def as_text(*parts: Table | str) -> str:
+    """As `show` prints where the output is no terminal."""
+    text = io.StringIO()
+    console = Console(file=text, width=WIDE, color_system=None, highlight=False, markup=False)
+    for part in parts:
+        put(console, part) if isinstance(part, Table) else say(console, part)
+    return text.getvalue()
+
+
+def say(console: Console, prose: str, bold: int = 0) -> None:
+    """Print prose, each of its lines wrapped at word ends; its first `bold` characters stand out.
+
+    What a line goes on with is indented by two. A number stays with its unit, a command with its options; and a word that is
+    longer than a line (a path, a name) stays whole.
+    """
+    width = console.width if console.is_terminal else _piped_columns()
+    text = Text("\n".join(_wrapped(line, max(LEAST_PROSE, width)) for line in prose.splitlines()))
+    text.stylize("bold", 0, bold)
+    console.print(text, soft_wrap=True)
+
+
+def _wrapped(line: str, width: int) -> str:
+    tied = _TIED.sub(lambda found: found[0].replace(" ", _TIE), line)
+    whole = textwrap.fill(tied, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return whole.replace(_TIE, " ")
+
+
+def _piped_columns() -> int:
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isascii() and columns.isdigit() and len(columns) < 6 else PROSE
 
 
 def put(console: Console, table: Table) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from rich.console import Console
 
 from hwexec import bench, bench_record, limit, report
 from sim.errors import InputError
 from sim.files import format_record, parse_record
 from sim.profile import Provenance
+from sim.tables import as_text
 from tests import golden
 from tests.builders import network
 
@@ -86,17 +84,11 @@ MEASURED = bench_record.BenchReport(
 )
 
 
-def printed(*parts: Any) -> str:
-    console = Console(file=io.StringIO(), width=160, highlight=False, markup=False, color_system=None)
-    for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str))
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
-
-
-def test_the_print_of_a_bench() -> None:
+def test_the_print_of_a_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
     golden.compare(
         "hwexec_bench",
-        printed(report.bench_title(MEASURED), report.bench_table(MEASURED), *report.bench_words(MEASURED)),
+        as_text(report.bench_title(MEASURED), report.bench_table(MEASURED), *report.bench_words(MEASURED)),
     )
 
 
@@ -130,7 +122,7 @@ def test_best_plans_whose_copies_had_slow_links_are_told() -> None:
 def test_without_figures_no_time_is_printed() -> None:
     rows = tuple(replace(row, samples_ns=(), set_up_s=None) for row in MEASURED.rows)
     played = replace(MEASURED, figures=False, warm_graph_ns=None, limits=(), rows=rows)
-    text = printed(report.bench_title(played), report.bench_table(played), *report.bench_words(played))
+    text = as_text(report.bench_title(played), report.bench_table(played), *report.bench_words(played))
     assert " ms" not in text
     assert "set-up" not in text
     found = json.loads(report.bench_json(played))

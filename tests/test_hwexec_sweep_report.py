@@ -8,8 +8,9 @@ import pytest
 
 from hwexec.ablate import MECHANISMS, UNCHARGED, AblationRecord, ablation, ablation_parts
 from hwexec.sweep import Point
-from hwexec.sweep_report import as_text, draw, summarise, summary_parts
+from hwexec.sweep_report import draw, summarise, summary_parts
 from sim.plan import Launch
+from sim.tables import as_text
 from tests import golden
 from tests.sweeping import MADE, point
 
@@ -39,7 +40,8 @@ def test_errors_ranks_and_regret() -> None:
     assert draw(POINTS, "about").startswith(b"\x89PNG")
 
 
-def test_prints_of_summary_and_ablation() -> None:
+def test_prints_of_summary_and_ablation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
     good = tuple(
         point(name, links, 1e6 * at, 1e6 * at * 1.01, model="n")
         for at, (name, links) in enumerate((("best", 2), ("best", 1), ("pt", 2), ("dha", 1)), 2)

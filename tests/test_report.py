@@ -25,7 +25,7 @@ from sim.profile import Profile, Provenance, Timing
 from sim.program import lower
 from sim.search import Candidate, Options, Outcome, search
 from sim.simulate import simulate
-from sim.tables import show
+from sim.tables import as_text, show
 from sim.timeline import SpanKind, Timeline
 from tests import golden
 from tests import strategies as some
@@ -122,15 +122,17 @@ def printed(capsys: pytest.CaptureFixture[str], *parts: Any) -> str:
 # Tables and words
 
 
-def test_search_print(capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
     made = answer()
-    text = printed(capsys, report.strategy_table(made), *report.search_words(made))
+    text = as_text(report.strategy_table(made), *report.search_words(made))
     golden.compare("search", text)
 
 
-def test_print_with_runs_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_with_runs_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
     made = answer(Options(runs=4, memory_budget_bytes=14_105_000))
-    text = printed(capsys, report.strategy_table(made), *report.search_words(made))
+    text = as_text(report.strategy_table(made), *report.search_words(made))
     golden.compare("search_runs_memory", text)
 
 

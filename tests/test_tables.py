@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrate import show as calibrated
-from hwexec.sweep_report import as_text, table_of
+from hwexec.sweep_report import table_of
 from sim.catalog import Request, find_host, find_profile, host_names
 from sim.listing import host_table, hosts_table, layers_table
-from sim.tables import put
+from sim.tables import as_text, put, say, show
 from tests.builders import network
 
 
@@ -65,6 +65,57 @@ def test_what_is_never_to_be_wrapped_takes_its_width() -> None:
     table = table_of("By launch", ("launch", "median error"), ("launch",))
     table.add_row("graph", "12.34 %")
     assert printed(10, table) == as_text(table)
+
+
+def lines(capsys: pytest.CaptureFixture[str], *parts: Table | str) -> list[str]:
+    show(*parts)
+    return capsys.readouterr().out.splitlines()
+
+
+WORDS = "Best plan: copies 95.6 MiB in 20 chunks over GPU 0's lane, reads 2.1 MiB in place (direct-host-access), as one graph."
+
+
+@pytest.mark.parametrize(("columns", "width"), [("80", 80), ("60", 60), ("", 80), ("wide", 80), ("0", 24)])
+def test_prose_breaks_between_words_as_wide_as_the_reader_says(
+    columns: str, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    found = lines(capsys, WORDS)
+    assert " ".join(line.strip() for line in found) == WORDS
+    assert max(map(len, found)) <= width
+    assert [line.startswith("  ") for line in found] == [False, *[True] * (len(found) - 1)]
+    assert len(found) == {80: 2, 60: 2, 24: 6}[width], "and no line is shorter than it need be"
+
+
+def test_paths_stay_whole_and_tables_stay_tables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    path = "results/" + "x" * 60
+    assert lines(capsys, f"wrote {path}, all of it") == ["wrote", f"  {path},", "  all of it"]
+    assert lines(capsys, "one\n\ntwo") == ["one", "", "two"], "lines of its own stay apart"
+    monkeypatch.setenv("COLUMNS", "80")
+    wide = tables()[1]
+    assert "\n".join(lines(capsys, wide)) + "\n" == printed(160, tables()[1])
+
+
+def test_numbers_stay_with_their_units_and_commands_with_their_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    said = lines(capsys, "the last byte of it lands there at 1.25 ms; `sim hosts p3.8xlarge` has 10 GB/s")
+    assert said == [
+        "the last byte of it lands there at",
+        "  1.25 ms; `sim hosts p3.8xlarge` has",
+        "  10 GB/s",
+    ]
+
+
+def test_a_terminal_has_prose_as_wide_as_itself() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=50, force_terminal=True, color_system=None)
+    say(console, WORDS, bold=10)
+    assert max(len(re.sub(r"\x1b\[\d*m", "", line)) for line in out.getvalue().splitlines()) in range(40, 51)
 
 
 def test_a_range_has_its_unit_once_and_small_networks_a_size() -> None:
