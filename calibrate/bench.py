@@ -11,7 +11,7 @@ from calibrate.samples import Point
 from calibrate.topology import Topology
 from hwexec.arena import HostArena
 from hwexec.device import POISON, Device, Ready, Stream
-from hwexec.timing import time_ns
+from hwexec.timing import Mismatch, time_ns
 from sim.errors import InputError, require
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
@@ -56,10 +56,6 @@ BESIDE_BYTES = 8 * MIB
 """Of each copy that something is measured beside."""
 MOST_BESIDE = 512
 """Such copies at once: many more than a stream holds, and the host would wait for them."""
-
-
-class Mismatch(InputError):
-    """Bytes that were timed are not those that were sent: nothing of this host can be trusted until it is explained."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from calibrate.bench import KIB, Bench, Case, Mismatch, peers
+from calibrate.bench import KIB, Bench, Case, peers
 from calibrate.links import Enqueue, h2d_label, p2p_label
 from calibrate.overheads import HOOKED_WIDTH, SMALL, Chain, bare_host, linears
 from calibrate.samples import Point
@@ -18,7 +18,7 @@ from calibrate.ways import everything
 from hwexec.device import Event, Stream, forked
 from hwexec.executor import ColdStart, prepare
 from hwexec.starts import kept, take
-from hwexec.timing import call_ns, time_ns, wall_ns
+from hwexec.timing import Mismatch, call_ns, time_ns, wall_ns
 from sim.plan import Access, Chunk
 
 LAUNCH_BYTES = 64 * KIB

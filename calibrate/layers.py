@@ -114,7 +114,10 @@ def unwatched(
         steady(device),
     ):
         take = partial(_issue, cold, built, network, device, repeats)
-        (issue, around), _ = steadiest(take, lambda found: (found[0].whole, found[1]), device)
+        found = steadiest(take, lambda pair: (pair[0].whole, pair[1]), device)
+        issue, around = found.kept
+    if found.failed:
+        notes.append(f"issue: scatters, and taking it again failed: {found.failed}")
     if device.figures:
         progress("beside copies")
         plan = everything(network, Access.RESIDENT)

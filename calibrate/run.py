@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from calibrate.assemble import Assembled, GpuFacts, assemble
-from calibrate.bench import FULL, NO_FIGURES, QUICK, Bench, Case, Effort, Mismatch
+from calibrate.bench import FULL, NO_FIGURES, QUICK, Bench, Case, Effort
 from calibrate.beside import BESIDE_CASES
 from calibrate.identity import (
     GpuState,
@@ -36,7 +36,7 @@ from calibrate.timings import in_place, slowed, start, timings
 from calibrate.topology import Topology, Wire, from_identity
 from hwexec.device import Device
 from hwexec.host_memory import check_model, memory_error
-from hwexec.timing import steadiest, steady
+from hwexec.timing import Mismatch, steadiest, steady
 from sim.catalog import Request
 from sim.errors import InputError
 from sim.hints import error_line
@@ -163,7 +163,7 @@ def run(
     draft = assemble(ask.name, opened.about, opened.gpus, results, keep_bad=True, figures=device.figures)
     failed = _networks(missing, draft.host, device, store, progress, effort)
     after = watch.states()
-    found = [*flags(before, after), *_unsteady(results)] if device.figures else [NO_FIGURE]
+    found = [*flags(before, after), *unsteady(results)] if device.figures else [NO_FIGURE]
     store.keep_calibration(
         Calibration(
             ask.name, opened.provenance, device.figures, watch.identity, before, after, tuple(found),
@@ -242,13 +242,13 @@ def _measured(case: Case, bench: Bench, store: Store) -> CaseResult:
     began = time.perf_counter()
     bench.verified = None
     points: tuple[Point, ...] = ()
-    takes = 1
+    takes, failed = 1, ""
     try:
         reason = case.waived(bench)
         with steady(bench.device):
             if not reason:
-                points, made = steadiest(lambda: case.measure(bench), lambda found: found, bench.device)
-                takes = len(made)
+                found = steadiest(lambda: case.measure(bench), lambda points: points, bench.device)
+                points, takes, failed = found.kept, len(found.made), found.failed
     except Mismatch:
         raise
     except InputError as error:
@@ -258,7 +258,7 @@ def _measured(case: Case, bench: Bench, store: Store) -> CaseResult:
     except RuntimeError as error:
         raise _lost(case.name, error, store) from error
     seconds = time.perf_counter() - began
-    return CaseResult(case.name, case.about, points, reason, bench.verified, seconds, takes)
+    return CaseResult(case.name, case.about, points, reason, bench.verified, seconds, takes, failed)
 
 
 def _lost(what: str, error: Exception, store: Store) -> InputError:
@@ -370,13 +370,14 @@ def _topology(watch: Watch, device: Device) -> Topology:
     return Topology(count, wires, (None,) * count)
 
 
-def _unsteady(results: Sequence[CaseResult]) -> list[str]:
+def unsteady(results: Sequence[CaseResult]) -> list[str]:
     """One line per case whose samples scatter by more than 10 % of their median."""
     found = []
     for result in results:
         points = [p for p in result.points if p.noisy]
         if points:
             taken = f"; the steadiest of {result.takes} takes" if result.takes > 1 else ""
+            taken += f"; taking it again failed: {result.failed}" if result.failed else ""
             worst = max(points, key=lambda p: p.spread)
             found.append(
                 f"case {result.case}: {len(points)} of {len(result.points)} points scatter by more than 10 %, "

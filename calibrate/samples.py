@@ -71,6 +71,8 @@ class CaseResult:
     seconds: float = 0.0
     takes: int = 1
     """How often it was measured; the steadiest take is here."""
+    failed: str = ""
+    """Why measuring it again came to nothing; empty where it was not tried, or did."""
 
     def labelled(self, label: str) -> tuple[Point, ...]:
         return tuple(p for p in self.points if p.label == label)

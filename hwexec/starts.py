@@ -145,16 +145,27 @@ def take(
     )
 
 
-def steadiest_starts(series: Callable[[], Starts], device: Device) -> tuple[Starts, str]:
-    """The steadiest of a series of starts taken again where it scatters; every answer counts. Beside it, in words, that it was."""
-    kept_one, found = steadiest(series, lambda starts: (starts.samples,), device)
-    if len(found) == 1:
-        return kept_one, ""
+def steadiest_starts(
+    series: Callable[[], Starts], device: Device, *, waived: tuple[type[Exception], ...] = ()
+) -> tuple[Starts, str]:
+    """The steadiest of a series of starts taken again where it scatters; every answer counts. Beside it, in words, that it was.
+
+    `waived` as for `steadiest`.
+    """
+    found = steadiest(series, lambda starts: (starts.samples,), device, waived=waived)
+    if len(found.made) == 1:
+        once = found.kept.samples
+        kept_so = f"scattered ({ms(once.median_ns)} ms, spread {once.spread:.0%}) and kept, since taking it again failed"
+        return found.kept, f"{kept_so}: {found.failed}" if found.failed else ""
     worst = SAME
-    for starts in found:
+    for starts in found.made:
         worst = worst.worse(starts.worst)
-    all_of_them = ", ".join(f"{ms(s.samples.median_ns)} ms (spread {s.samples.spread:.0%})" for s in found)
-    return replace(kept_one, worst=worst), f"taken {len(found)} times, the steadiest kept: {all_of_them}"
+    all_of_them = ", ".join(
+        f"{ms(s.samples.median_ns)} ms (spread {s.samples.spread:.0%})" for s in found.made
+    )
+    said = f"taken {len(found.made)} times, the steadiest kept: {all_of_them}"
+    said += f"; taking it again failed: {found.failed}" if found.failed else ""
+    return replace(found.kept, worst=worst), said
 
 
 def start_cold(

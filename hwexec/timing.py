@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from hwexec.device import Device, Ready, Stream, forked
-from sim.errors import require
+from sim.errors import InputError, require
+from sim.hints import error_line, first_line
 
 NOISY = 0.10
 """A spread (interquartile range over median) above this is flagged."""
@@ -87,20 +88,49 @@ class Scatter(Protocol):
 T = TypeVar("T")
 
 
+class Mismatch(InputError):
+    """Bytes that were timed are not those that were sent: nothing of this host can be trusted until it is explained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Takes(Generic[T]):
+    """What was taken, once or again, and the one of it that is kept."""
+
+    kept: T
+    made: tuple[T, ...]
+    failed: str = ""
+    """Why the last attempt to take it again came to nothing, in one line; empty where none did."""
+
+
 def steadiest(
-    take: Callable[[], T], parts: Callable[[T], Sequence[Scatter]], device: Device
-) -> tuple[T, tuple[T, ...]]:
-    """The take whose parts scatter least, whatever its times, and all that were made: one that has a noisy part is made again,
-    `AGAIN` times at most, where times are figures.
+    take: Callable[[], T],
+    parts: Callable[[T], Sequence[Scatter]],
+    device: Device,
+    *,
+    waived: tuple[type[Exception], ...] = (),
+) -> Takes[T]:
+    """The take whose parts scatter least, whatever its times: one that has a noisy part is made again, `AGAIN` times at most,
+    where times are figures.
+
+    What fails when it is made again keeps the takes that there are, where the error is one that waives what is timed: InputError,
+    the device's `out_of_memory`, or one of `waived`. Wrong bytes (`Mismatch`) end it all the same.
 
     A host that others share has moments in which nothing repeats. Takes are kept whole: what is told by comparing two parts
     needs both from the same moment. A part that scatters by more than its median counts no more than one that does by that: what
     is left of a difference near nothing may scatter without bound.
     """
-    takes = [take()]
+    forgiven: tuple[type[Exception], ...] = (InputError, device.out_of_memory, *waived)
+    takes, failed = [take()], ""
     while device.figures and any(part.noisy for part in parts(takes[-1])) and len(takes) <= AGAIN:
-        takes.append(take())
-    return min(takes, key=lambda found: sum(min(1.0, part.spread) for part in parts(found))), tuple(takes)
+        try:
+            takes.append(take())
+        except Mismatch:
+            raise
+        except forgiven as error:
+            failed = first_line(error) if isinstance(error, InputError) else error_line(error)
+            break
+    kept = min(takes, key=lambda found: sum(min(1.0, part.spread) for part in parts(found)))
+    return Takes(kept, tuple(takes), failed)
 
 
 def time_ns(

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from calibrate import launches
-from calibrate.bench import FULL, NO_FIGURES, Bench, Case, Mismatch, has_peers
+from calibrate.bench import FULL, NO_FIGURES, Bench, Case, has_peers
 from calibrate.beside import h2d_together, p2p
 from calibrate.launches import START_ROUNDS, launch, start
 from calibrate.links import h2d
-from calibrate.run import CASES, Watch, run
+from calibrate.run import CASES, Watch, run, unsteady
 from calibrate.samples import Point
 from calibrate.store import Store
 from calibrate.topology import Topology
 from hwexec.cpu import CpuDevice
 from hwexec.executor import ColdStart
 from hwexec.starts import tensors
-from hwexec.timing import Samples
+from hwexec.timing import Mismatch, Samples
 from sim.errors import InputError
 from sim.files import read_host, read_profile
 from tests.calibrating import MODEL, PAIR, Told, ask
@@ -182,3 +182,26 @@ def test_a_case_that_scatters_is_measured_again_and_the_steadiest_take_kept(
     found = Store(tmp_path).case("h2d")
     assert found is not None
     assert (found.points[1].samples_ns, found.takes, len(left)) == (kept, count, len(takes) - count)
+
+
+def test_a_case_that_scatters_and_then_fails_keeps_what_it_had_and_says_so(
+    device: CpuDevice, tmp_path: Path
+) -> None:
+    device.figures = True
+    for error, waived in ((InputError("no room"), True), (Mismatch("other bytes"), False)):
+        left = [WILD]
+
+        def measure(_: Bench, left: list[Any] = left, error: Exception = error) -> tuple[Point, ...]:
+            if not left:
+                raise error
+            return (Point("a", 1, 1, left.pop()),)
+
+        store = Store(tmp_path / str(waived))
+        with pytest.raises(InputError, match="points cannot give" if waived else "other bytes"):
+            run(ask(), device, Watch(None), store, Told(), cases=[Case("h2d", "", measure)])
+        found = store.case("h2d")
+        assert (found is not None) is waived
+        if found is not None:
+            assert (found.points[0].samples_ns, found.takes, found.failed) == (WILD, 1, "no room")
+            (line,) = unsteady((found,))
+            assert line.endswith("most a (1 bytes): 33%; taking it again failed: no room")

@@ -447,6 +447,19 @@ def test_starts_that_scatter_are_taken_again_and_the_steadiest_kept() -> None:
     assert (found.samples.raw, found.worst.bit_equal) == (CALM, False), (
         "a wrong answer counts wherever it was"
     )
+
+    def failing() -> Starts:
+        raise InputError("no room")
+
+    takes = iter([series(WILD), failing])
+    found, said = steadiest_starts(lambda: next(takes)(), device)
+    assert (found.samples.raw, said) == (
+        WILD,
+        "scattered (130.00 ms, spread 23%) and kept, since taking it again failed: no room",
+    )
+    takes = iter([series(WILDER), series(WILD), failing])
+    found, said = steadiest_starts(lambda: next(takes)(), device)
+    assert (found.samples.raw, said.endswith("; taking it again failed: no room")) == (WILD, True)
     device.close()
 
 
