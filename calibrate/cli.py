@@ -68,7 +68,9 @@ _OUT = click.Path(file_okay=False, path_type=Path)
     metavar="0,1",
     help="Measure these only, as nvidia-smi numbers them: 0,1.  [default: all]",
 )
-@click.option("--quick", is_flag=True, help="Fewer repeats and smaller copies.")
+@click.option(
+    "--quick", is_flag=True, help="Fewer repeats and smaller copies. Changes nothing with --device cpu."
+)
 @click.option("--fresh", is_flag=True, help="Start over instead of going on.")
 @click.option(
     "--keep-bad-fits",

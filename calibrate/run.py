@@ -31,7 +31,7 @@ from calibrate.layers import LayersResult, Unwatched, measure, unwatched
 from calibrate.links import LINK_CASES
 from calibrate.overheads import OVERHEAD_CASES
 from calibrate.samples import CaseResult, Point
-from calibrate.store import Calibration, Session, Store
+from calibrate.store import Calibration, Session, Store, kept_words
 from calibrate.timings import in_place, slowed, start, timings
 from calibrate.topology import Topology, Wire, from_identity
 from hwexec.device import Device
@@ -157,6 +157,12 @@ def run(
     topology = _topology(watch, device)
     left = [case for case in cases if store.case(case.name) is None]
     missing = [pair for pair in networks if store.layers(ask.name, pair[1]) is None]
+    kept = kept_words(len(cases) - len(left), len(networks) - len(missing))
+    if kept:
+        how = f"effort {opened.effort}" if device.figures else "the one effort that threads have"
+        progress.note(
+            f"{store.folder}: going on from {kept} before, with {how}; pass --fresh to measure all again"
+        )
     pace = 0.3 if ask.quick else 1.0
     progress.plan(sum(c.seconds * pace for c in left) + NETWORK_SECONDS * len(missing))
     results = _links(device, topology, effort, cases, store, progress, pace)

@@ -102,16 +102,17 @@ class Store:
             shutil.rmtree(self._layers(session.name), ignore_errors=True)
             found = None
         if found is not None:
-            for what, had, has in (
-                ("effort", found.effort, session.effort),
-                ("GPUs", [g.name for g in found.gpus], [g.name for g in session.gpus]),
-                ("GPUs", found.uuids, session.uuids),
-                ("driver", found.provenance.driver, session.provenance.driver),
+            same = "pass --quick" if found.effort == "quick" else "leave out --quick"
+            for what, had, has, remedy in (
+                ("effort", found.effort, session.effort, f"{same} to go on from it, --fresh"),
+                ("GPUs", [g.name for g in found.gpus], [g.name for g in session.gpus], "pass --fresh"),
+                ("GPUs", found.uuids, session.uuids, "pass --fresh"),
+                ("driver", found.provenance.driver, session.provenance.driver, "pass --fresh"),
             ):
                 if had != has:
                     raise InputError(
                         f"{path.parent}: holds what was measured with {what} {had}, and now it is {has}; "
-                        "pass --fresh to start over, or another --out"
+                        f"{remedy} to start over, or another --out"
                     )
             return
         self.put(path, SESSION, session)
@@ -193,6 +194,15 @@ class Store:
             self._write(path, kind, record, force=True)
         except InputError as error:
             raise InputError(f"{error}; what was measured before is kept in {self.folder}") from None
+
+
+def kept_words(cases: int, networks: int) -> str:
+    """`14 cases and 1 network that were measured`; empty of nothing."""
+    counts = ((cases, "case"), (networks, "network"))
+    parts = [f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts if count]
+    return (
+        f"{' and '.join(parts)} that {'was' if cases + networks == 1 else 'were'} measured" if parts else ""
+    )
 
 
 def file_name(network: Network) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,43 @@ def test_a_name_that_is_wrong_costs_nothing_that_was_measured(device: CpuDevice,
     with pytest.raises(InputError, match="'resnet5': not known"):
         run(ask("resnet5", fresh=True), device, Watch(None), Store(tmp_path), Told())
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.yaml")} == before
+
+
+def test_what_is_kept_of_an_earlier_run_is_told_with_its_effort(device: CpuDevice, tmp_path: Path) -> None:
+    """Threads have one effort, whatever --quick says; on GPUs neither effort is mixed into the other."""
+    counts: list[str] = []
+
+    def go(*, quick: bool, fresh: bool = False) -> list[str]:
+        told, cases = Told(), [good("h2d", counts), broken("d2h", KeyboardInterrupt())]
+        with pytest.raises(KeyboardInterrupt):
+            run(
+                replace(ask(fresh=fresh), quick=quick),
+                device,
+                Watch(None),
+                Store(tmp_path),
+                told,
+                cases=cases,
+            )
+        return told.notes
+
+    assert go(quick=True) == []
+    assert go(quick=False) == [
+        f"{tmp_path}: going on from 1 case that was measured before, with the one effort that threads have; "
+        "pass --fresh to measure all again"
+    ]
+    assert counts == ["h2d"]
+    assert go(quick=False, fresh=True) == []
+    device.figures = True
+    assert go(quick=True, fresh=True) == []
+    (line,) = go(quick=True)
+    assert "1 case that was measured before, with effort quick; pass" in line
+    for quick, had, remedy in (
+        (False, "quick", "pass --quick to go on from it"),
+        (True, "full", "leave out --quick"),
+    ):
+        with pytest.raises(
+            InputError, match=rf"measured with effort {had}, and now it is .*; {remedy}.*, --fresh to"
+        ):
+            go(quick=quick)
+        if not quick:
+            go(quick=False, fresh=True)
