@@ -356,15 +356,3 @@ def _run_peer(task: Task, peer: Peer, scene: Scene, device: Device, plain: list[
         asked=task.runs,
         samples_ns=starts.samples.raw if device.figures else (),
     )
-
-
-def check_file(file: PlanFile, network: Network, host: Host) -> None:
-    """A plan made for this network on this host. Raises InputError."""
-    require(
-        file.network_digest == network.digest,
-        f"plan of {file.model}, made for another network than {network.model} is here; search again",
-    )
-    require(
-        file.host_digest == host.digest,
-        f"plan of {file.model}, made for {file.host} with other constants than {host.name} has; search again, or pass its --host",
-    )

@@ -11,8 +11,9 @@ from hwexec.bench_record import BENCH, Row
 from hwexec.timing import Samples
 from sim.catalog import Request, host_file
 from sim.console import note
-from sim.errors import InputError, naming, require
+from sim.errors import InputError, require
 from sim.files import PlanFile, read_plan, write_record
+from sim.made_for import check_host, check_network
 from sim.output import check_outputs
 from sim.report import ms
 from sim.tables import show
@@ -52,8 +53,8 @@ def run_bench(call: BenchCall) -> int:
         trace = trace_model(call.model, batch=request.samples, dtype=request.precision, seq=call.seq)
         profile = commands.profile_for(host, request, call.profile, trace)
         for path, file in zip(call.files, files, strict=True):
-            with naming(path):
-                benching.check_file(file, trace.network, host)
+            check_network(path, file, trace.network)
+            check_host(path, file, host)
             commands.check_plan(path, file, trace.network, host)
         inputs = tuple(f"plan:{commands.sha256(path)}" for path in call.files)
         task = benching.Task(

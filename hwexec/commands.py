@@ -35,6 +35,7 @@ from sim.estimate import estimate
 from sim.files import PlanFile, read_plan, write_record
 from sim.hints import size_words
 from sim.host import Host
+from sim.made_for import check_host, check_network, host_named, other_host
 from sim.models import Built, build
 from sim.network import Network
 from sim.output import check_outputs, make_folder, write_file
@@ -80,7 +81,7 @@ def verify_plan(call: VerifyCall) -> int:
         request = Request(file.model, file.batch, file.dtype, file.seq)
         with naming(call.plan):
             trace = trace_model(file.model, batch=file.batch, dtype=file.dtype, seq=file.seq)
-        _same_network(call.plan, file, trace.network)
+        check_network(call.plan, file, trace.network)
         check_plan(call.plan, file, trace.network, host)
         with naming(call.plan):  # before a module is built that may be as large as the plan
             only_planned = _only_planned(call, file.plan, trace.network, device)
@@ -212,15 +213,6 @@ def unlike(host: Host, device: Device, gpus: tuple[int, ...]) -> str:
     return ""
 
 
-def host_named(path: str, name: str, given: str | None) -> Host:
-    """The host `given`, else the one that a file names: one that ships, since only the user may name a path to open."""
-    require(
-        given is not None or name in host_names(),
-        f"{path}: made for host {name!r}, which does not ship; pass its file with --host",
-    )
-    return find_host(name if given is None else given)
-
-
 def host_of(name: str | None, device: Device, gpus: tuple[int, ...]) -> Host:
     """The host asked for, else the shipped one that has this machine's GPUs. InputError where either has not all of `gpus`."""
     for gpu in gpus:
@@ -254,19 +246,11 @@ def _this_host(device: Device) -> Host:
 
 
 def _same_host(call: VerifyCall, file: PlanFile, host: Host) -> None:
-    if host.digest == file.host_digest:
+    if call.anyway:
+        if differs := other_host(file, host):
+            note(f"--anyway: {differs}")
         return
-    differs = (
-        f"the plan was made for {file.host}, not for {host.name}"
-        if host.name != file.host
-        else f"{host.name} has other links, GPUs or costs now than when the plan was made "
-        f"(sha256 {host.digest[:12]}..., then {file.host_digest[:12]}...)"
-    )
-    require(
-        call.anyway,
-        f"{call.plan}: {differs}; search again for this host, or pass --anyway to run it all the same",
-    )
-    note(f"--anyway: {differs}")
+    check_host(call.plan, file, host, instead=", or --anyway to run it all the same")
 
 
 def _same_machine(call: VerifyCall, file: PlanFile, host: Host, device: Device) -> None:
@@ -283,25 +267,6 @@ def _same_machine(call: VerifyCall, file: PlanFile, host: Host, device: Device) 
             f"{call.plan}: this machine is not {host.name}: {differs}; verify it there, or pass --anyway",
         )
         note(f"--anyway: {differs}")
-
-
-def _same_network(path: str, file: PlanFile, network: Network) -> None:
-    if network.digest == file.network_digest:
-        return
-    there, here = file.plan.access, network.layers
-    if len(there) != len(here):
-        differs = f"it has {len(there)} layers, {file.model} has {len(here)} here"
-    else:
-        odd = next((i for i, layer in enumerate(here) if len(layer.reads) != len(there[i])), None)
-        differs = (
-            f"layers, storages or their names differ (sha256 {file.network_digest[:12]}..., here {network.digest[:12]}...)"
-            if odd is None
-            else f"layer {odd} ({here[odd].name}) reads {len(here[odd].reads)} storages here and {len(there[odd])} there"
-        )
-    raise InputError(
-        f"{path}: made for another network than {file.model} is here: {differs}; "
-        "search again with the packages installed here"
-    )
 
 
 def check_plan(path: str, file: PlanFile, network: Network, host: Host) -> None:

@@ -35,6 +35,7 @@ from sim.console import note
 from sim.errors import InputError, require
 from sim.files import read_record, write_record
 from sim.host import Host
+from sim.made_for import host_named
 from sim.models import build
 from sim.network import Network
 from sim.output import check_output, check_outputs, make_folder, write_file
@@ -140,7 +141,7 @@ def _predict_again(call: AgainCall, file: Path) -> int:
     outputs = (file.with_name("ablation.yaml"), file.with_suffix(".png"), file.with_name("summary.txt"))
     check_output(file, force=True)
     check_outputs(outputs, (file, host_file(call.host)), force=True)
-    host = commands.host_named(str(file), record.host, call.host)
+    host = host_named(str(file), record.host, call.host)
     if host.name != record.host:
         note(f"{file}: planned by constants of {record.host}, predicted by those of {host.name}")
     predicted, inputs = _predict_all(call, file, record, host)

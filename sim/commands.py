@@ -25,6 +25,7 @@ from sim.files import PlanFile, read_plan, write_plan
 from sim.hints import size_words
 from sim.host import Host
 from sim.listing import host_table, hosts_table, layers_json, layers_table
+from sim.made_for import check_host, check_network, host_named
 from sim.memory import room_bytes
 from sim.names import known_models
 from sim.output import check_outputs, write_file
@@ -139,19 +140,13 @@ def simulate_plan(call: SimulateCall) -> None:
     inputs = (call.plan, host_file(call.host), call.profile)
     check_outputs((call.trace, call.plot), inputs, force=call.force)
     file = read_plan(call.plan)
-    _check_plan_names(call, file)
-    host = find_host(call.host or file.host)
-    require(
-        host.digest == file.host_digest,
-        f"{call.plan}: made for {file.host} with other constants than {host.name} has now; "
-        "search again, or pass the file of its host with --host",
-    )
+    # code to import and call, or a path to open, only the user may name
+    check_plans_model(call.plan, file.model, call.model, profile=call.profile, instead=", or its --profile")
+    host = host_named(call.plan, file.host, call.host)
+    check_host(call.plan, file, host)
     with naming(call.plan) if call.profile is None else nullcontext():  # a profile's faults have its own name
         profile = obtain_profile(host, Request(file.model, file.batch, file.dtype, file.seq), call.profile)
-    require(
-        profile.network.digest == file.network_digest,
-        f"{call.plan}: made for another network than {file.model} is here (its layers or storages differ); search again",
-    )
+    check_network(call.plan, file, profile.network)
     plan, network = file.plan, profile.network
     with naming(call.plan):
         program = lower(plan, network, host)
@@ -217,15 +212,6 @@ def _check_fits(profile: Profile, host: Host, target: int, budget: int | None) -
     require(
         budget is None or budget <= room,
         f"--memory-budget of {size_words(budget or 0)}: more than {has}; give at most that",
-    )
-
-
-def _check_plan_names(call: SimulateCall, file: PlanFile) -> None:
-    """A file may name what ships or is known here; code to import or a path to open only the user may name."""
-    check_plans_model(call.plan, file.model, call.model, profile=call.profile, instead=", or its --profile")
-    require(
-        call.host is not None or file.host in host_names(),
-        f"{call.plan}: made for host {file.host!r}, which does not ship; pass its file with --host",
     )
 
 

@@ -32,7 +32,9 @@ def test_a_plan_must_fit_its_host_and_network(sim: Sim, tmp_path: Path) -> None:
     write_plan("plan.yaml", replace(plan, network_digest="0" * 64), force=True)
     says("plan.yaml: made for another network than test is here")
     write_plan("plan.yaml", replace(plan, host_digest="0" * 64), force=True)
-    says("plan.yaml: made for test with other constants than test has now")
+    says(
+        "plan.yaml: made for test when it had other links, GPUs or costs than test has now (sha256 000000000000..."
+    )
     copied = tuple(tuple(Access.COPIED for _ in row) for row in plan.plan.access)
     write_plan(
         "plan.yaml", replace(plan, plan=replace(plan.plan, access=copied, chunks=(), head=0)), force=True

@@ -172,7 +172,7 @@ def test_a_plan_file_runs_beside_the_strategies(hwexec: Hwexec, capsys: pytest.C
     done = hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "plan.yaml", "--runs", "1", "--json")
     assert [r["name"] for r in json.loads(done.out)["results"]] == ["warm", "best"]
     odd = hwexec("bench", "--model", "resnet18", "--device", "cpu", "-e", "plan.yaml")
-    assert (odd.code, "another network" in odd.err) == (2, True)
+    assert (odd.code, "batch 1, not for resnet18, fp32, batch 1; pass" in odd.err) == (2, True)
     file = read_plan("plan.yaml")
     write_plan("odd.yaml", replace(file, plan=replace(file.plan, chunks=())))
     odd = hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "odd.yaml")

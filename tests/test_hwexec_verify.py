@@ -364,14 +364,14 @@ def test_a_plan_for_another_host_unless_anyway(hwexec: Hwexec) -> None:
         "--out",
         "here",
     )
-    refused(hwexec(*args), "other links, GPUs or costs", "--anyway")
+    refused(hwexec(*args), "other links, GPUs or costs", "with --host, or --anyway to run it all the same")
     done = hwexec(*args, "--anyway")
     assert done.code == 0
     assert "--anyway: " in done.err
     write_host("named.yaml", replace(host, name="elsewhere", costs=costs))
     refused(
         hwexec("verify", "plan.yaml", "--device", "cpu", "--host", "./named.yaml"),
-        "p3.8xlarge, not for elsewhere",
+        "made for host p3.8xlarge, not for elsewhere",
     )
 
 
