@@ -57,9 +57,9 @@ class Point:
     issued_ns: float | None = None
     """Median over the same starts until the host thread had issued all of one; None where nobody looked."""
     predicted_issued_ns: float | None = None
-    """The same, predicted; None likewise."""
+    """The same, predicted, whether anybody looked or not; None in a file from before that was kept."""
     copies_ns: float | None = None
-    """What the plan's copies took by themselves, all lanes at once, just after; None likewise."""
+    """What the plan's copies took by themselves, all lanes at once, just after; None as `issued_ns` is."""
 
     @property
     def launch(self) -> Launch:
@@ -196,7 +196,7 @@ def _points(
                 plan=keep(as_run(entry.plan, Launch(row.launch))),
                 samples_ns=row.samples_ns,
                 issued_ns=row.issued_ns,
-                predicted_issued_ns=None if row.issued_ns is None else row.predicted_issued_ns,
+                predicted_issued_ns=row.predicted_issued_ns,
                 copies_ns=row.copies_ns,
             ),
         )

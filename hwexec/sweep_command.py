@@ -201,13 +201,12 @@ def _predicted(model: Model, points: Sequence[Point]) -> list[Point]:
     found = []
     for point in points:
         timeline = model.predict(point.plan.plan(network))
-        issued_ns = None if point.issued_ns is None else timeline.issued_ns
         found.append(
             replace(
                 point,
                 profile_kind=kind,
                 predicted_ns=timeline.makespan_ns,
-                predicted_issued_ns=issued_ns,
+                predicted_issued_ns=timeline.issued_ns,
             )
         )
     return found

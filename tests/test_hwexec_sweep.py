@@ -121,7 +121,8 @@ def test_on_the_cpu_no_times_are_written(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(commands, "open_device", lambda name, gpus: CpuDevice(gpus))
     assert run_command(cli, "hwexec", [*ASK, "--random", "1"]) == 0
     points = read_record(folder / "sweep.yaml", SWEEP).points
-    assert {(p.measured_ns, p.samples_ns) for p in points} == {(None, ())}
+    assert {(p.measured_ns, p.samples_ns, p.issued_ns) for p in points} == {(None, (), None)}
+    assert all(0 < (p.predicted_issued_ns or 0) < p.predicted_ns for p in points), "what is predicted is kept"
     assert run_command(cli, "hwexec", AGAIN) == 0
     assert read_record(folder / "sweep.yaml", SWEEP).points == points
     assert {p.name for p in folder.iterdir()} == {"sweep.yaml"}

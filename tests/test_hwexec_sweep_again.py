@@ -70,6 +70,21 @@ def test_again_needs_no_device_and_predicts_alike_while_the_model_is_the_same(
     assert (folder / "summary.txt").read_text() == out
 
 
+def test_what_a_host_takes_to_issue_is_predicted_again_where_nobody_looked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = swept(folder, monkeypatch)
+    assert all(p.issued_ns and p.predicted_issued_ns for p in first.points)
+    before = tuple(replace(p, issued_ns=None, predicted_issued_ns=None) for p in first.points)
+    write_record(folder / "sweep.yaml", SWEEP, replace(first, points=before), force=True)
+    assert run_command(cli, "hwexec", AGAIN) == 0
+    again = read_record(folder / "sweep.yaml", SWEEP).points
+    assert again == tuple(replace(p, issued_ns=None) for p in first.points)
+    found = summarise(again)
+    assert found is not None
+    assert found.by_pace == (), "a prediction alone says nothing of the host's pace"
+
+
 def test_a_sweep_that_was_cut_off_is_never_taken_for_a_whole_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
