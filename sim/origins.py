@@ -59,18 +59,17 @@ def _lanes(host: Host) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Lever:
-    """What is not measured: one constant, all rates of one kind, or what was estimated of the layers.
+    """What is not measured, by where it enters: rates of one kind of link, what was estimated of the layers, all other costs.
 
     `part`: by how much of itself a prediction changes, either way, where this is `MORE` of itself more.
     """
 
     name: str
-    kind: str
     part: float
 
 
 def levers(plan: Plan, profile: Profile, host: Host) -> tuple[Lever, ...]:
-    """Of an estimated profile: all that moves the prediction of `plan`, what moves it most first. Some 30 simulations."""
+    """Of an estimated profile: all that moves the prediction of `plan`, what moves it most first. Five simulations."""
 
     def makespan_ns(profile: Profile, host: Host) -> float:
         return simulate(lower(plan, profile.network, host), profile, detail=False).makespan_ns
@@ -79,25 +78,26 @@ def levers(plan: Plan, profile: Profile, host: Host) -> tuple[Lever, ...]:
     if before <= 0:
         return ()
     found = (
-        Lever(name, kind, abs(makespan_ns(raised, on) / before - 1))
-        for name, kind, raised, on in _raised(profile, host)
+        Lever(name, abs(makespan_ns(raised, on) / before - 1)) for name, raised, on in _raised(profile, host)
     )
     return tuple(sorted((lever for lever in found if lever.part > 0), key=lambda lever: -lever.part))
 
 
-def _raised(profile: Profile, host: Host) -> Iterator[tuple[str, str, Profile, Host]]:
-    """Each thing that nobody measured, by name and kind, with profile and host where it is more."""
+def _raised(profile: Profile, host: Host) -> Iterator[tuple[str, Profile, Host]]:
+    """Each lever by name, with profile and host where it is more."""
     lanes = _lanes(host)
     for wire, inside in (("PCIe", True), ("NVLink", False)):
-        for kind in FIGURE_KINDS[1:]:
-            raised = tuple(
-                replace(link, bytes_per_s=_more(link.bytes_per_s))
-                if (link.name in lanes) is inside and link.bytes_per_s.kind == kind
-                else link
-                for link in host.links
-            )
-            if raised != host.links:
-                yield f"{wire} rates", kind, profile, replace(host, links=raised)
+        unknown = {
+            link.name
+            for link in host.links
+            if (link.name in lanes) is inside and link.bytes_per_s.kind != "measured"
+        }
+        raised = tuple(
+            replace(link, bytes_per_s=_more(link.bytes_per_s)) if link.name in unknown else link
+            for link in host.links
+        )
+        if unknown:
+            yield f"{wire} rates", profile, replace(host, links=raised)
     layers = tuple(
         replace(
             layer,
@@ -107,16 +107,17 @@ def _raised(profile: Profile, host: Host) -> Iterator[tuple[str, str, Profile, H
         )
         for layer in profile.layers
     )
-    yield "layer times", "estimated", replace(profile, layers=layers), host
-    for field in fields(Costs):
-        figure: Figure = getattr(host.costs, field.name)
-        if figure.kind == "measured" or not figure.value:
-            continue
-        costs = replace(host.costs, **{field.name: _more(figure)})
+    yield "layer times", replace(profile, layers=layers), host
+    every = {field.name: getattr(host.costs, field.name) for field in fields(Costs)}
+    costs: dict[str, Figure] = {
+        name: figure for name, figure in every.items() if figure.kind != "measured" and figure.value
+    }
+    if costs:
         layers = profile.layers
-        if field.name == "issue_kernel_ns":  # what an estimate makes each layer's own from
+        if "issue_kernel_ns" in costs:  # what an estimate makes each layer's own from
             layers = tuple(replace(layer, issue=_longer(layer.issue)) for layer in layers)
-        yield field.name, figure.kind, replace(profile, layers=layers), replace(host, costs=costs)
+        dearer = replace(host.costs, **{name: _more(figure) for name, figure in costs.items()})
+        yield "all other costs", replace(profile, layers=layers), replace(host, costs=dearer)
 
 
 def _more(figure: Figure) -> Figure:

@@ -179,28 +179,24 @@ class Plan:
         self._check_once()
         for ranges in landed.values():
             ranges.sort()
+        here = landed.get(self.target, [])
         for index, (layer, accesses) in enumerate(zip(network.layers, self.access, strict=True)):
             require(
                 len(accesses) == len(layer.reads),
                 f"plan {self.name!r}: layer {index} ({layer.name}) has {len(accesses)} accesses for {len(layer.reads)} reads",
             )
             for read, access in zip(layer.reads, accesses, strict=True):
-                start = network.offsets[read.storage]
-                stop = start + network.storages[read.storage].size_bytes
-                where = f"plan {self.name!r}: layer {index} ({layer.name}) reads {network.storages[read.storage].name}"
+                wrong = ""
                 if access is Access.COPIED:
-                    require(
-                        covered(landed.get(self.target, []), start, stop),
-                        f"{where} copied, but no chunks bring all of it to GPU {self.target}; add them or read it in place",
-                    )
+                    start = network.offsets[read.storage]
+                    stop = start + network.storages[read.storage].size_bytes
+                    if not covered(here, start, stop):
+                        wrong = f"copied, but no chunks bring all of it to GPU {self.target}; add them or read it in place"
                 elif access is Access.PEER and self.holder(network, read.storage) is None:
-                    raise InputError(
-                        f"{where} peer-direct, but it lands whole on no one partner; add a chunk that stays there"
-                    )
-        full = self.overfull(network, host)
-        require(
-            full is None, f"plan {self.name!r}: {full}; bring less to it, or search a plan for {host.name}"
-        )
+                    wrong = "peer-direct, but it lands whole on no one partner; add a chunk that stays there"
+                if wrong:  # a search checks many plans, and words for each read would be most of that
+                    name = network.storages[read.storage].name
+                    raise InputError(f"plan {self.name!r}: layer {index} ({layer.name}) reads {name} {wrong}")
 
     @cached_property
     def _stays(self) -> dict[int, list[tuple[int, int]]]:

@@ -86,7 +86,7 @@ def estimate_words(profile: Profile, host: Host, plan: Plan) -> str:
     ships = host.name in host_names() and find_host(host.name).digest == host.digest
     lists = f"`sim hosts {host.name if ships else 'FILE'}` lists each with its source"
     told = [lever for lever in levers(plan, profile, host) if lever.part >= LEAST_TOLD][:MOST_TOLD]
-    changes = ", ".join(f"{lever.name} ({lever.kind}) by {lever.part:.1%}" for lever in told)
+    changes = ", ".join(f"{lever.name} by {lever.part:.1%}" for lever in told)
     most = f" Raised by {MORE:.0%}, these change this answer most: {changes}." if changes else ""
     return f"Estimated: {counted} ({kinds}); {lists}.{most}"
 

@@ -207,8 +207,7 @@ def test_estimates_say_in_one_line_how_much_nobody_measured_and_what_matters_of_
     text = report.footnote(made.profile, machine, BEST)
     assert re.sub(r"by \d+\.\d%", "by P", text) == (
         "Estimated: none of the 33 constants of test is measured (1 fitted, 32 assumed); `sim hosts FILE` lists each with "
-        "its source. Raised by 10%, these change this answer most: PCIe rates (assumed) by P, layer times (estimated) by P, "
-        "copy_latency_ns (assumed) by P."
+        "its source. Raised by 10%, these change this answer most: PCIe rates by P, layer times by P, all other costs by P."
     )
     assert "ESTIMATED" in report.title(made.profile, machine, 0)
     known = replace(figure(12e9), kind="measured")
