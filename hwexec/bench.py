@@ -313,6 +313,7 @@ def run_entry(
         predicted_issued_ns=None if predicted is None else predicted.issued_ns,
         copies_ns=None if alone is None else alone.median_ns,
         paused_ns=None if starts.paused is None else starts.paused.median_ns,
+        roused_ns=None if starts.roused is None else starts.roused.median_ns,
         lanes=lanes(plan),
     )
 

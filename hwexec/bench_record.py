@@ -39,6 +39,8 @@ class Row:
     paused_ns: float | None = None
     """Median of further starts, each after 0.1 s in which nothing was asked of host and GPUs; None of a peer, and where times
     are no figures."""
+    roused_ns: float | None = None
+    """The same of starts that `ColdStart.rouse` announced half a millisecond before; None of a warm run as well."""
     lanes: int = 1
     """Lanes that the plan copies over, of the `links` that it might."""
     asked: int | None = None

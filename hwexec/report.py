@@ -84,7 +84,8 @@ def _times(report: VerifyReport) -> Iterator[str]:
     )
     if report.paused_ns:
         paused, rested = Samples(report.paused_ns), report.warm_paused_ns
-        also = f", warm {ms(Samples(rested).median_ns)} ms" if rested else ""
+        also = f", {ms(Samples(report.roused_ns).median_ns)} roused before" if report.roused_ns else ""
+        also += f", warm {ms(Samples(rested).median_ns)}" if rested else ""
         yield (
             f"After {PAUSE_S:g} s without work: {ms(paused.median_ns)} ms (median of {len(paused.raw)}){also}; not predicted."
         )
@@ -270,14 +271,14 @@ def bench_words(report: BenchReport) -> Iterator[str]:
 
 
 def _after_a_pause(report: BenchReport) -> Iterator[str]:
-    rows = [(row, row.paused_ns) for row in report.rows if row.name in ("warm", "best")]
     told = [
-        f"{row.name}{f' over {row.links}' if row.name == 'best' else ''} {ms(paused_ns)} ms"
-        for row, paused_ns in rows
-        if paused_ns is not None
+        f"{row.name}{f' over {row.links}' if row.name == 'best' else ''} {ms(row.paused_ns)} ms"
+        + ("" if row.roused_ns is None else f", {ms(row.roused_ns)} roused before")
+        for row in report.rows
+        if row.name in ("warm", "best") and row.paused_ns is not None
     ]
     if told:
-        yield f"After {PAUSE_S:g} s without work: {', '.join(told)}; not predicted."
+        yield f"After {PAUSE_S:g} s without work: {'; '.join(told)}. None of this is predicted."
 
 
 def _slow_links(report: BenchReport) -> Iterator[str]:

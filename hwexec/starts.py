@@ -24,6 +24,8 @@ FEWEST = 3
 """Starts taken however slow they are."""
 PAUSED = 5
 """Starts after a pause, at most as many as others."""
+NEAR_S = 5e-4
+"""How long ahead of a start that comes after a pause it is announced, where it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +91,14 @@ class Starts:
     """One thing started many times: wall-clock times from the request to the answer synchronised, and the worst answer.
 
     `issued`: of the same starts, until the host thread had issued all of it and the call returned. `paused`: of further ones,
-    after a pause.
+    after a pause, and `roused` of others that were announced at its end.
     """
 
     samples: Samples
     worst: Likeness
     issued: Samples
     paused: Samples | None = None
+    roused: Samples | None = None
 
 
 def take(
@@ -106,42 +109,53 @@ def take(
     runs: int,
     budget_s: float = float("inf"),
     paused: int = 0,
+    rouse: Callable[[], None] | None = None,
 ) -> Starts:
     """`runs` starts after one untimed (libraries load, graphs are uploaded), fewer where they take longer than `budget_s`.
 
     `before` makes the next call a cold one. Each follows it at once, as starts do on a busy server: what the host's core has in
     its caches a pause takes away, and that may be a third of a millisecond (results/h100-pair/trials/pauses.txt). So `paused`
-    further ones are made after `PAUSE_S` of nothing. Every answer is compared, the untimed one's too.
+    further ones are made after `PAUSE_S` of nothing, and where there is a `rouse` as many for which that is called then, `NEAR_S`
+    ahead. Every answer is compared, the untimed one's too.
     """
-    raw: list[float] = []
-    issued: list[float] = []
-    rested: list[float] = []
     worst = SAME
+
+    def start(pause_s: float = 0.0, rouse: Callable[[], None] | None = None) -> tuple[float, float]:
+        nonlocal worst
+        before()
+        device.synchronize()
+        if pause_s:
+            time.sleep(pause_s)
+        if rouse is not None:
+            began = time.perf_counter()
+            rouse()
+            while time.perf_counter() - began < NEAR_S:
+                pass
+        began_ns = time.perf_counter_ns()
+        output = call()
+        returned = time.perf_counter_ns() - began_ns
+        device.synchronize()
+        elapsed = time.perf_counter_ns() - began_ns
+        worst = worst.worse(likeness(output, reference))
+        return float(elapsed), float(returned)
+
     with steady(device), torch.no_grad():
-
-        def start(pause_s: float) -> tuple[float, float]:
-            nonlocal worst
-            before()
-            device.synchronize()
-            if pause_s:
-                time.sleep(pause_s)
-            began = time.perf_counter_ns()
-            output = call()
-            returned = time.perf_counter_ns() - began
-            device.synchronize()
-            elapsed = time.perf_counter_ns() - began
-            worst = worst.worse(likeness(output, reference))
-            return float(elapsed), float(returned)
-
-        start(0.0)
+        start()
+        raw: list[float] = []
+        issued: list[float] = []
         while len(raw) < runs and (len(raw) < FEWEST or sum(raw) <= budget_s * 1e9):
-            elapsed, returned = start(0.0)
+            elapsed, returned = start()
             raw.append(elapsed)
             issued.append(returned)
-        for _ in range(min(paused, len(raw)) if device.figures else 0):
-            rested.append(start(PAUSE_S)[0])
+        pauses = range(min(paused, len(raw)) if device.figures else 0)
+        rested = tuple(start(PAUSE_S)[0] for _ in pauses)
+        roused = tuple(start(PAUSE_S, rouse)[0] for _ in pauses) if rouse is not None else ()
     return Starts(
-        Samples(tuple(raw)), worst, Samples(tuple(issued)), Samples(tuple(rested)) if rested else None
+        Samples(tuple(raw)),
+        worst,
+        Samples(tuple(issued)),
+        Samples(rested) if rested else None,
+        Samples(roused) if roused else None,
     )
 
 
@@ -176,7 +190,7 @@ def start_cold(
     budget_s: float = float("inf"),
 ) -> Starts:
     """Cold starts with every arena filled with 0xFF before."""
-    return take(lambda: cold(*inputs), cold.device, reference, cold.evict, runs, budget_s, PAUSED)
+    return take(lambda: cold(*inputs), cold.device, reference, cold.evict, runs, budget_s, PAUSED, cold.rouse)
 
 
 def nothing() -> None:

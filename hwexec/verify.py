@@ -127,6 +127,8 @@ class VerifyReport:
     """The same, measured in each of `cold_ns`."""
     paused_ns: tuple[float, ...] = ()
     """Further cold starts, each after 0.1 s in which nothing was asked of host and GPUs."""
+    roused_ns: tuple[float, ...] = ()
+    """Others, likewise, but announced by `ColdStart.rouse` half a millisecond before."""
     warm_paused_ns: tuple[float, ...] = ()
     """Warm runs, likewise."""
     reference: str = RESIDENT
@@ -282,6 +284,7 @@ def verify(task: Task, device: Device) -> Verified:
         predicted_issued_ns=timelines[0].issued_ns if timelines else None,
         issued_ns=starts.issued.raw if device.figures else (),
         paused_ns=starts.paused.raw if starts.paused else (),
+        roused_ns=starts.roused.raw if starts.roused else (),
         warm_paused_ns=repeats.paused.raw if repeats.paused else (),
         reference=kind,
         not_measured=task.only_planned,

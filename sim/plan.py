@@ -197,6 +197,10 @@ class Plan:
                 if wrong:  # a search checks many plans, and words for each read would be most of that
                     name = network.storages[read.storage].name
                     raise InputError(f"plan {self.name!r}: layer {index} ({layer.name}) reads {name} {wrong}")
+        full = self.overfull(network, host)
+        require(
+            full is None, f"plan {self.name!r}: {full}; bring less to it, or search a plan for {host.name}"
+        )
 
     @cached_property
     def _stays(self) -> dict[int, list[tuple[int, int]]]:

@@ -58,6 +58,7 @@ MEASURED = bench_record.BenchReport(
             direct_bytes=2**20,
             samples_ns=(1.0e6, 0.99e6, 1.05e6),
             paused_ns=1.31e6,
+            roused_ns=1.1e6,
             predicted_ns=0.95e6,
             issued_ns=0.21e6,
             predicted_issued_ns=0.1e6,

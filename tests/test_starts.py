@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -99,4 +100,29 @@ def test_starts_follow_their_preparation_at_once_and_further_ones_a_pause(
     assert found.paused is not None
     assert len(found.paused.raw) == 1
     assert not found.worst.bit_equal, "the answer of a start after a pause counts as well"
+    device.close()
+
+
+def test_a_start_after_a_pause_may_be_announced_half_a_millisecond_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, told = CpuDevice(1, delay_us=0.0), list[str]()
+    device.figures = True
+    monkeypatch.setattr(starts.time, "sleep", lambda seconds: told.append(f"pause {seconds:g}"))
+    monkeypatch.setattr(starts, "NEAR_S", 0.003)
+    at: dict[str, float] = {}
+
+    def now(what: str) -> torch.Tensor:
+        told.append(what)
+        at[what] = time.perf_counter()
+        return torch.ones(1)
+
+    found = take(
+        lambda: now("start"), device, [torch.ones(1)], lambda: None, 3, paused=2, rouse=lambda: now("rouse")
+    )
+    assert told == ["start"] * 4 + ["pause 0.1", "start"] * 2 + ["pause 0.1", "rouse", "start"] * 2
+    assert at["start"] - at["rouse"] >= 0.003
+    assert found.paused is not None
+    assert found.roused is not None
+    assert len(found.paused.raw) == len(found.roused.raw) == 2
     device.close()
