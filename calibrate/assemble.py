@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,6 +35,8 @@ SHARED_BELOW = 0.995
 PEER = "p2p-beside-h2d"
 """The case that peer routes come from: a relay always pushes while its GPU's lane is at work. Where it is waived, IDLE."""
 IDLE = "p2p"
+COPY_CALL, EVENT_CALL = "a copy more", "an event more"
+"""What one more of them adds to a head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,7 @@ class _Assembly:
     def costs(self, lanes: Sequence[Fit], peers: Sequence[Fit]) -> Costs:
         copy = _middle([f.constant("latency_ns") for f in lanes])
         peer = _middle([f.constant("latency_ns") for f in peers]) if peers else None
-        issue = {w: measured(self.point("issue", f"issue {w}")) for w in ("copy", "record", "wait", "kernel")}
+        copy_call, event_call, calls = self.calls()
         same = self.wait("wait-graph", "wait same graph")
         cross = self.wait("wait-cross-graph", "wait cross graph")
         bare, launch = self.launch(with_copies=False), self.launch(with_copies=True)
@@ -198,10 +200,10 @@ class _Assembly:
         return Costs(
             copy_latency_ns=figure(copy, lanes[0].case),
             peer_latency_ns=figure(peer, PEER if self.pairs(PEER) else IDLE),
-            issue_copy_ns=figure(issue["copy"], "issue"),
-            issue_event_ns=figure(_middle([issue["record"], issue["wait"]]), "issue"),
-            issue_kernel_ns=figure(issue["kernel"], "issue"),
-            issue_hook_ns=figure(self.hook(issue), "hook"),
+            issue_copy_ns=figure(copy_call, calls),
+            issue_event_ns=figure(event_call, calls if event_call.name == EVENT_CALL else "issue"),
+            issue_kernel_ns=figure(measured(self.point("issue", "issue kernel")), "issue"),
+            issue_hook_ns=figure(self.hook(copy_call.value + 2 * event_call.value), "hook"),
             host_sync_ns=figure(self.answer(20), "answer"),
             wait_ns=figure(same, "wait-graph"),
             wait_cross_ns=figure(cross if cross is not None else same, "wait-cross-graph"),
@@ -226,12 +228,33 @@ class _Assembly:
             ),
         )
 
-    def hook(self, issue: Mapping[str, Constant]) -> Constant:
+    def calls(self) -> tuple[Constant, Constant, str]:
+        """What the host takes to issue a copy, and to record an event or wait for one, and the case that says so: starts with
+        heads of more chunks and fewer, or where those were not made, as in earlier calibrations and without a partner for
+        events, loops of one call.
+        """
+        copy, record, wait = (measured(self.point("issue", f"issue {w}")) for w in ("copy", "record", "wait"))
+        event = _middle([record, wait])
+        if not self.points("head", "head own"):
+            return copy, event, "issue"
+        copy = self.more_chunks("head own", COPY_CALL)
+        if self.points("head", "head relayed"):
+            both = self.more_chunks(
+                "head relayed", EVENT_CALL
+            )  # two copies and two events a chunk: both, twice
+            event = _difference(EVENT_CALL, both, copy)
+        return copy, event, "head"
+
+    def more_chunks(self, label: str, name: str) -> Constant:
+        """What a copy more takes, and what comes with it."""
+        few, many = sorted(self.points("head", label), key=lambda point: point.copies)
+        more = _difference(name, measured(many), measured(few))
+        return Constant(name, *(x / (many.copies - few.copies) for x in (more.value, more.low, more.high)))
+
+    def hook(self, calls_ns: float) -> Constant:
         """What an eager start takes per layer to issue a chunk ahead of it, beyond the calls for the chunk."""
-        points = (measured(self.point("hook", label)) for label in ("hooked", "unhooked"))
-        hooked, unhooked = points
-        calls = sum(issue[what].value for what in ("copy", "record", "wait"))
-        return _difference("hook", hooked, unhooked, calls)
+        hooked, unhooked = (measured(self.point("hook", label)) for label in ("hooked", "unhooked"))
+        return _difference("hook", hooked, unhooked, calls_ns)
 
     def wait(self, case: str, label: str) -> Constant | None:
         """None where the case was waived."""

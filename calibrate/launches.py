@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 
@@ -17,8 +18,9 @@ from calibrate.samples import Point
 from calibrate.ways import everything
 from hwexec.device import Event, Stream, forked
 from hwexec.executor import ColdStart, prepare
-from hwexec.starts import kept, take
+from hwexec.starts import Starts, kept, take
 from hwexec.timing import Mismatch, call_ns, time_ns, wall_ns
+from sim.draft import aligned
 from sim.plan import Access, Chunk
 
 LAUNCH_BYTES = 64 * KIB
@@ -104,6 +106,59 @@ def start(bench: Bench) -> tuple[Point, ...]:
     return tuple(Point(label, network.arena_bytes, 1, tuple(samples)) for label, samples in taken.items())
 
 
+HEAD_CHUNKS = (4, 24)
+HEAD_WIDTH = 2048
+"""Of one layer of weights, so that the fewest chunks are as large as plans have them."""
+
+
+def head(bench: Bench) -> tuple[Point, ...]:
+    """Starts whose whole arena is a head of few chunks or of many, until the host has issued all: over the own lane ("head own"),
+    and relayed ("head relayed"). The one layer waits for the last chunk alone, so that more chunks are more calls of the head
+    and nothing else: a copy each, or two copies, a record and a wait.
+
+    Loops of one call (case `issue`) find all that it needs in the core's caches; a start makes each of its calls once.
+    """
+    device = bench.device
+    built, network = linears(1, HEAD_WIDTH if device.figures else 2 * HOOKED_WIDTH)
+    given = built.inputs_on(device.torch_device(0))
+    partner = next((s for s, d in peers(bench) if d == 0), None)
+    paths = {"head own": (0,)} | ({} if partner is None else {"head relayed": (partner, 0)})
+    taken: dict[tuple[str, int], list[float]] = {}
+    for _ in range(START_ROUNDS):  # in turn, as for hooks
+        for label, path in paths.items():
+            for count in HEAD_CHUNKS:
+                plan = everything(network, Access.COPIED)
+                plan = replace(plan, chunks=evenly(network.arena_bytes, count, path), head=count)
+                with prepare(
+                    built.module, plan, given, network=network, host=bare_host(partner), device=device
+                ) as cold:
+                    starts = cold_starts(cold, given, cold.evict, bench.effort.repeats)
+                taken.setdefault((label, count), []).extend(starts.issued.raw)
+    return tuple(
+        Point(label, network.arena_bytes // count, 1, tuple(samples), copies=count * len(paths[label]))
+        for (label, count), samples in taken.items()
+    )
+
+
+def evenly(size_bytes: int, count: int, path: tuple[int, ...]) -> tuple[Chunk, ...]:
+    """Chunks of an arena of that size, cut where storages might start."""
+    cuts = [aligned(size_bytes * at // count) for at in range(count)]
+    return tuple(Chunk(a, b, path) for a, b in pairwise([*cuts, size_bytes]))
+
+
+def cold_starts(
+    cold: ColdStart, inputs: tuple[torch.Tensor, ...], before: Callable[[], None], repeats: int
+) -> Starts:
+    """As `hwexec verify` makes them. Mismatch where an answer is not the resident run's."""
+    starts = take(partial(cold, *inputs), cold.device, kept(cold.resident(*inputs)), before, repeats)
+    if not starts.worst.bit_equal:
+        raise Mismatch(
+            "the answer of a cold start is not that of a resident run, so none of this host's figures can be trusted; look for "
+            "memory or link errors (nvidia-smi -q, dmesg)"
+        )
+    return starts
+
+
 def beyond_a_gate(cold: ColdStart, inputs: tuple[torch.Tensor, ...], repeats: int) -> list[float]:
     """Cold starts on the host's clock, nanoseconds each, less what they take where the host has done its part before."""
     device, stream = cold.device, cold.device.stream("calibrate", 0)
@@ -115,14 +170,9 @@ def beyond_a_gate(cold: ColdStart, inputs: tuple[torch.Tensor, ...], repeats: in
         cold.evict()
 
     try:
-        starts = take(partial(cold, *inputs), device, kept(cold.resident(*inputs)), before, repeats)
+        starts = cold_starts(cold, inputs, before, repeats)
     finally:
         device.close_stream(stream)
-    if not starts.worst.bit_equal:
-        raise Mismatch(
-            "the answer of a cold start is not that of a resident run, so none of this host's figures can be trusted; look for "
-            "memory or link errors (nvidia-smi -q, dmesg)"
-        )
     own = statistics.median(behind[1:])  # the first warms up
     return [max(1.0, sample - own) for sample in starts.samples.raw]
 
@@ -220,5 +270,6 @@ LAUNCH_CASES = (
         seconds=5,
     ),
     Case("start", "a whole start by graph beyond its copy", start, seconds=1),
+    Case("head", "host thread to issue the chunks of a head, in starts", head, seconds=3),
     Case("first-replay", "first launch of a fresh graph", first_replay, seconds=3),
 )

@@ -15,7 +15,7 @@ from calibrate.ways import everything
 from hwexec.device import Ready, forked
 from hwexec.executor import prepare
 from hwexec.timing import issue_ns
-from sim.host import Costs, Figure, Gpu, Host, Link
+from sim.host import Costs, Figure, Gpu, Host, Link, Peer
 from sim.models import Built
 from sim.network import Network
 from sim.plan import Access, Chunk, Launch
@@ -113,11 +113,13 @@ def linears(layers: int, width: int) -> tuple[Built, Network]:
     return built, trace(built).network
 
 
-def bare_host() -> Host:
-    """Enough of a host to lower a plan for one GPU; nothing is predicted with it."""
+def bare_host(partner: int | None = None) -> Host:
+    """Enough of a host to lower a plan for GPU 0 and, maybe, a partner that pushes to it; nothing is predicted with it."""
     nothing = Figure(1.0, "assumed", "never used")
     costs = Costs(**{field.name: nothing for field in fields(Costs)})
-    return Host("bare", "", (Gpu(0, "GPU", 2**40, ("pcie",)),), (Link("pcie", nothing),), (), costs)
+    gpus = tuple(Gpu(index, "GPU", 2**40, ("pcie",)) for index in range(1 + (partner or 0)))
+    peers = () if partner is None else (Peer(partner, 0, ("wire",)),)
+    return Host("bare", "", gpus, (Link("pcie", nothing), Link("wire", nothing)), peers, costs)
 
 
 def answer(bench: Bench) -> tuple[Point, ...]:

@@ -80,6 +80,23 @@ def cases(
     return [CaseResult(name, name, tuple(p)) for name, p in points.items()]
 
 
+def headed(gpus: int) -> CaseResult:
+    """Heads of starts: 30,000, 5,000 a copy, and relayed 1,000 an event."""
+    points = [Point("head own", 2**20, 1, (30e3 + 5e3 * k,), copies=k) for k in (4, 24)]
+    if gpus > 1:
+        points += [Point("head relayed", 2**20, 1, (40e3 + 12e3 * k,), copies=2 * k) for k in (4, 24)]
+    return CaseResult("head", "head", tuple(points))
+
+
+def test_calls_come_from_whole_starts_where_those_were_made() -> None:
+    for gpus, event_ns, of in ((1, 4000, "issue (issue record)"), (2, 1000, "head (an event more)")):
+        costs = assemble("x", "", facts(gpus), [*cases(gpus, {}), headed(gpus)]).host.costs
+        assert (costs.issue_copy_ns.value, costs.issue_event_ns.value) == pytest.approx((5000, event_ns))
+        assert costs.issue_copy_ns.source == "calibrate case head (a copy more)"
+        assert costs.issue_event_ns.source == f"calibrate case {of}"
+        assert costs.issue_hook_ns.value == pytest.approx(17_000 - 5000 - 2 * event_ns)
+
+
 def facts(gpus: int) -> list[GpuFacts]:
     return [GpuFacts("V100", 2**34)] * gpus
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,39 @@ def test_each_start_finds_the_arenas_filled_and_its_answer_is_compared(
     monkeypatch.setattr(launches, "kept", lambda output: [torch.zeros_like(t) for t in tensors(output)])
     with pytest.raises(Mismatch, match="the answer of a cold start is not that of a resident run"):
         start(Bench(device, PAIR, NO_FIGURES))
+    assert device.pinned == {}
+
+
+def test_heads_of_starts_differ_by_copies_alone(device: CpuDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs: dict[tuple[str, int], Any] = {}
+    made = launches.prepare
+
+    def seen(*args: Any, **kwargs: Any) -> ColdStart:
+        cold = made(*args, **kwargs)
+        plan = cold.plan
+        programs["own" if len(plan.chunks[0].path) == 1 else "relayed", plan.head] = cold.program
+        return cold
+
+    monkeypatch.setattr(launches, "prepare", seen)
+    points = {(p.label, p.copies): p for p in launches.head(Bench(device, PAIR, NO_FIGURES))}
+    few, many = launches.HEAD_CHUNKS
+    assert sorted(points) == [
+        ("head own", few),
+        ("head own", many),
+        ("head relayed", 2 * few),
+        ("head relayed", 2 * many),
+    ]
+    assert {len(p.samples_ns) for p in points.values()} == {START_ROUNDS * NO_FIGURES.repeats}
+    for way, copies, events in (("own", 1, 0), ("relayed", 2, 2)):
+        less, more = (Counter(type(op).__name__ for op in programs[way, k].ops) for k in (few, many))
+        more.subtract(less)
+        added = many - few
+        assert +more == +Counter(Copy=copies * added, Record=events // 2 * added, Wait=events // 2 * added)
+        assert all(p.head_ops == len(p.ops) - 2 for (w, _), p in programs.items() if w == way), (
+            "a wait and a layer"
+        )
+    single = Bench(device, Topology(1, (), (None,)), NO_FIGURES)
+    assert {p.label for p in launches.head(single)} == {"head own"}
     assert device.pinned == {}
 
 

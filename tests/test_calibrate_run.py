@@ -41,7 +41,7 @@ def test_a_gpu_is_lost_half_way_and_the_same_command_goes_on_to_the_end(
 
     told = Told()
     outcome = run(ask(MODEL), device, Watch(None), Store(tmp_path), told)
-    assert told.begun[:3] == ["launch", "start", "first-replay"]
+    assert told.begun[:4] == ["launch", "start", "head", "first-replay"]
     assert outcome.flags == (NO_FIGURE,)
 
     host = read_host(outcome.host)
