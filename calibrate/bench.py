@@ -287,6 +287,9 @@ class Case:
     waived: Callable[[Bench], str | None] = never
     seconds: float = 1.0
     """A first guess for the progress bar, on a host of two GPUs."""
+    second_look: bool = False
+    """Measured once more when all others are, and the faster look kept: links that others use have slow moments, and one of them
+    would slow every prediction."""
 
 
 def several_gpus(bench: Bench) -> str | None:

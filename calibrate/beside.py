@@ -133,6 +133,7 @@ BESIDE_CASES = (
         h2d_together,
         several_gpus,
         seconds=2,
+        second_look=True,
     ),
     Case(
         "p2p",

@@ -202,7 +202,13 @@ def peer_read(bench: Bench) -> tuple[Point, ...]:
 
 LINK_CASES = (
     Case("h2d", "pinned host to device by size, issued in a stream", lambda b: h2d(b, False), seconds=4),
-    Case("h2d-graph", "the same copies in a captured graph", lambda b: h2d(b, True), seconds=4),
+    Case(
+        "h2d-graph",
+        "the same copies in a captured graph",
+        lambda b: h2d(b, True),
+        seconds=4,
+        second_look=True,
+    ),
     Case("h2d-pageable", "pageable host to device by size", h2d_pageable, seconds=3),
     Case("d2h", "device to pinned host by size", d2h, seconds=5),
     Case("footprint", "copies spread over ever larger pinned arenas", footprint, seconds=8),

@@ -164,7 +164,8 @@ def run(
             f"{store.folder}: going on from {kept} before, with {how}; pass --fresh to measure all again"
         )
     pace = 0.3 if ask.quick else 1.0
-    progress.plan(sum(c.seconds * pace for c in left) + NETWORK_SECONDS * len(missing))
+    looks = sum(c.seconds * pace * (1 + (c.second_look and device.figures)) for c in left)
+    progress.plan(looks + NETWORK_SECONDS * len(missing))
     results = _links(device, topology, effort, cases, store, progress, pace)
     draft = assemble(ask.name, opened.about, opened.gpus, results, keep_bad=True, figures=device.figures)
     failed = _networks(missing, draft.host, device, store, progress, effort)
@@ -221,7 +222,8 @@ def _links(
     pace: float,
 ) -> tuple[CaseResult, ...]:
     bench = Bench(device, topology, effort)
-    results = []
+    results: dict[str, CaseResult] = {}
+    fresh: list[Case] = []
     try:
         for case in cases:
             result = store.case(case.name)
@@ -231,10 +233,24 @@ def _links(
                 store.keep_case(result)
                 said = f"waived: {result.waived}" if result.waived else f"{result.seconds:.1f} s"
                 progress.ended(case.name, case.seconds * pace, said)
-            results.append(result)
+                fresh.append(case)
+            results[case.name] = result
+        for case in fresh if device.figures else ():
+            if case.second_look and not results[case.name].waived:
+                progress.begins(f"{case.name} again")
+                results[case.name] = _faster(results[case.name], _measured(case, bench, store))
+                store.keep_case(results[case.name])
+                progress.ended(f"{case.name} again", case.seconds * pace, "the faster look kept")
     finally:
         _close(bench)
-    return tuple(results)
+    return tuple(results.values())
+
+
+def _faster(first: CaseResult, second: CaseResult) -> CaseResult:
+    """The look whose points took less, all together; the first where the second came to nothing."""
+    if second.waived or sum(p.each_ns for p in second.points) >= sum(p.each_ns for p in first.points):
+        return replace(first, looks=2)
+    return replace(second, looks=2)
 
 
 def _close(bench: Bench) -> None:
@@ -264,7 +280,7 @@ def _measured(case: Case, bench: Bench, store: Store) -> CaseResult:
     except RuntimeError as error:
         raise _lost(case.name, error, store) from error
     seconds = time.perf_counter() - began
-    return CaseResult(case.name, case.about, points, reason, bench.verified, seconds, takes, failed)
+    return CaseResult(case.name, case.about, points, reason, bench.verified, seconds, takes, failed=failed)
 
 
 def _lost(what: str, error: Exception, store: Store) -> InputError:

@@ -71,6 +71,8 @@ class CaseResult:
     seconds: float = 0.0
     takes: int = 1
     """How often it was measured; the steadiest take is here."""
+    looks: int = 1
+    """At how many times, far apart, it was; the faster look is here."""
     failed: str = ""
     """Why measuring it again came to nothing; empty where it was not tried, or did."""
 

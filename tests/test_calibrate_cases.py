@@ -17,6 +17,7 @@ from calibrate.beside import h2d_together, p2p
 from calibrate.launches import START_ROUNDS, launch, start
 from calibrate.links import h2d
 from calibrate.run import CASES, Watch, run, unsteady
+from calibrate.run import _links as links_of
 from calibrate.samples import Point
 from calibrate.store import Store
 from calibrate.topology import Topology
@@ -26,7 +27,7 @@ from hwexec.starts import tensors
 from hwexec.timing import Mismatch, Samples
 from sim.errors import InputError
 from sim.files import read_host, read_profile
-from tests.calibrating import MODEL, PAIR, Told, ask
+from tests.calibrating import MODEL, PAIR, Told, ask, good
 
 
 @pytest.fixture
@@ -239,3 +240,29 @@ def test_a_case_that_scatters_and_then_fails_keeps_what_it_had_and_says_so(
             assert (found.points[0].samples_ns, found.takes, found.failed) == (WILD, 1, "no room")
             (line,) = unsteady((found,))
             assert line.endswith("most a (1 bytes): 33%; taking it again failed: no room")
+
+
+@pytest.mark.parametrize(("first", "second", "kept"), [(9.0, 7.0, 7.0), (7.0, 9.0, 7.0), (7.0, None, 7.0)])
+def test_links_are_looked_at_again_when_all_else_is_measured_and_the_faster_look_is_kept(
+    device: CpuDevice, tmp_path: Path, first: float, second: float | None, kept: float
+) -> None:
+    looks, told = iter([first, second]), Told()
+
+    def measure(_: Bench) -> tuple[Point, ...]:
+        if (found := next(looks)) is None:
+            raise InputError("no room")
+        return (Point("h2d:0", 1, 1, (found,)),)
+
+    cases = [Case("h2d-graph", "links", measure, second_look=True), good("issue", [])]
+    store = Store(tmp_path)
+    device.figures = True
+    results = links_of(device, PAIR, NO_FIGURES, cases, store, told, 1.0)
+    assert told.begun == ["h2d-graph", "issue", "h2d-graph again"]
+    assert [(r.case, r.looks, r.points[0].median_ns) for r in results] == [
+        ("h2d-graph", 2, kept),
+        ("issue", 1, 1.5),
+    ]
+    assert store.case("h2d-graph") == results[0]
+    again = Told()
+    assert links_of(device, PAIR, NO_FIGURES, cases, store, again, 1.0) == results
+    assert again.begun == [], "what was looked at twice before is not a third time"
