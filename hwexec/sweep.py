@@ -16,7 +16,7 @@ from hwexec.sweep_plan import KeptPlan, keep
 from hwexec.timing import Samples
 from hwexec.verify import as_run
 from sim.baselines import BASELINES
-from sim.draft import Draft, Range, aligned, plan_of, runs_of
+from sim.draft import EVERY, Draft, Range, aligned, plan_of, runs_of
 from sim.errors import InputError
 from sim.files import FileKind
 from sim.host import Host
@@ -106,7 +106,8 @@ SWEEP = FileKind("sweep", 3, SweepRecord, last="figures")
 
 
 def random_plan(network: Network, host: Host, gpus: tuple[int, ...], seed: str) -> Plan:
-    """A valid plan that no search made: reads in place, where chunks end and the launch are drawn. Same seed, same plan."""
+    """A valid plan that no search made: reads in place, where chunks end, launch, head and opening are drawn. Same seed, same
+    plan."""
     draw = random.Random(seed)
     target, *partners = gpus
     paths = ((target,), *((partner, target) for partner in partners))
@@ -126,7 +127,12 @@ def random_plan(network: Network, host: Host, gpus: tuple[int, ...], seed: str) 
             end = min(stop, aligned(start + round(size * draw.uniform(0.25, 1.75))))
             cuts.append((start, end))
             start = end
-    return plan_of(replace(draft, cuts=tuple(cuts)), network, host, "random")
+    head = draw.choice((0, draw.randint(1, 4 * len(paths)), EVERY))
+    opening = draw.choice(
+        (0, draw.randrange(len(network.layers)))
+    )  # of no account but where all chunks are ahead
+    drawn = replace(draft, cuts=tuple(cuts), head=head, opening=opening)
+    return plan_of(drawn, network, host, "random")
 
 
 def run_case(

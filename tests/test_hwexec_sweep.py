@@ -148,6 +148,13 @@ def test_random_plans_are_valid_and_follow_their_seed() -> None:
     assert plans[7] == random_plan(net, machine, (0, 2), "7")
     assert len(set(plans)) > 40
     assert {plan.gpus for plan in plans} >= {(0, 2)}
+    graphs = [plan for plan in plans if plan.launch is Launch.GRAPH]
+    assert {(plan.head > 0) + (plan.head == len(plan.chunks)) + (plan.opening > 0) for plan in graphs} == {
+        0,
+        1,
+        2,
+        3,
+    }
 
 
 def test_a_graph_that_cannot_be_captured_is_kept_as_it_ran(
