@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -18,14 +18,15 @@ from hwexec import spans
 from hwexec.arena import Weights
 from hwexec.cpu import CpuDevice
 from hwexec.cuda import CudaDevice
-from hwexec.device import CaptureError, Device, Event, Graph
-from hwexec.hooks import LayerHooks, Learned, follow, learn
+from hwexec.device import CaptureError, Device, Event
+from hwexec.graphs import Captured, capture
+from hwexec.hooks import LayerHooks, Learned, learn
 from hwexec.host_memory import memory_error
 from hwexec.rouse import Rouse
-from hwexec.script import Head, do
+from hwexec.script import do
 from hwexec.stage import Inputs, Stage
 from hwexec.timing import Samples, time_ns
-from hwexec.walk import Marks, Pairs, Walk
+from hwexec.walk import Marks, Pairs
 from sim.errors import InputError, require
 from sim.hints import first_line
 from sim.host import Host
@@ -93,16 +94,6 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
-@dataclass(frozen=True, slots=True)
-class _Captured:
-    """A graph to be replayed, behind the head that its start issues first, if any."""
-
-    graph: Graph
-    output: Any
-    layer_nodes: tuple[int, ...] | None
-    head: Head | None
-
-
 class ColdStart:
     """A module made ready: see `prepare`. A context manager; `close` gives the module and all memory back.
 
@@ -131,7 +122,7 @@ class ColdStart:
         """Host memory to GPUs, by copies, in the last cold start; of captured ones, what each of them copies."""
         self.relayed_bytes = 0
         """GPU to GPU, likewise."""
-        self._graphs: dict[str, _Captured] = {}
+        self._graphs: dict[str, Captured] = {}
         self._hot = self._full = False
         self._settling: Event | None = None
         self._closed = False
@@ -199,7 +190,7 @@ class ColdStart:
             if learned.blocker:
                 raise CaptureError(learned.blocker)
             for kind in ("cold", "resident") if same else kinds:
-                self._graphs[kind] = self._captured(kind)
+                self._graphs[kind] = capture(self.module, self._stage, kind, self._forward)
         except CaptureError as error:
             self._drop_graphs()
             self.launch, self.why_eager = Launch.EAGER, str(error)
@@ -209,28 +200,6 @@ class ColdStart:
         copies = [op for op in self.program.ops if isinstance(op, Copy)]
         self.moved_bytes = sum(op.size_bytes for op in copies if op.source is None)
         self.relayed_bytes = sum(op.size_bytes for op in copies if op.source is not None)
-
-    def _captured(self, kind: str) -> _Captured:
-        """A start of this kind as a graph, without its head. A capture that fails names the layer that it had reached."""
-        head = self._stage.head() if kind == "cold" and self.program.head_ops else None
-        walk: Walk | None = None
-        try:
-            with (
-                self._stage.pointed(kind),
-                torch.no_grad(),
-                self.device.capture(self._stage.compute) as graph,
-            ):
-                walk = self._stage.walk(kind, graph=graph, head=head)
-                walk.begin()
-                with follow(self.module, self.network, self._stage.find, walk.reach, walk.near):
-                    output = self._forward()
-                walk.finish()
-        except CaptureError as error:
-            at = max(0, walk.reached if walk is not None else 0)
-            raise CaptureError(
-                f"layer {at} ({self.network.layers[at].name}) cannot be captured: {error}"
-            ) from None
-        return _Captured(graph, output, walk.layer_nodes(), head)
 
     def _drop_graphs(self) -> None:
         for captured in {id(c): c for c in self._graphs.values()}.values():
@@ -272,7 +241,7 @@ class ColdStart:
         self._open()
         if self.launch is not Launch.EAGER and "in place" not in self._graphs:
             try:
-                self._graphs["in place"] = self._captured("in place")
+                self._graphs["in place"] = capture(self.module, self._stage, "in place", self._forward)
             except BaseException as error:
                 if (line := memory_error(error, self.device)) is not None:
                     raise line from None
@@ -412,7 +381,7 @@ class ColdStart:
             self.moved_bytes, self.relayed_bytes = walk.moved_bytes, walk.relayed_bytes
         return output
 
-    def _ahead(self, captured: _Captured) -> bool:
+    def _ahead(self, captured: Captured) -> bool:
         """Issue the head at once where nothing is under way that still needs the arenas; False where something may be."""
         head = captured.head
         if head is None or self._settling is not None or not self.device.idle(self._stage.compute):
@@ -420,20 +389,11 @@ class ColdStart:
         do(head.copies)
         return True
 
-    def _replay(self, captured: _Captured, inputs: Pairs, ahead: bool) -> Any:
+    def _replay(self, captured: Captured, inputs: Pairs, ahead: bool) -> Any:
         """A start by its graph, behind its head where that is not `ahead` already."""
-        compute, head = self._stage.compute, captured.head
-        with self.device.on(compute):
+        with self.device.on(self._stage.compute):
             self._settled()
-            if head is not None and not ahead:
-                do(head.fork)
-                do(head.copies)
-            self._assign(inputs)
-            captured.graph.replay()
-            if head is not None and head.opened:
-                do(head.later)
-                captured.graph.replay(1)
-        return captured.output
+            return captured.start(partial(self._assign, inputs), ahead=ahead)
 
     def _assign(self, inputs: Pairs) -> None:
         for fixed, given in inputs:

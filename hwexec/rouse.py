@@ -1,6 +1,6 @@
 """Small work like a start's own, that changes nothing: what makes host and wires ready for a start that is near.
 
-After a tenth of a second without work a start on two H100 took 0.2 to 0.5 ms longer (results/h100-pair/trials/pauses.txt). What its
+After a tenth of a second without work a start on two H100 took 0.2 to 0.5 ms longer (results/h100-pair-2/trials). What its
 calls need had left the caches of the calling thread's core, which calls on another core did not bring back, and NVLink slept.
 """
 

@@ -114,7 +114,7 @@ def take(
     """`runs` starts after one untimed (libraries load, graphs are uploaded), fewer where they take longer than `budget_s`.
 
     `before` makes the next call a cold one. Each follows it at once, as starts do on a busy server: what the host's core has in
-    its caches a pause takes away, and that may be a third of a millisecond (results/h100-pair/trials/pauses.txt). So `paused`
+    its caches a pause takes away, and that may be a third of a millisecond (results/h100-pair-2/trials). So `paused`
     further ones are made after `PAUSE_S` of nothing, and where there is a `rouse` as many for which that is called then, `NEAR_S`
     ahead. Every answer is compared, the untimed one's too.
     """

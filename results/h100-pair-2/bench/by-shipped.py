@@ -1,0 +1,36 @@
+"""Best plans of these benches as predicted by the shipped h100-pair, which another machine gave. From the checkout's root:
+calibrate fit on a copy of results/h100-pair-2/calibration writes hosts/ and profiles/ there; then
+python results/h100-pair-2/bench/by-shipped.py THAT_COPY"""
+
+import sys
+from pathlib import Path
+from statistics import median
+
+from hwexec.bench_record import BENCH
+from sim.catalog import Request, find_host, find_profile
+from sim.files import read_host, read_profile, read_record
+from sim.program import lower
+from sim.search import Options, search
+from sim.simulate import simulate
+
+copy = Path(sys.argv[1])
+own, shipped = read_host(copy / "hosts/h100-pair.yaml"), find_host("h100-pair")
+errors: dict[str, list[float]] = {"as it ran": [], "shipped": []}
+for path in sorted(Path(__file__).parent.glob("*.yaml")):
+    report = read_record(path, BENCH)
+    (mine,) = copy.glob(f"profiles/h100-pair/{report.model.replace(':', '-')}.{report.dtype}.*")
+    profile, theirs = read_profile(mine), find_profile(shipped, Request(report.model, None, report.dtype, None))
+    for row in report.rows:
+        if row.name != "best":
+            continue
+        plan = search(profile, own, Options(partners=() if row.links == 1 else None)).best.plan
+        measured = median(row.samples_ns)
+        by_shipped = simulate(lower(plan, theirs.network, shipped), theirs, detail=False).makespan_ns
+        found = {"as it ran": row.predicted_ns / measured - 1, "shipped": by_shipped / measured - 1}
+        for who, off in found.items():
+            errors[who].append(abs(off))
+        said = ", ".join(f"{who} {off:+.1%}" for who, off in found.items())
+        print(f"{path.stem.removeprefix('bench-'):22} {row.links} link(s): measured {measured / 1e6:6.3f} ms; {said}")
+for who, found in errors.items():
+    worst = sorted(found)
+    print(f"{who}: median {median(found):.1%}, worst {worst[-1]:.1%}, worst but one {worst[-2]:.1%} of {len(found)}")
