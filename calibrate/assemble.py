@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -67,9 +67,40 @@ def assemble(
 ) -> Assembled:
     """Raises InputError where a case is missing that every host needs, or a fit is refused (unless `keep_bad`).
 
-    Without `figures` (a device that only plays GPUs) everything is marked as assumed.
+    Without `figures` (a device that only plays GPUs) everything is marked as assumed. Cases that were looked at twice give their
+    constants by the look that was kept; the other one widens their ranges.
     """
-    return _Assembly(name, about, tuple(gpus), {c.case: c for c in cases}, keep_bad, figures).build()
+
+    def by(found: Mapping[str, CaseResult], keep_bad: bool) -> Assembled:
+        return _Assembly(name, about, tuple(gpus), dict(found), keep_bad, figures).build()
+
+    kept = {c.case: c for c in cases}
+    made = by(kept, keep_bad)
+    if not any(c.other for c in cases):
+        return made
+    others = {c.case: replace(c, points=c.other) if c.other else c for c in cases}
+    return replace(made, host=_widened(made.host, by(others, keep_bad=True).host))
+
+
+def _widened(host: Host, other: Host) -> Host:
+    """Ranges that hold what `other` has as well, where both have a figure."""
+    rates = {link.name: link.bytes_per_s for link in other.links}
+    links = tuple(
+        replace(link, bytes_per_s=_wider(link.bytes_per_s, rates.get(link.name))) for link in host.links
+    )
+    costs = {
+        each.name: _wider(getattr(host.costs, each.name), getattr(other.costs, each.name))
+        for each in fields(Costs)
+    }
+    return replace(host, links=links, costs=Costs(**costs))
+
+
+def _wider(figure: Figure, other: Figure | None) -> Figure:
+    ends = [f for f in (figure.low, figure.high) if f is not None]
+    more = [] if other is None else [f for f in (other.low, other.high) if f is not None]
+    if not ends or not more:
+        return figure
+    return replace(figure, low=min(*ends, *more), high=max(*ends, *more))
 
 
 @dataclass(slots=True)

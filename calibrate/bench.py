@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -287,9 +288,10 @@ class Case:
     waived: Callable[[Bench], str | None] = never
     seconds: float = 1.0
     """A first guess for the progress bar, on a host of two GPUs."""
-    second_look: bool = False
-    """Measured once more when all others are, and the faster look kept: links that others use have slow moments, and one of them
-    would slow every prediction."""
+    second_look: Literal["", "faster", "steadier"] = ""
+    """Measured once more when all others are, if anything, and which look is kept then. Links that others use have slow moments,
+    and one of them would slow every prediction; a host has paces that last for minutes, and of one look the spread is too small.
+    """
 
 
 def several_gpus(bench: Bench) -> str | None:

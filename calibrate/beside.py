@@ -133,7 +133,7 @@ BESIDE_CASES = (
         h2d_together,
         several_gpus,
         seconds=2,
-        second_look=True,
+        second_look="faster",
     ),
     Case(
         "p2p",

@@ -268,6 +268,7 @@ LAUNCH_CASES = (
         "graph launch by kernels, copies, waits for a head and edges between devices",
         launch,
         seconds=5,
+        second_look="steadier",
     ),
     Case("start", "a whole start by graph beyond its copy", start, seconds=1),
     Case("head", "host thread to issue the chunks of a head, in starts", head, seconds=3),

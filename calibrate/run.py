@@ -164,7 +164,7 @@ def run(
             f"{store.folder}: going on from {kept} before, with {how}; pass --fresh to measure all again"
         )
     pace = 0.3 if ask.quick else 1.0
-    looks = sum(c.seconds * pace * (1 + (c.second_look and device.figures)) for c in left)
+    looks = sum(c.seconds * pace * (1 + (bool(c.second_look) and device.figures)) for c in left)
     progress.plan(looks + NETWORK_SECONDS * len(missing))
     results = _links(device, topology, effort, cases, store, progress, pace)
     draft = assemble(ask.name, opened.about, opened.gpus, results, keep_bad=True, figures=device.figures)
@@ -238,19 +238,27 @@ def _links(
         for case in fresh if device.figures else ():
             if case.second_look and not results[case.name].waived:
                 progress.begins(f"{case.name} again")
-                results[case.name] = _faster(results[case.name], _measured(case, bench, store))
+                again = _measured(case, bench, store)
+                results[case.name] = better(results[case.name], again, case.second_look)
                 store.keep_case(results[case.name])
-                progress.ended(f"{case.name} again", case.seconds * pace, "the faster look kept")
+                progress.ended(f"{case.name} again", case.seconds * pace, f"the {case.second_look} look kept")
     finally:
         _close(bench)
     return tuple(results.values())
 
 
-def _faster(first: CaseResult, second: CaseResult) -> CaseResult:
-    """The look whose points took less, all together; the first where the second came to nothing."""
-    if second.waived or sum(p.each_ns for p in second.points) >= sum(p.each_ns for p in first.points):
-        return replace(first, looks=2)
-    return replace(second, looks=2)
+def better(first: CaseResult, second: CaseResult, how: str) -> CaseResult:
+    """Of two looks the "faster", whose points take less, all together, or the "steadier", whose points scatter less, with the other
+    one beside it; the first alone where the second came to nothing.
+    """
+    if second.waived:
+        return first
+
+    def worth(result: CaseResult) -> float:
+        return sum(p.each_ns if how == "faster" else min(1.0, p.spread) for p in result.points)
+
+    kept, other = (second, first) if worth(second) < worth(first) else (first, second)
+    return replace(kept, looks=2, other=other.points)
 
 
 def _close(bench: Bench) -> None:

@@ -72,7 +72,9 @@ class CaseResult:
     takes: int = 1
     """How often it was measured; the steadiest take is here."""
     looks: int = 1
-    """At how many times, far apart, it was; the faster look is here."""
+    """At how many times, far apart, it was measured."""
+    other: tuple[Point, ...] = ()
+    """The look that was not kept; it widens the ranges of what is told by the one that was."""
     failed: str = ""
     """Why measuring it again came to nothing; empty where it was not tried, or did."""
 

@@ -97,6 +97,21 @@ def test_calls_come_from_whole_starts_where_those_were_made() -> None:
         assert costs.issue_hook_ns.value == pytest.approx(17_000 - 5000 - 2 * event_ns)
 
 
+def test_another_look_widens_ranges_and_moves_no_constant() -> None:
+    one = cases(1, {})
+    (launch,) = (c for c in one if c.case == "launch")
+    slower = tuple(replace(p, samples_ns=tuple(2 * s for s in p.samples_ns)) for p in launch.points)
+    twice = [replace(launch, other=slower) if c is launch else c for c in one]
+    once, both = (assemble("x", "", facts(1), found).host for found in (one, twice))
+    assert both.digest == once.digest, "the values are those of the look that was kept"
+    narrow, wide = once.costs.launch_copy_ns, both.costs.launch_copy_ns
+    assert narrow.high is not None
+    assert wide.high is not None
+    assert (wide.value, wide.low) == (narrow.value, narrow.low)
+    assert wide.high >= 2 * narrow.value > narrow.high
+    assert both.costs.wait_ns == once.costs.wait_ns
+
+
 def facts(gpus: int) -> list[GpuFacts]:
     return [GpuFacts("V100", 2**34)] * gpus
 

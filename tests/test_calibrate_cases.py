@@ -21,6 +21,7 @@ from calibrate.run import _links as links_of
 from calibrate.samples import Point
 from calibrate.store import Store
 from calibrate.topology import Topology
+from hwexec import timing
 from hwexec.cpu import CpuDevice
 from hwexec.executor import ColdStart
 from hwexec.starts import tensors
@@ -242,26 +243,42 @@ def test_a_case_that_scatters_and_then_fails_keeps_what_it_had_and_says_so(
             assert line.endswith("most a (1 bytes): 33%; taking it again failed: no room")
 
 
-@pytest.mark.parametrize(("first", "second", "kept"), [(9.0, 7.0, 7.0), (7.0, 9.0, 7.0), (7.0, None, 7.0)])
-def test_links_are_looked_at_again_when_all_else_is_measured_and_the_faster_look_is_kept(
-    device: CpuDevice, tmp_path: Path, first: float, second: float | None, kept: float
+@pytest.mark.parametrize(
+    ("how", "first", "second", "kept"),
+    [
+        ("faster", (9.0,), (7.0, 7.5), 1),
+        ("faster", (7.0,), (9.0,), 0),
+        ("faster", (7.0,), None, 0),
+        ("steadier", (7.0, 8.0, 9.0), (9.0, 9.1, 9.2), 1),
+        ("steadier", (9.0, 9.1, 9.2), (7.0, 8.0, 9.0), 0),
+    ],
+)
+def test_some_cases_are_looked_at_again_when_all_else_is_measured(
+    device: CpuDevice,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: Any,
+    first: tuple[float, ...],
+    second: tuple[float, ...] | None,
+    kept: int,
 ) -> None:
     looks, told = iter([first, second]), Told()
 
     def measure(_: Bench) -> tuple[Point, ...]:
         if (found := next(looks)) is None:
             raise InputError("no room")
-        return (Point("h2d:0", 1, 1, (found,)),)
+        return (Point("h2d:0", 1, 1, found),)
 
-    cases = [Case("h2d-graph", "links", measure, second_look=True), good("issue", [])]
+    cases = [Case("h2d-graph", "links", measure, second_look=how), good("issue", [])]
     store = Store(tmp_path)
     device.figures = True
+    monkeypatch.setattr(timing, "AGAIN", 0)
     results = links_of(device, PAIR, NO_FIGURES, cases, store, told, 1.0)
     assert told.begun == ["h2d-graph", "issue", "h2d-graph again"]
-    assert [(r.case, r.looks, r.points[0].median_ns) for r in results] == [
-        ("h2d-graph", 2, kept),
-        ("issue", 1, 1.5),
-    ]
+    every = (first, second)
+    assert results[0].points[0].samples_ns == every[kept]
+    assert [p.samples_ns for p in results[0].other] == [x for x in (every[1 - kept],) if x is not None]
+    assert results[1].other == ()
     assert store.case("h2d-graph") == results[0]
     again = Told()
     assert links_of(device, PAIR, NO_FIGURES, cases, store, again, 1.0) == results
