@@ -31,8 +31,9 @@ from sim.errors import InputError, require
 from sim.hints import first_line
 from sim.host import Host
 from sim.network import Network
+from sim.ops import Copy
 from sim.plan import Launch, Plan
-from sim.program import Copy, Program, lower
+from sim.program import Program, lower
 from sim.timeline import Timeline
 from sim.trace import trace_module
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from hwexec.device import Device, Event, Ready, Stream
-from sim.program import HOST, Copy, Op, Record, Run, Wait
+from sim.ops import HOST, Copy, Op, Record, Run, Wait
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hwexec.device import Activity
-from sim.program import HOST, Copy, Program, Run, Wait, cause_of
+from sim.ops import HOST, Copy, Run, Wait
+from sim.program import Program, cause_of
 from sim.timeline import Span, SpanKind, Timeline
 
 Row = tuple[int, float, float]

@@ -19,8 +19,9 @@ from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
 from sim.memory import HEADROOM_BYTES, activation_bytes
 from sim.network import Network
+from sim.ops import HOST, Copy, Op, Run, device_of
 from sim.plan import Access, Plan
-from sim.program import HOST, Copy, Op, Program, Run, device_of
+from sim.program import Program
 
 
 @dataclass(frozen=True, slots=True)

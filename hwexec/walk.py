@@ -13,7 +13,7 @@ from hwexec.device import Device, Event, Graph, Stream
 from hwexec.script import Head, Move, Script, do
 from sim.errors import InputError
 from sim.network import Network
-from sim.program import HOST, Copy, Op, Record, Run, Wait
+from sim.ops import HOST, Copy, Op, Record, Run, Wait
 
 Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]
 """Tensors, and the views they are pointed at."""

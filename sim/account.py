@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from sim.host import Host
 from sim.network import Network
+from sim.ops import HOST, compute_stream
 from sim.plan import Access, Plan
-from sim.program import HOST, compute_stream
 from sim.timeline import SpanKind, Timeline
 
 

@@ -1,4 +1,4 @@
-"""A plan lowered to operations on streams, and the proof that every read happens after its copies.
+"""A plan lowered to operations on streams, proved when it is made (sim/proof.py).
 
 One list in the order in which a host thread issues the operations; streams are in order. The simulator and the executors
 interpret this very list.
@@ -11,84 +11,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
-from sim.errors import InputError, require
+from sim.errors import require
 from sim.host import Host
 from sim.network import Network
-from sim.plan import Access, Launch, Plan, Sync, covered
-
-HOST = "host"
-"""The stream of the issuing host thread: only Wait stands on it."""
-
-
-def compute_stream(gpu: int) -> str:
-    return f"compute:{gpu}"
-
-
-def h2d_stream(gpu: int) -> str:
-    """The stream of the copy engine that brings host memory over `gpu`'s PCIe lane."""
-    return f"h2d:{gpu}"
-
-
-def peer_stream(source: int, destination: int) -> str:
-    """The stream of `source` that pushes to `destination`'s memory."""
-    return f"p2p:{source}>{destination}"
-
-
-def landing_stream(target: int, copies: str) -> str:
-    """A stream of the target without work of its own, which waits for what stream `copies` of another GPU makes of a head.
-
-    In a graph, a wait for another device's event from outside takes several times as long as one for the own device's,
-    however long ago the event was; this stream takes that time while layers run.
-    """
-    return f"land:{target}:{copies}"
-
-
-def is_landing(stream: str) -> bool:
-    return stream.startswith("land:")
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Move arena bytes of a chunk. `source` and `destination` are GPU indices, or None for host memory."""
-
-    stream: str
-    chunk: int
-    start_bytes: int
-    stop_bytes: int
-    source: int | None
-    destination: int
-    route: tuple[str, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return self.stop_bytes - self.start_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Run a layer's kernels; `access` as in the plan."""
-
-    stream: str
-    layer: int
-    access: tuple[Access, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    stream: str
-    event: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """The stream goes on only after the event. On stream HOST the host thread itself waits."""
-
-    stream: str
-    event: int
-    cross_device: bool
-
-
-Op = Copy | Run | Record | Wait
+from sim.ops import (
+    HOST,
+    Copy,
+    Op,
+    Record,
+    Run,
+    Wait,
+    compute_stream,
+    device_of,
+    h2d_stream,
+    is_landing,
+    landing_stream,
+    peer_stream,
+)
+from sim.plan import Access, Launch, Plan, Sync
+from sim.proof import merge, prove
 
 
 @dataclass(frozen=True)
@@ -121,7 +62,7 @@ class Program:
         object.__setattr__(
             self, "events", 1 + max((o.event for o in self.ops if isinstance(o, Record)), default=-1)
         )
-        _replay(self)
+        prove(self.ops, self.plan, self.network, self.host)
 
     @property
     def launch(self) -> Launch:
@@ -302,7 +243,7 @@ class _Lowering:
         for stream, chunk in rows:
             if any(self.behind[other].get(stream, -1) >= chunk for _, other in rows if other != chunk):
                 continue
-            _merge(waited, self.behind[chunk], none=-1)
+            merge(waited, self.behind[chunk], none=-1)
             record = self.copies[chunk][-1]
             assert isinstance(record, Record)
             far = waiter != HOST and device_of(record.stream) != self.plan.target
@@ -316,7 +257,7 @@ def _passed(ops: list[Op], chunk: int, passed: dict[str, dict[str, int]]) -> dic
     for op in ops:
         here = passed.setdefault(op.stream, {})
         if isinstance(op, Wait):
-            _merge(here, recorded[op.event], none=-1)
+            merge(here, recorded[op.event], none=-1)
         elif isinstance(op, Record):
             recorded[op.event] = dict(here)
         here[op.stream] = chunk
@@ -330,111 +271,3 @@ def calls_of(path: tuple[int, ...]) -> tuple[int, int]:
     """
     hops = len(path) - 1
     return 1 + hops, 1 + 2 * hops + 2 * (hops > 0)
-
-
-def device_of(stream: str) -> int:
-    """The GPU that a stream is issued on; a relay is pushed, so its stream is the source's."""
-    return int(stream.split(":")[1].partition(">")[0])
-
-
-class _Landings:
-    """Copies of a replayed program on one GPU, sorted by where they start; they cannot overlap."""
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []
-        self.rows: list[tuple[int, int, str, int]] = []
-        """start, stop, stream, position on that stream."""
-
-    def add(self, start: int, stop: int, stream: str, position: int) -> bool:
-        """False where a byte of it has landed before."""
-        at = bisect_left(self.starts, start)
-        if at > 0 and self.rows[at - 1][1] > start:
-            return False
-        if at < len(self.rows) and self.rows[at][0] < stop:
-            return False
-        self.starts.insert(at, start)
-        self.rows.insert(at, (start, stop, stream, position))
-        return True
-
-    def behind(self, clock: dict[str, int], start: int, stop: int) -> bool:
-        """Whether copies that `clock` has behind it cover [start, stop)."""
-        at = max(0, bisect_left(self.starts, start + 1) - 1)
-        ranges = []
-        while at < len(self.rows) and self.starts[at] < stop:
-            low, high, stream, position = self.rows[at]
-            if clock.get(stream, 0) >= position:
-                ranges.append((low, high))
-            at += 1
-        return covered(ranges, start, stop)
-
-
-def _replay(program: Program) -> None:
-    """Vector clocks: what each stream is known to have behind it, in one pass over the issue order."""
-    network, plan = program.network, program.plan
-    clocks: dict[str, dict[str, int]] = {stream: {} for stream in (HOST, *program.streams)}
-    position: dict[str, int] = dict.fromkeys(clocks, 0)
-    events: dict[int, dict[str, int]] = {}
-    landings: dict[int, _Landings] = {gpu.index: _Landings() for gpu in program.host.gpus}
-    layer = 0
-    who = f"program of {plan.name!r}"
-
-    def after(clock: dict[str, int], gpu: int, start: int, stop: int, what: str) -> None:
-        if not landings[gpu].behind(clock, start, stop):
-            raise InputError(
-                f"{who}: {what} needs bytes {start}..{stop} on GPU {gpu}, and nothing orders it after their copies; "
-                "a Wait is missing"
-            )
-
-    for op in program.ops:
-        clock = clocks[op.stream]
-        if op.stream != HOST:
-            _merge(clock, clocks[HOST])
-        if isinstance(op, Wait):
-            require(
-                op.event in events, f"{who}: {op.stream} waits for event {op.event} before it is recorded"
-            )
-            _merge(clock, events[op.event])
-            continue
-        position[op.stream] += 1
-        clock[op.stream] = position[op.stream]
-        if isinstance(op, Record):
-            require(op.event not in events, f"{who}: event {op.event} is recorded twice")
-            events[op.event] = dict(clock)
-        elif isinstance(op, Copy):
-            if op.source is not None:
-                after(clock, op.source, op.start_bytes, op.stop_bytes, f"copy of chunk {op.chunk} onward")
-            require(
-                landings[op.destination].add(op.start_bytes, op.stop_bytes, op.stream, position[op.stream]),
-                f"{who}: bytes of chunk {op.chunk} arrive twice on GPU {op.destination}",
-            )
-        else:
-            require(op.layer == layer, f"{who}: layer {op.layer} runs where layer {layer} should")
-            layer += 1
-            for read, access in zip(network.layers[op.layer].reads, op.access, strict=True):
-                gpu = _reader_gpu(plan, network, read.storage, access)
-                if gpu is None:
-                    require(
-                        access is not Access.PEER,
-                        f"{who}: layer {op.layer} reads a partner that holds nothing",
-                    )
-                    continue
-                start = network.offsets[read.storage]
-                stop = start + network.storages[read.storage].size_bytes
-                after(clock, gpu, start, stop, f"layer {op.layer} ({network.layers[op.layer].name})")
-    require(layer == len(network.layers), f"{who}: {layer} of {len(network.layers)} layers run")
-
-
-def _merge(clock: dict[str, int], other: dict[str, int], none: int = 0) -> None:
-    """`none`: what a stream that is not in a clock counts as."""
-    for stream, at in other.items():
-        if at > clock.get(stream, none):
-            clock[stream] = at
-
-
-def _reader_gpu(plan: Plan, network: Network, storage: int, access: Access) -> int | None:
-    """The GPU in whose memory a read finds its bytes, None where it needs no copy."""
-    if access is Access.COPIED:
-        return plan.target
-    if access is Access.PEER:
-        return plan.holder(network, storage)
-    return None

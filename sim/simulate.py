@@ -23,9 +23,10 @@ import simpy
 
 from sim.errors import require
 from sim.host import Costs, Host
+from sim.ops import HOST, Copy, Op, Record, Run, Wait, compute_stream, is_landing
 from sim.plan import Access, Launch
 from sim.profile import LayerTiming, Profile
-from sim.program import HOST, Copy, Op, Program, Record, Run, Wait, cause_of, compute_stream, is_landing
+from sim.program import Program, cause_of
 from sim.timeline import LinkUse, Span, SpanKind, Timeline
 
 Process = Generator[simpy.Event, None, None]

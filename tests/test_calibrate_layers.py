@@ -28,9 +28,10 @@ from sim.errors import InputError
 from sim.host import Figure
 from sim.models import Built
 from sim.network import Layer, Network, Read, Storage
+from sim.ops import Copy, Wait
 from sim.plan import Access
 from sim.profile import Profile, Provenance
-from sim.program import Copy, Wait, lower
+from sim.program import lower
 from sim.timeline import Span, SpanKind, Timeline
 from sim.trace import trace
 from tests.builders import FREE, figure

@@ -17,8 +17,8 @@ from hwexec.timing import time_ns
 from sim.errors import InputError
 from sim.models import Built, build
 from sim.network import Network
+from sim.ops import Copy
 from sim.plan import Access, Chunk, Launch, Plan
-from sim.program import Copy
 from sim.timeline import SpanKind
 from sim.trace import trace
 from tests import builders, toys

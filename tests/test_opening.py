@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hwexec.cpu import CpuDevice, CpuGraph
 from hwexec.device import Stream
 from sim.errors import InputError
+from sim.ops import Run
 from sim.plan import Chunk, Launch, Plan
-from sim.program import Program, Run, lower
+from sim.program import Program, lower
 from sim.timeline import SpanKind
 from tests import strategies as some
 from tests import toys

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from sim.errors import InputError
 from sim.host import Host
 from sim.network import Network
+from sim.ops import Copy, Record, Run, Wait, device_of
 from sim.plan import Access, Chunk, Launch, Plan, Sync
-from sim.program import Copy, Program, Record, Run, Wait, calls_of, device_of, lower
+from sim.program import Program, calls_of, lower
 from tests import strategies as some
 from tests.builders import copied, host, network
 

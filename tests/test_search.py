@@ -64,11 +64,13 @@ def every_plan(net, machine, timings):  # type: ignore[no-untyped-def]
             for shape in shapes:
                 for ways in product(paths, repeat=len(shape)):
                     chunks = tuple(Chunk(a, b, way) for (a, b), way in zip(shape, ways, strict=True))
-                    for launch, head in [
-                        (Launch.EAGER, 0),
-                        *((Launch.GRAPH, n) for n in range(len(chunks) + 1)),
+                    for launch, head, opening in [
+                        (Launch.EAGER, 0, 0),
+                        *((Launch.GRAPH, n, 0) for n in range(len(chunks) + 1)),
+                        *((Launch.GRAPH, len(chunks), n) for n in range(1, len(ranges))),
                     ]:
-                        plan = Plan("brute", 0, launch, tuple((a,) for a in access), chunks, head=head)
+                        accesses = tuple((a,) for a in access)
+                        plan = Plan("brute", 0, launch, accesses, chunks, head=head, opening=opening)
                         yield simulate(lower(plan, net, machine), timings, detail=False).makespan_ns
 
 
@@ -94,6 +96,7 @@ def test_small_networks_are_exact(
             wait_ns=figure(500),
             host_sync_ns=figure(10**7),
             launch_ns=figure(launch),
+            launch_node_ns=figure(launch // 4),
             issue_copy_ns=figure(300),
         ),
     )

@@ -12,8 +12,9 @@ from sim.draft import EVERY, Draft, paths_of, plan_of, shares
 from sim.errors import InputError
 from sim.host import Gpu, Host, Link, Peer
 from sim.memory import HEADROOM_BYTES
+from sim.ops import Copy
 from sim.plan import Launch
-from sim.program import Copy, lower
+from sim.program import lower
 from sim.search import Options, Outcome, search
 from tests.builders import FREE, GB, figure, host, network, profile
 

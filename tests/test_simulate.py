@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from sim.account import account
 from sim.host import Figure, Host
 from sim.network import Network
+from sim.ops import Copy, Run
 from sim.plan import Access, Chunk, Launch, Plan
 from sim.profile import Timing
-from sim.program import Copy, Run, lower
+from sim.program import lower
 from sim.simulate import Fabric, simulate
 from sim.timeline import SpanKind, Timeline
 from tests import strategies as some
