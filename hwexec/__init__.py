@@ -6,6 +6,7 @@
         y = cold(*inputs)           # one cold start: every copy of the plan, every layer behind its waits
         y = cold.warm(*inputs)      # weights as the cold start left them: layers read in place still are
         cold.settle()               # bring what is read in place into GPU memory, in the background
+        cold.rouse()                # a start is near: host and wires are made ready for it
         cold.evict()                # fill the GPUs' arenas with 0xFF; what follows is cold or wrong
         cold.timeline()             # one more cold start, watched: a measured sim.timeline.Timeline
         cold.resident(*inputs)      # the reference: everything in GPU memory, launched the same way

@@ -52,9 +52,10 @@ def verify_words(report: VerifyReport) -> Iterator[str]:
     same = "bit for bit" if report.bit_equal else "not bit for bit"
     if report.cold_match and not report.bit_equal:
         same = f"within {report.error_allowed:g}"
+    made = 1 + report.runs + len(report.paused_ns) + len(report.roused_ns)
     read = " (every weight read in place from host memory)" if report.reference == IN_PLACE else ""
     yield (
-        f"Answers: {report.runs + 1} cold starts (the first untimed) with arenas filled with 0xFF before each; "
+        f"Answers: {made} cold starts (the first untimed) with arenas filled with 0xFF before each; "
         f"{'equal to' if report.cold_match else 'DIFFERENT from'} the {report.reference} run{read} launched as "
         f"{report.launch}, {same}."
     )

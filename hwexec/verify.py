@@ -128,9 +128,9 @@ class VerifyReport:
     paused_ns: tuple[float, ...] = ()
     """Further cold starts, each after 0.1 s in which nothing was asked of host and GPUs."""
     roused_ns: tuple[float, ...] = ()
-    """Others, likewise, but announced by `ColdStart.rouse` half a millisecond before."""
+    """Others after such a pause, but announced by `ColdStart.rouse` half a millisecond before."""
     warm_paused_ns: tuple[float, ...] = ()
-    """Warm runs, likewise."""
+    """Warm runs after such a pause."""
     reference: str = RESIDENT
     """What cold answers are held against, launched as the plan is: RESIDENT or IN_PLACE."""
     not_measured: str = ""
