@@ -14,7 +14,7 @@ from hwexec.bench_record import BenchReport, Row, Waived
 from hwexec.device import Device
 from hwexec.executor import ColdStart, prepare
 from hwexec.host_memory import memory_error
-from hwexec.limit import Limit, needed_bytes, pinned_rates
+from hwexec.limit import Limit, needed_bytes, pinned_rates, together_rate
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
 from hwexec.starts import (
     PAUSED,
@@ -87,6 +87,8 @@ class Task:
     peers: bool
     provenance: Provenance
     runs: int = 15
+    pauses: bool = True
+    """Whether warm runs and best plans are started after pauses as well, which takes half a second each."""
 
 
 def check_names(names: tuple[str, ...]) -> None:
@@ -151,7 +153,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
     inputs = task.built.inputs_on(where)
     scene = Scene(task.built.module, inputs, where, Snapshot(task.built.module))
     plain = plain_answer(scene, device)
-    rates = pinned_rates(device, task.gpus)
+    rates, together = pinned_rates(device, task.gpus), together_rate(device, task.gpus)
     peers = PEERS if task.peers else ()
     left = [*(entry.label for entry in planned), *(peer.name for peer in peers)]
     rows: list[Row] = []
@@ -191,6 +193,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         # than this second look
         with suppress(device.out_of_memory, InputError):
             rates = tuple(max(pair) for pair in zip(rates, pinned_rates(device, task.gpus), strict=True))
+            together = max(filter(None, (together, together_rate(device, task.gpus))), default=None)
     except BaseException as error:
         if not rows:
             raise
@@ -213,6 +216,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         limits=tuple(limits(task.network, rates, warm_ns, rows)),
         waived=tuple(waived),
         rows=tuple(rows),
+        together_bytes_per_s=together,
         stopped=_why_stopped(stopped),
         not_run=tuple(left) if stopped is not None else (),
     )
@@ -248,6 +252,7 @@ def run_entry(
     """One plan prepared, started cold many times, and given back. `plain` is PyTorch's own answer."""
     plan, dtype = entry.plan, task.built.dtype
     is_warm = entry.name == "warm"
+    paused = PAUSED if task.pauses and entry.name in ("warm", "best") else 0
     began = time.perf_counter()
     with prepare(
         task.built.module, plan, inputs, network=task.network, host=task.host, device=device
@@ -267,10 +272,10 @@ def run_entry(
                     nothing,
                     task.runs,
                     BUDGET_S,
-                    PAUSED,
+                    paused,
                 )
             else:
-                series = partial(start_cold, cold, inputs, reference, task.runs, BUDGET_S)
+                series = partial(start_cold, cold, inputs, reference, task.runs, BUDGET_S, paused)
             starts, scattered = steadiest_starts(series, device)
             alone = None if is_warm or not device.figures else cold.copies_alone()
         match = starts.worst.bit_equal if again.bit_equal else starts.worst.within(dtype)

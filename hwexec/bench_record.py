@@ -73,6 +73,8 @@ class BenchReport:
     limits: tuple[Limit, ...]
     waived: tuple[Waived, ...]
     rows: tuple[Row, ...]
+    together_bytes_per_s: float | None = None
+    """The same to all GPUs at once, together; None for one GPU, and where times are no figures."""
     stopped: str = ""
     """What ended the command before all had run; empty where all did."""
     not_run: tuple[str, ...] = ()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 
 from hwexec.arena import HostArena
 from hwexec.device import Device, Stream
+from hwexec.script import do
 from hwexec.timing import time_ns
 from sim.network import Network
 
@@ -54,6 +56,28 @@ def pinned_rates(device: Device, gpus: tuple[int, ...]) -> tuple[float, ...]:
             host.close()
     device.trim()
     return tuple(rates)
+
+
+def together_rate(device: Device, gpus: tuple[int, ...]) -> float | None:
+    """Bytes per second of large copies from pinned memory to all GPUs at once, together: lanes may share more than they show alone.
+    None for one GPU, and where times are no figures."""
+    if not device.figures or len(gpus) < 2:
+        return None
+    with ExitStack() as stack:
+        lanes, copies = [], []
+        for gpu in gpus:
+            host = HostArena(device, PROBE_BYTES, gpu)
+            stack.callback(host.close)
+            arena = device.allocate(PROBE_BYTES, gpu)
+            stream = device.stream("h2d:probe", gpu)
+            stack.callback(device.close_stream, stream)
+            lanes.append(stream)
+            copies.append(device.ready_copy(stream, arena, host.tensor))
+        samples = time_ns(lambda: do(copies), device, lanes)
+        copies.clear()
+        del arena
+    device.trim()
+    return len(gpus) * PROBE_BYTES / samples.median_ns * 1e9
 
 
 def _copy(device: Device, stream: Stream, arena: torch.Tensor, host: torch.Tensor) -> Callable[[], None]:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from hwexec import pace
 from hwexec.bench_record import BenchReport, Row
+from hwexec.limit import Limit
 from hwexec.timing import PAUSE_S, Samples
 from hwexec.verify import IN_PLACE, OpRow, VerifyReport
 from sim.picture import stream_label
@@ -249,6 +250,7 @@ def bench_words(report: BenchReport) -> Iterator[str]:
             yield (
                 f"Limit over {limit.links} {word}: {ms(limit.limit_ns)} ms, the larger of warm {warm} ms and "
                 f"{mib(limit.copied_bytes)} MiB at {limit.bytes_per_s / 1e9:.1f} GB/s (pinned, measured here)."
+                + _lanes_together(report, limit)
             )
         yield from _against_peers(report)
         for row in report.rows:
@@ -269,6 +271,15 @@ def bench_words(report: BenchReport) -> Iterator[str]:
         if row.note:
             yield f"{row.name}: {row.note}"
     yield from (f"waived: {w.name} ({w.reason})" for w in report.waived)
+
+
+def _lanes_together(report: BenchReport, limit: Limit) -> str:
+    """What the limit would be by what all lanes carry at once, where that is less than each alone adds up to."""
+    rate = report.together_bytes_per_s
+    if rate is None or limit.links != len(report.gpus) or rate >= limit.bytes_per_s:
+        return ""
+    would = max(report.warm_graph_ns or 0.0, limit.copied_bytes / rate * 1e9)
+    return f" All lanes at once carry {rate / 1e9:.1f} GB/s: by that it would be {ms(would)} ms."
 
 
 def _after_a_pause(report: BenchReport) -> Iterator[str]:

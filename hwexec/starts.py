@@ -188,9 +188,10 @@ def start_cold(
     reference: list[torch.Tensor],
     runs: int,
     budget_s: float = float("inf"),
+    paused: int = PAUSED,
 ) -> Starts:
     """Cold starts with every arena filled with 0xFF before."""
-    return take(lambda: cold(*inputs), cold.device, reference, cold.evict, runs, budget_s, PAUSED, cold.rouse)
+    return take(lambda: cold(*inputs), cold.device, reference, cold.evict, runs, budget_s, paused, cold.rouse)
 
 
 def nothing() -> None:

@@ -113,7 +113,7 @@ def _run_cases(
     for at, (request, network, profile) in enumerate(cases, 1):
         model, dtype, batch, seq = request.model, request.precision, request.samples, request.seq
         built = build(model, batch=batch, dtype=dtype, seq=seq)
-        task = Task(built, network, profile, host, call.gpus, (), (), False, made, call.runs)
+        task = Task(built, network, profile, host, call.gpus, (), (), False, made, call.runs, pauses=False)
         done = frozenset(p.key for p in points)
         try:
             with _Bar(f"{at}/{len(cases)} {model} {dtype} batch {batch}") as bar:

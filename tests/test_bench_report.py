@@ -6,8 +6,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from hwexec import bench, bench_record, limit, report
+from hwexec.cpu import CpuDevice
+from hwexec.device import Stream
 from sim.errors import InputError
 from sim.files import format_record, parse_record
 from sim.profile import Provenance
@@ -45,6 +48,7 @@ MEASURED = bench_record.BenchReport(
     profile_kind="measured",
     provenance=MADE,
     pinned_bytes_per_s=(55.4e9, 55.2e9),
+    together_bytes_per_s=104.4e9,
     warm_graph_ns=0.91e6,
     limits=(limit.Limit(1, 102_000_000, 55.4e9, 1.841e6), limit.Limit(2, 102_000_000, 110.6e9, 0.922e6)),
     waived=(bench_record.Waived("peer:diffusers", "diffusers is not installed"),),
@@ -144,3 +148,29 @@ def test_limits_take_the_best_plan_of_as_many_links_or_else_what_layers_read() -
     ]
     assert [*bench.limits(net, (1e9,), 700.0, [best])] == [limit.Limit(1, 534, 1e9, 700.0)]
     assert [*bench.limits(net, (1e9,), None, [best])] == []
+
+
+def test_lanes_are_measured_alone_and_at_once_and_leave_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limit, "PROBE_BYTES", 2**20)
+    device = CpuDevice(2, delay_us=0.0)
+    assert limit.together_rate(device, (0, 1)) is None, "times are no figures here"
+    device.figures = True
+    copied: list[str] = []
+    copy = device.copy
+
+    def told(stream: Stream, to: torch.Tensor, source: torch.Tensor) -> None:
+        copied.append(f"{stream.name}>{stream.gpu}")
+        copy(stream, to, source)
+
+    monkeypatch.setattr(device, "copy", told)
+    assert limit.together_rate(device, (0,)) is None
+    assert copied == []
+    rate = limit.together_rate(device, (0, 1))
+    assert rate is not None
+    assert rate > 0
+    assert len(copied) % 2 == 0
+    assert copied[:2] == ["h2d:probe>0", "h2d:probe>1"]
+    assert (device.pinned, device.held_bytes(0), device.held_bytes(1)) == ({}, 0, 0)
+    device.close()

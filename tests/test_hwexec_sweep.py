@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hwexec import commands, sweep, sweep_command
+from hwexec import commands, starts, sweep, sweep_command
 from hwexec.cli import cli
 from hwexec.cpu import CpuDevice
 from hwexec.sweep import SWEEP, as_run, random_plan
@@ -155,6 +155,17 @@ def test_random_plans_are_valid_and_follow_their_seed() -> None:
         2,
         3,
     }
+
+
+def test_a_sweep_makes_no_pauses_which_none_of_its_points_would_keep(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "open_device", lambda name, gpus: Stopwatch(gpus))
+    pauses: list[float] = []
+    monkeypatch.setattr(starts.time, "sleep", pauses.append)
+    assert run_command(cli, "hwexec", [*ASK, "--random", "1"]) == 0
+    assert len(read_record(folder / "sweep.yaml", SWEEP).points) > 3
+    assert starts.PAUSE_S not in pauses
 
 
 def test_a_graph_that_cannot_be_captured_is_kept_as_it_ran(
