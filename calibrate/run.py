@@ -164,7 +164,8 @@ def run(
             f"{store.folder}: going on from {kept} before, with {how}; pass --fresh to measure all again"
         )
     pace = 0.3 if ask.quick else 1.0
-    looks = sum(c.seconds * pace * (1 + (bool(c.second_look) and device.figures)) for c in left)
+    again = looks_again(device, effort)
+    looks = sum(c.seconds * pace * (1 + (bool(c.second_look) and again)) for c in left)
     progress.plan(looks + NETWORK_SECONDS * len(missing))
     results = _links(device, topology, effort, cases, store, progress, pace)
     draft = assemble(ask.name, opened.about, opened.gpus, results, keep_bad=True, figures=device.figures)
@@ -235,7 +236,7 @@ def _links(
                 progress.ended(case.name, case.seconds * pace, said)
                 fresh.append(case)
             results[case.name] = result
-        for case in fresh if device.figures else ():
+        for case in fresh if looks_again(device, effort) else ():
             if case.second_look and not results[case.name].waived:
                 progress.begins(f"{case.name} again")
                 again = _measured(case, bench, store)
@@ -245,6 +246,11 @@ def _links(
     finally:
         _close(bench)
     return tuple(results.values())
+
+
+def looks_again(device: Device, effort: Effort) -> bool:
+    """Whether cases get their second look: a quick calibration has one minute in all, and threads have no figures."""
+    return device.figures and effort is not QUICK
 
 
 def better(first: CaseResult, second: CaseResult, how: str) -> CaseResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from calibrate import launches
-from calibrate.bench import FULL, NO_FIGURES, Bench, Case, has_peers
+from calibrate.bench import FULL, NO_FIGURES, QUICK, Bench, Case, has_peers
 from calibrate.beside import h2d_together, p2p
 from calibrate.launches import START_ROUNDS, launch, start
 from calibrate.links import h2d
@@ -283,3 +284,14 @@ def test_some_cases_are_looked_at_again_when_all_else_is_measured(
     again = Told()
     assert links_of(device, PAIR, NO_FIGURES, cases, store, again, 1.0) == results
     assert again.begun == [], "what was looked at twice before is not a third time"
+    quick = Told()
+    links_of(
+        device,
+        PAIR,
+        QUICK,
+        [replace(good("h2d-graph", []), second_look=how)],
+        Store(tmp_path / "quick"),
+        quick,
+        0.3,
+    )
+    assert quick.begun == ["h2d-graph"], "a quick calibration has a minute in all"
