@@ -19,6 +19,8 @@ from sim.report import PREDICTED, mib, ms
 NO_FIGURES = "GPUs were played by threads of the CPU: bytes and answers are real, times are no figures and are not shown."
 SLOW_LINKS = 1.15
 """Copies that take so many times as long as the links allow are pointed out."""
+LATE = 1.25
+"""So are starts that took so many times as long as predicted, where it was not the host or the links."""
 LARGEST = 12
 """Rows of the table of differences."""
 
@@ -265,6 +267,7 @@ def bench_words(report: BenchReport) -> Iterator[str]:
                 yield said
         yield from _after_a_pause(report)
         yield from _slow_links(report)
+        yield from _late(report)
     else:
         yield NO_FIGURES
     for row in report.rows:
@@ -297,14 +300,40 @@ def _slow_links(report: BenchReport) -> Iterator[str]:
     """Best plans whose copies took longer by themselves than the links allow: others used these as well. Published plans copy
     layer by layer, which is slower on idle links too."""
     for row in report.rows:
-        if row.name != "best" or not row.copies_ns:
-            continue
-        rate, most = row.copied_bytes / row.copies_ns * 1e9, sum(report.pinned_bytes_per_s[: row.lanes])
-        if most > SLOW_LINKS * rate:
+        if row.name == "best" and row.copies_ns and _slow(report, row):
+            rate, most = row.copied_bytes / row.copies_ns * 1e9, sum(report.pinned_bytes_per_s[: row.lanes])
             yield (
                 f"Links: around the starts of best over {row.links}, its copies by themselves took {ms(row.copies_ns)} ms, "
                 f"{rate / 1e9:.1f} GB/s of {most / 1e9:.1f}: something else used the links."
             )
+
+
+def _slow(report: BenchReport, row: Row) -> bool:
+    """Whether a row's copies by themselves took longer than the links allow."""
+    most = sum(report.pinned_bytes_per_s[: row.lanes])
+    return bool(row.copies_ns) and most > SLOW_LINKS * row.copied_bytes / (row.copies_ns or 1.0) * 1e9
+
+
+def _late(report: BenchReport) -> Iterator[str]:
+    """Best plans that came late in start after start, and neither for the host nor for the links."""
+    for row in report.rows:
+        if row.name != "best" or row.predicted_ns is None or not row.samples_ns:
+            continue
+        samples = Samples(row.samples_ns)
+        host = row.issued_ns is not None and row.predicted_issued_ns is not None
+        as_predicted = not host or not pace.is_slower(row.issued_ns or 0.0, row.predicted_issued_ns or 0.0)
+        if (
+            samples.noisy
+            or samples.median_ns < LATE * row.predicted_ns
+            or not as_predicted
+            or _slow(report, row)
+        ):
+            continue
+        yield (
+            f"Late: best over {row.links} took {ms(samples.median_ns)} ms in start after start, "
+            f"{PREDICTED[report.profile_kind]} {ms(row.predicted_ns)}, though host and links were as they should be: "
+            "`hwexec verify` of its plan shows which operations are late."
+        )
 
 
 def _against_peers(report: BenchReport) -> Iterator[str]:

@@ -124,6 +124,29 @@ def test_best_plans_whose_copies_had_slow_links_are_told() -> None:
     )
 
 
+def test_best_plans_that_come_late_for_no_known_cause_are_told() -> None:
+    late = replace(
+        ROW, links=2, lanes=2, predicted_ns=2.0e6, samples_ns=(3.18e6, 3.17e6, 3.2e6), copies_ns=0.95e6
+    )
+
+    def said(row: bench_record.Row) -> list[str]:
+        return [w for w in report.bench_words(replace(MEASURED, rows=(row,))) if w.startswith("Late:")]
+
+    assert said(late) == [
+        "Late: best over 2 took 3.18 ms in start after start, predicted 2.00, though host and links were as they should be: "
+        "`hwexec verify` of its plan shows which operations are late."
+    ]
+    for known in (
+        replace(late, samples_ns=(2.1e6, 3.2e6, 4.9e6)),
+        replace(late, samples_ns=(2.4e6, 2.4e6, 2.41e6)),
+        replace(late, issued_ns=0.3e6),
+        replace(late, copies_ns=2.9e6),
+        replace(late, name="pt+dha"),
+    ):
+        assert said(known) == []
+    assert said(replace(late, issued_ns=None, predicted_issued_ns=None)), "nobody timed the host"
+
+
 def test_without_figures_no_time_is_printed() -> None:
     rows = tuple(replace(row, samples_ns=(), set_up_s=None) for row in MEASURED.rows)
     played = replace(MEASURED, figures=False, warm_graph_ns=None, limits=(), rows=rows)
