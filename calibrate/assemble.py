@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from calibrate.beside import read_label, together_label
 from calibrate.fit import (
@@ -23,6 +21,7 @@ from calibrate.fit import (
     measured,
 )
 from calibrate.links import direct_label, h2d_label, p2p_label, peer_read_label
+from calibrate.ranges import difference, middle, widened
 from calibrate.samples import CaseResult, Point
 from calibrate.topology import HOST_MEMORY, nvlink, pcie, uplink
 from sim.errors import InputError, require
@@ -79,28 +78,7 @@ def assemble(
     if not any(c.other for c in cases):
         return made
     others = {c.case: replace(c, points=c.other) if c.other else c for c in cases}
-    return replace(made, host=_widened(made.host, by(others, keep_bad=True).host))
-
-
-def _widened(host: Host, other: Host) -> Host:
-    """Ranges that hold what `other` has as well, where both have a figure."""
-    rates = {link.name: link.bytes_per_s for link in other.links}
-    links = tuple(
-        replace(link, bytes_per_s=_wider(link.bytes_per_s, rates.get(link.name))) for link in host.links
-    )
-    costs = {
-        each.name: _wider(getattr(host.costs, each.name), getattr(other.costs, each.name))
-        for each in fields(Costs)
-    }
-    return replace(host, links=links, costs=Costs(**costs))
-
-
-def _wider(figure: Figure, other: Figure | None) -> Figure:
-    ends = [f for f in (figure.low, figure.high) if f is not None]
-    more = [] if other is None else [f for f in (other.low, other.high) if f is not None]
-    if not ends or not more:
-        return figure
-    return replace(figure, low=min(*ends, *more), high=max(*ends, *more))
+    return replace(made, host=widened(made.host, by(others, keep_bad=True).host))
 
 
 @dataclass(slots=True)
@@ -204,8 +182,8 @@ class _Assembly:
             return Constant("bytes_per_s", best, best, best)
 
     def costs(self, lanes: Sequence[Fit], peers: Sequence[Fit]) -> Costs:
-        copy = _middle([f.constant("latency_ns") for f in lanes])
-        peer = _middle([f.constant("latency_ns") for f in peers]) if peers else None
+        copy = middle([f.constant("latency_ns") for f in lanes])
+        peer = middle([f.constant("latency_ns") for f in peers]) if peers else None
         copy_call, event_call, calls = self.calls()
         same = self.wait("wait-graph", "wait same graph")
         cross = self.wait("wait-cross-graph", "wait cross graph")
@@ -213,10 +191,10 @@ class _Assembly:
         ahead, inside = (
             measured(self.point("start", label)) for label in ("copy ahead", "copy in the graph")
         )
-        first = _difference("first copy", inside, ahead)
+        first = difference("first copy", inside, ahead)
         gpus = range(len(self.gpus))
         direct = [self.route(("direct",), direct_label(g)) for g in gpus]
-        limit = _middle([self.rate(f) for f in direct])
+        limit = middle([self.rate(f) for f in direct])
         in_place = self.in_place()
         readable = [(a, b) for a in gpus for b in gpus if self.points("peer-read", peer_read_label(a, b))]
         reads = [self.route(("peer-read",), peer_read_label(a, b)) for a, b in readable]
@@ -255,7 +233,7 @@ class _Assembly:
             direct_ramp_ns=figure(in_place.constant(RAMP), in_place.case),
             direct_weight=figure(in_place.constant(WEIGHT), in_place.case),
             peer_read_bytes_per_s=figure(
-                _middle([self.rate(f) for f in reads]) if reads else None, "peer-read"
+                middle([self.rate(f) for f in reads]) if reads else None, "peer-read"
             ),
         )
 
@@ -265,7 +243,7 @@ class _Assembly:
         events, loops of one call.
         """
         copy, record, wait = (measured(self.point("issue", f"issue {w}")) for w in ("copy", "record", "wait"))
-        event = _middle([record, wait])
+        event = middle([record, wait])
         if not self.points("head", "head own"):
             return copy, event, "issue"
         copy = self.more_chunks("head own", COPY_CALL)
@@ -273,19 +251,19 @@ class _Assembly:
             both = self.more_chunks(
                 "head relayed", EVENT_CALL
             )  # two copies and two events a chunk: both, twice
-            event = _difference(EVENT_CALL, both, copy)
+            event = difference(EVENT_CALL, both, copy)
         return copy, event, "head"
 
     def more_chunks(self, label: str, name: str) -> Constant:
         """What a copy more takes, and what comes with it."""
         few, many = sorted(self.points("head", label), key=lambda point: point.copies)
-        more = _difference(name, measured(many), measured(few))
+        more = difference(name, measured(many), measured(few))
         return Constant(name, *(x / (many.copies - few.copies) for x in (more.value, more.low, more.high)))
 
     def hook(self, calls_ns: float) -> Constant:
         """What an eager start takes per layer to issue a chunk ahead of it, beyond the calls for the chunk."""
         hooked, unhooked = (measured(self.point("hook", label)) for label in ("hooked", "unhooked"))
-        return _difference("hook", hooked, unhooked, calls_ns)
+        return difference("hook", hooked, unhooked, calls_ns)
 
     def wait(self, case: str, label: str) -> Constant | None:
         """None where the case was waived."""
@@ -392,19 +370,3 @@ class _Assembly:
         time = measured(points[0])
         size = points[0].size_bytes
         return Constant("bytes_per_s", *(size / x * 1e9 for x in (time.value, time.high, time.low)))
-
-
-def _difference(name: str, more: Constant, less: Constant, known: float = 0.0) -> Constant:
-    """What `more` takes beyond `less` and `known`; its range is as wide as both allow."""
-    ends = ((more.value, less.value), (more.low, less.high), (more.high, less.low))
-    return Constant(name, *(max(0.0, a - b - known) for a, b in ends))
-
-
-def _middle(constants: Sequence[Constant]) -> Constant:
-    """The median of several GPUs or pairs, with the range that all of theirs span."""
-    return Constant(
-        constants[0].name,
-        float(np.median([c.value for c in constants])),
-        min(c.low for c in constants),
-        max(c.high for c in constants),
-    )

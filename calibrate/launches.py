@@ -17,7 +17,8 @@ from calibrate.overheads import HOOKED_WIDTH, SMALL, Chain, bare_host, linears
 from calibrate.samples import Point
 from calibrate.ways import everything
 from hwexec.device import Event, Stream, forked
-from hwexec.executor import ColdStart, prepare
+from hwexec.executor import ColdStart
+from hwexec.preparing import prepare
 from hwexec.starts import Starts, kept, take
 from hwexec.timing import Mismatch, call_ns, time_ns, wall_ns
 from sim.draft import aligned

@@ -21,7 +21,8 @@ from calibrate.samples import Point
 from calibrate.ways import BESIDE, beside_copies, everything, small_reads
 from hwexec.arena import HostArena
 from hwexec.device import Device
-from hwexec.executor import ColdStart, prepare
+from hwexec.executor import ColdStart
+from hwexec.preparing import prepare
 from hwexec.timing import Samples, steadiest, steady, time_ns, wall_ns
 from sim.errors import InputError, require
 from sim.host import Host

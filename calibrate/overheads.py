@@ -13,7 +13,7 @@ from calibrate.links import h2d_label
 from calibrate.samples import Point
 from calibrate.ways import everything
 from hwexec.device import Ready, forked
-from hwexec.executor import prepare
+from hwexec.preparing import prepare
 from hwexec.timing import issue_ns
 from sim.host import Costs, Figure, Gpu, Host, Link, Peer
 from sim.models import Built

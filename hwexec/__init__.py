@@ -39,7 +39,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hwexec.arena import HostArena
     from hwexec.device import Activity, CaptureError, Device, Event, Graph, Memory, Stream, forked
-    from hwexec.executor import ColdStart, open_device, prepare
+    from hwexec.executor import ColdStart
+    from hwexec.preparing import open_device, prepare
     from hwexec.timing import Samples, time_ns, wall_ns
 
 _HOME = {
@@ -47,7 +48,8 @@ _HOME = {
     **dict.fromkeys(
         ("Activity", "CaptureError", "Device", "Event", "Graph", "Memory", "Stream", "forked"), "device"
     ),
-    **dict.fromkeys(("ColdStart", "open_device", "prepare"), "executor"),
+    "ColdStart": "executor",
+    **dict.fromkeys(("open_device", "prepare"), "preparing"),
     **dict.fromkeys(("Samples", "time_ns", "wall_ns"), "timing"),
 }
 

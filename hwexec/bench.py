@@ -12,10 +12,11 @@ import torch
 
 from hwexec.bench_record import BenchReport, Row, Waived
 from hwexec.device import Device
-from hwexec.executor import ColdStart, prepare
+from hwexec.executor import ColdStart
 from hwexec.host_memory import memory_error
 from hwexec.limit import Limit, needed_bytes, pinned_rates, together_rate
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
+from hwexec.preparing import prepare
 from hwexec.starts import (
     PAUSED,
     Likeness,

@@ -1,4 +1,4 @@
-"""A plan run for real: prepare a module once, then start it cold as often as one likes.
+"""A plan run for real, as often as one likes: a module that `prepare` has made ready (hwexec/preparing.py).
 
 `ColdStart` owns what it takes (arenas, streams, graphs, the module's binding) and gives all of it back, also when making
 it fails half way.
@@ -6,7 +6,7 @@ it fails half way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from types import TracebackType
@@ -16,8 +16,6 @@ import torch
 
 from hwexec import spans
 from hwexec.arena import Weights
-from hwexec.cpu import CpuDevice
-from hwexec.cuda import CudaDevice
 from hwexec.device import CaptureError, Device, Event
 from hwexec.graphs import Captured, capture
 from hwexec.hooks import LayerHooks, Learned, learn
@@ -29,70 +27,13 @@ from hwexec.timing import Samples, time_ns
 from hwexec.walk import Marks, Pairs
 from sim.errors import InputError, require
 from sim.hints import first_line
-from sim.host import Host
-from sim.network import Network
 from sim.ops import Copy
-from sim.plan import Launch, Plan
-from sim.program import Program, lower
+from sim.plan import Launch
+from sim.program import Program
 from sim.timeline import Timeline
-from sim.trace import trace_module
 
 _WARM_UP = 2
 """Runs before capture, after the one that learns: libraries choose their kernels in the first ones."""
-
-
-def open_device(device: Device | str | None = None, gpus: int = 4) -> Device:
-    """A device by name: "cuda" (also for None) or "cpu", whose times are no figures. InputError where there is no CUDA."""
-    if device is None or device == "cuda":
-        return CudaDevice()
-    if device == "cpu":
-        return CpuDevice(gpus)
-    if isinstance(device, str):
-        raise InputError(f"device {device!r}: there is 'cuda' and 'cpu'; choose one of them")
-    return device
-
-
-def prepare(
-    module: torch.nn.Module,
-    plan: Plan,
-    example_inputs: Any,
-    *,
-    network: Network | None = None,
-    host: Host,
-    device: Device | str | None = None,
-    weights: Weights | None = None,
-    settles: bool = True,
-) -> ColdStart:
-    """Make a module ready for cold starts by a plan.
-
-    `example_inputs` is a tensor, a tuple of positional arguments or a mapping of keyword arguments; later inputs must have
-    its shapes and dtypes. `network` is traced from the module where it is None. `weights`: None for the module's own, a
-    state_dict, or paths of safetensors files. With `settles` the target GPU has room for all weights. Without, it holds what
-    the plan brings there and no more: `settle` and `resident` are refused, `warm` reads in place what the plan does.
-    Raises InputError, and leaves nothing behind, where something does not fit.
-    """
-    args, kwargs = _arguments(example_inputs)
-    require(
-        not module.training,
-        f"{type(module).__name__} is in training mode, whose results are not the same twice; call eval() first",
-    )
-    if network is None:
-        require(
-            not kwargs,
-            f"{type(module).__name__}: inputs by keyword cannot be traced here; trace the network first and give network=",
-        )
-        network = trace_module(module, args).network
-    program = lower(plan, network, host)
-    own = device is None or isinstance(device, str)
-    return ColdStart(
-        module, program, args, kwargs, open_device(device, len(host.gpus)), weights, own, settles
-    )
-
-
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
 class ColdStart:

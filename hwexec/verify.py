@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass, replace
 
 from hwexec.device import Device
-from hwexec.executor import ColdStart, prepare
+from hwexec.executor import ColdStart
 from hwexec.peers import Scene, Snapshot
+from hwexec.preparing import prepare
 from hwexec.starts import (
     FEWEST,
     PAUSED,

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from calibrate.bench import NO_FIGURES, Bench, Case
-from calibrate.run import CASES, Ask
+from calibrate.cases import CASES
+from calibrate.run import Ask
 from calibrate.samples import Point
 from calibrate.topology import Topology, Wire
 from sim.catalog import Request

@@ -15,10 +15,10 @@ import torch
 from calibrate import launches
 from calibrate.bench import FULL, NO_FIGURES, QUICK, Bench, Case, has_peers
 from calibrate.beside import h2d_together, p2p
+from calibrate.cases import CASES, measure_cases, unsteady
 from calibrate.launches import START_ROUNDS, launch, start
 from calibrate.links import h2d
-from calibrate.run import CASES, Watch, run, unsteady
-from calibrate.run import _links as links_of
+from calibrate.run import Watch, run
 from calibrate.samples import Point
 from calibrate.store import Store
 from calibrate.topology import Topology
@@ -274,7 +274,7 @@ def test_some_cases_are_looked_at_again_when_all_else_is_measured(
     store = Store(tmp_path)
     device.figures = True
     monkeypatch.setattr(timing, "AGAIN", 0)
-    results = links_of(device, PAIR, NO_FIGURES, cases, store, told, 1.0)
+    results = measure_cases(device, PAIR, NO_FIGURES, cases, store, told, 1.0)
     assert told.begun == ["h2d-graph", "issue", "h2d-graph again"]
     every = (first, second)
     assert results[0].points[0].samples_ns == every[kept]
@@ -282,10 +282,10 @@ def test_some_cases_are_looked_at_again_when_all_else_is_measured(
     assert results[1].other == ()
     assert store.case("h2d-graph") == results[0]
     again = Told()
-    assert links_of(device, PAIR, NO_FIGURES, cases, store, again, 1.0) == results
+    assert measure_cases(device, PAIR, NO_FIGURES, cases, store, again, 1.0) == results
     assert again.begun == [], "what was looked at twice before is not a third time"
     quick = Told()
-    links_of(
+    measure_cases(
         device,
         PAIR,
         QUICK,

@@ -23,7 +23,7 @@ from calibrate.samples import Point
 from calibrate.timings import in_place, slowed, start, timings
 from calibrate.ways import beside_copies, everything, largest, small_reads
 from hwexec.cpu import CpuDevice
-from hwexec.executor import prepare
+from hwexec.preparing import prepare
 from sim.errors import InputError
 from sim.host import Figure
 from sim.models import Built

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from calibrate import show
 from calibrate.bench import Bench, Case
+from calibrate.cases import CASES
 from calibrate.cli import main
 from calibrate.compare import compare
-from calibrate.run import CASES, NO_FIGURE, Ask, Watch, finish, run
+from calibrate.run import NO_FIGURE, Ask, Watch, finish, run
 from calibrate.samples import Point
 from calibrate.store import Store
 from hwexec.cpu import CpuDevice
