@@ -48,7 +48,7 @@ def measure_cases(
     progress: Progress,
     pace: float,
 ) -> tuple[CaseResult, ...]:
-    """Results in the order of `cases`, what the store has already among them. `pace` is what first guesses of time are multiplied by.
+    """Results in the order of `cases`, what the store has already among them. `pace` multiplies first guesses of time.
 
     Raises InputError, what was measured so far kept, where the GPU is lost.
     """
