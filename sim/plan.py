@@ -181,10 +181,11 @@ class Plan:
             ranges.sort()
         here = landed.get(self.target, [])
         for index, (layer, accesses) in enumerate(zip(network.layers, self.access, strict=True)):
-            require(
-                len(accesses) == len(layer.reads),
-                f"plan {self.name!r}: layer {index} ({layer.name}) has {len(accesses)} accesses for {len(layer.reads)} reads",
-            )
+            # a search checks many plans: words are made only for what is wrong
+            if len(accesses) != len(layer.reads):
+                raise InputError(
+                    f"plan {self.name!r}: layer {index} ({layer.name}) has {len(accesses)} accesses for {len(layer.reads)} reads"
+                )
             for read, access in zip(layer.reads, accesses, strict=True):
                 wrong = ""
                 if access is Access.COPIED:
@@ -194,7 +195,7 @@ class Plan:
                         wrong = f"copied, but no chunks bring all of it to GPU {self.target}; add them or read it in place"
                 elif access is Access.PEER and self.holder(network, read.storage) is None:
                     wrong = "peer-direct, but it lands whole on no one partner; add a chunk that stays there"
-                if wrong:  # a search checks many plans, and words for each read would be most of that
+                if wrong:
                     name = network.storages[read.storage].name
                     raise InputError(f"plan {self.name!r}: layer {index} ({layer.name}) reads {name} {wrong}")
         full = self.overfull(network, host)

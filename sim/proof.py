@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sim.errors import InputError, require
 from sim.host import Host
 from sim.network import Network
-from sim.ops import HOST, Copy, Op, Record, Wait
+from sim.ops import HOST, Copy, Op, Record, Run, Wait
 from sim.plan import Access, Plan, covered
 
 
@@ -41,6 +41,10 @@ class _Landings:
     def behind(self, clock: dict[str, int], start: int, stop: int) -> bool:
         """Whether copies that `clock` has behind it cover [start, stop)."""
         at = max(0, bisect_left(self.starts, start + 1) - 1)
+        if at < len(self.rows):  # as a rule one copy brings all of it
+            low, high, stream, position = self.rows[at]
+            if low <= start < stop <= high:
+                return clock.get(stream, 0) >= position
         ranges = []
         while at < len(self.rows) and self.starts[at] < stop:
             low, high, stream, position = self.rows[at]
@@ -62,8 +66,13 @@ def prove(ops: Sequence[Op], plan: Plan, network: Network, host: Host) -> None:
     layer = 0
     who = f"program of {plan.name!r}"
 
-    def after(clock: dict[str, int], gpu: int, start: int, stop: int, what: str) -> None:
+    # a search proves many programs: words are made only for what is wrong
+    def after(clock: dict[str, int], gpu: int, start: int, stop: int, op: Copy | Run) -> None:
         if not landings[gpu].behind(clock, start, stop):
+            if isinstance(op, Copy):
+                what = f"copy of chunk {op.chunk} onward"
+            else:
+                what = f"layer {op.layer} ({network.layers[op.layer].name})"
             raise InputError(
                 f"{who}: {what} needs bytes {start}..{stop} on GPU {gpu}, and nothing orders it after their copies; "
                 "a Wait is missing"
@@ -74,9 +83,8 @@ def prove(ops: Sequence[Op], plan: Plan, network: Network, host: Host) -> None:
         if op.stream != HOST:
             merge(clock, clocks[HOST])
         if isinstance(op, Wait):
-            require(
-                op.event in events, f"{who}: {op.stream} waits for event {op.event} before it is recorded"
-            )
+            if op.event not in events:
+                raise InputError(f"{who}: {op.stream} waits for event {op.event} before it is recorded")
             merge(clock, events[op.event])
             continue
         position[op.stream] += 1
@@ -86,25 +94,24 @@ def prove(ops: Sequence[Op], plan: Plan, network: Network, host: Host) -> None:
             events[op.event] = dict(clock)
         elif isinstance(op, Copy):
             if op.source is not None:
-                after(clock, op.source, op.start_bytes, op.stop_bytes, f"copy of chunk {op.chunk} onward")
+                after(clock, op.source, op.start_bytes, op.stop_bytes, op)
             require(
                 landings[op.destination].add(op.start_bytes, op.stop_bytes, op.stream, position[op.stream]),
                 f"{who}: bytes of chunk {op.chunk} arrive twice on GPU {op.destination}",
             )
         else:
-            require(op.layer == layer, f"{who}: layer {op.layer} runs where layer {layer} should")
+            if op.layer != layer:
+                raise InputError(f"{who}: layer {op.layer} runs where layer {layer} should")
             layer += 1
             for read, access in zip(network.layers[op.layer].reads, op.access, strict=True):
                 gpu = _reader_gpu(plan, network, read.storage, access)
                 if gpu is None:
-                    require(
-                        access is not Access.PEER,
-                        f"{who}: layer {op.layer} reads a partner that holds nothing",
-                    )
+                    if access is Access.PEER:
+                        raise InputError(f"{who}: layer {op.layer} reads a partner that holds nothing")
                     continue
                 start = network.offsets[read.storage]
                 stop = start + network.storages[read.storage].size_bytes
-                after(clock, gpu, start, stop, f"layer {op.layer} ({network.layers[op.layer].name})")
+                after(clock, gpu, start, stop, op)
     require(layer == len(network.layers), f"{who}: {layer} of {len(network.layers)} layers run")
 
 
