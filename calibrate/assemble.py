@@ -184,7 +184,7 @@ class _Assembly:
     def costs(self, lanes: Sequence[Fit], peers: Sequence[Fit]) -> Costs:
         copy = middle([f.constant("latency_ns") for f in lanes])
         peer = middle([f.constant("latency_ns") for f in peers]) if peers else None
-        copy_call, event_call, calls = self.calls()
+        (copy_call, copy_case), (event_call, event_case) = self.calls()
         same = self.wait("wait-graph", "wait same graph")
         cross = self.wait("wait-cross-graph", "wait cross graph")
         bare, launch = self.launch(with_copies=False), self.launch(with_copies=True)
@@ -209,8 +209,8 @@ class _Assembly:
         return Costs(
             copy_latency_ns=figure(copy, lanes[0].case),
             peer_latency_ns=figure(peer, PEER if self.pairs(PEER) else IDLE),
-            issue_copy_ns=figure(copy_call, calls),
-            issue_event_ns=figure(event_call, calls if event_call.name == EVENT_CALL else "issue"),
+            issue_copy_ns=figure(copy_call, copy_case),
+            issue_event_ns=figure(event_call, event_case),
             issue_kernel_ns=figure(measured(self.point("issue", "issue kernel")), "issue"),
             issue_hook_ns=figure(self.hook(copy_call.value + 2 * event_call.value), "hook"),
             host_sync_ns=figure(self.answer(20), "answer"),
@@ -237,22 +237,21 @@ class _Assembly:
             ),
         )
 
-    def calls(self) -> tuple[Constant, Constant, str]:
-        """What the host takes to issue a copy, and to record an event or wait for one, and the case that says so: starts with
+    def calls(self) -> tuple[tuple[Constant, str], tuple[Constant, str]]:
+        """What the host takes to issue a copy, and to record an event or wait for one, each with the case that says so: starts with
         heads of more chunks and fewer, or where those were not made, as in earlier calibrations and without a partner for
         events, loops of one call.
         """
         copy, record, wait = (measured(self.point("issue", f"issue {w}")) for w in ("copy", "record", "wait"))
-        event = middle([record, wait])
-        if not self.points("head", "head own"):
-            return copy, event, "issue"
-        copy = self.more_chunks("head own", COPY_CALL)
+        found = (copy, "issue"), (middle([record, wait]), "issue")
+        if self.points("head", "head own"):
+            copy = self.more_chunks("head own", COPY_CALL)
+            found = (copy, "head"), found[1]
         if self.points("head", "head relayed"):
-            both = self.more_chunks(
-                "head relayed", EVENT_CALL
-            )  # two copies and two events a chunk: both, twice
-            event = difference(EVENT_CALL, both, copy)
-        return copy, event, "head"
+            # a chunk has two copies and two events: what comes with a copy more is one of both
+            both = self.more_chunks("head relayed", EVENT_CALL)
+            found = found[0], (difference(EVENT_CALL, both, copy), "head")
+        return found
 
     def more_chunks(self, label: str, name: str) -> Constant:
         """What a copy more takes, and what comes with it."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from typing import TypeVar
 
 import torch
 
@@ -21,8 +21,10 @@ from hwexec.executor import ColdStart
 from hwexec.preparing import prepare
 from hwexec.starts import Starts, kept, take
 from hwexec.timing import Mismatch, call_ns, time_ns, wall_ns
-from sim.draft import aligned
-from sim.plan import Access, Chunk
+from sim.draft import evenly
+from sim.models import Built
+from sim.network import Network
+from sim.plan import Access, Chunk, Plan
 
 LAUNCH_BYTES = 64 * KIB
 """What a chain's kernel adds 1 to: as short as a kernel can be, since what is left is a difference of two times."""
@@ -91,20 +93,14 @@ def start(bench: Bench) -> tuple[Point, ...]:
     the launch as far as its first copy. Each start is made as `hwexec verify` makes it, arenas filled and the last answer
     compared before: the driver's calls take longest where the host has just done something else.
     """
-    device = bench.device
-    built, network = linears(STARTED_LAYERS, STARTED_WIDTH if device.figures else HOOKED_WIDTH)
-    given = built.inputs_on(device.torch_device(0))
+    built, network = linears(STARTED_LAYERS, STARTED_WIDTH if bench.device.figures else HOOKED_WIDTH)
     plan = everything(network, Access.COPIED)
     plan = replace(plan, chunks=(Chunk(0, network.arena_bytes, (0,)),))
-    taken: dict[str, list[float]] = {"copy ahead": [], "copy in the graph": []}
-    for _ in range(START_ROUNDS):  # in turn, as for hooks
-        for label, head in zip(taken, (1, 0), strict=True):
-            started = replace(plan, head=head)
-            with prepare(
-                built.module, started, given, network=network, host=bare_host(), device=device
-            ) as cold:
-                taken[label] += beyond_a_gate(cold, given, bench.effort.repeats)
-    return tuple(Point(label, network.arena_bytes, 1, tuple(samples)) for label, samples in taken.items())
+    plans = {"copy ahead": replace(plan, head=1), "copy in the graph": replace(plan, head=0)}
+    taken = _in_turn(
+        bench, built, network, plans, lambda cold, given: beyond_a_gate(cold, given, bench.effort.repeats)
+    )
+    return tuple(Point(label, network.arena_bytes, 1, samples) for label, samples in taken.items())
 
 
 HEAD_CHUNKS = (4, 24)
@@ -119,32 +115,50 @@ def head(bench: Bench) -> tuple[Point, ...]:
 
     Loops of one call (case `issue`) find all that it needs in the core's caches; a start makes each of its calls once.
     """
-    device = bench.device
-    built, network = linears(1, HEAD_WIDTH if device.figures else 2 * HOOKED_WIDTH)
-    given = built.inputs_on(device.torch_device(0))
+    built, network = linears(1, HEAD_WIDTH if bench.device.figures else 2 * HOOKED_WIDTH)
     partner = next((s for s, d in peers(bench) if d == 0), None)
     paths = {"head own": (0,)} | ({} if partner is None else {"head relayed": (partner, 0)})
-    taken: dict[tuple[str, int], list[float]] = {}
-    for _ in range(START_ROUNDS):  # in turn, as for hooks
-        for label, path in paths.items():
-            for count in HEAD_CHUNKS:
-                plan = everything(network, Access.COPIED)
-                plan = replace(plan, chunks=evenly(network.arena_bytes, count, path), head=count)
-                with prepare(
-                    built.module, plan, given, network=network, host=bare_host(partner), device=device
-                ) as cold:
-                    starts = cold_starts(cold, given, cold.evict, bench.effort.repeats)
-                taken.setdefault((label, count), []).extend(starts.issued.raw)
+    plan = everything(network, Access.COPIED)
+    plans = {}
+    for label, path in paths.items():
+        for count in HEAD_CHUNKS:
+            chunks = tuple(Chunk(a, b, path) for a, b in evenly((0, network.arena_bytes), count))
+            plans[label, count] = replace(plan, chunks=chunks, head=count)
+    taken = _in_turn(
+        bench,
+        built,
+        network,
+        plans,
+        lambda cold, given: cold_starts(cold, given, cold.evict, bench.effort.repeats).issued.raw,
+        partner,
+    )
     return tuple(
-        Point(label, network.arena_bytes // count, 1, tuple(samples), copies=count * len(paths[label]))
+        Point(label, network.arena_bytes // count, 1, samples, copies=count * len(paths[label]))
         for (label, count), samples in taken.items()
     )
 
 
-def evenly(size_bytes: int, count: int, path: tuple[int, ...]) -> tuple[Chunk, ...]:
-    """Chunks of an arena of that size, cut where storages might start."""
-    cuts = [aligned(size_bytes * at // count) for at in range(count)]
-    return tuple(Chunk(a, b, path) for a, b in pairwise([*cuts, size_bytes]))
+K = TypeVar("K")
+
+
+def _in_turn(
+    bench: Bench,
+    built: Built,
+    network: Network,
+    plans: Mapping[K, Plan],
+    measure: Callable[[ColdStart, tuple[torch.Tensor, ...]], Sequence[float]],
+    partner: int | None = None,
+) -> dict[K, tuple[float, ...]]:
+    """Samples of each plan, prepared for each of its rounds: one plan after the other, as for hooks, since a host's pace drifts."""
+    given = built.inputs_on(bench.device.torch_device(0))
+    taken: dict[K, list[float]] = {key: [] for key in plans}
+    for _ in range(START_ROUNDS):
+        for key, plan in plans.items():
+            with prepare(
+                built.module, plan, given, network=network, host=bare_host(partner), device=bench.device
+            ) as cold:
+                taken[key] += measure(cold, given)
+    return {key: tuple(samples) for key, samples in taken.items()}
 
 
 def cold_starts(

@@ -113,7 +113,9 @@ class ColdStart:
             self._hooks = LayerHooks(learned, self._stage.needed(), self.network)
             self._stack.callback(lambda: self._hooks.remove())
         stage, graph = self._stage, self.launch is Launch.GRAPH
-        self._rouse = Rouse(self.device, stage.streams, stage.compute, stage.host.tensor, graph=graph)
+        self._rouse = Rouse(
+            self.device, self.program, stage.streams, stage.compute, stage.host.tensor, graph=graph
+        )
         self._stack.callback(self._rouse.close)
 
     def _with_tensors(self, kind: str, call: Callable[[], Any]) -> Any:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import torch
-
 from hwexec.arena import HostArena
-from hwexec.device import Device, Stream
+from hwexec.device import Device
 from hwexec.script import do
 from hwexec.timing import time_ns
 from sim.network import Network
@@ -40,29 +37,17 @@ def needed_bytes(network: Network) -> int:
 
 def pinned_rates(device: Device, gpus: tuple[int, ...]) -> tuple[float, ...]:
     """Median rate of large copies from pinned memory to each GPU alone; none where times are no figures."""
-    if not device.figures:
-        return ()
-    rates = []
-    for gpu in gpus:
-        host = HostArena(device, PROBE_BYTES, gpu)
-        arena = device.allocate(PROBE_BYTES, gpu)
-        stream = device.stream("h2d:probe", gpu)
-        try:
-            samples = time_ns(_copy(device, stream, arena, host.tensor), device, [stream])
-            rates.append(PROBE_BYTES / samples.median_ns * 1e9)
-        finally:
-            device.close_stream(stream)
-            del arena
-            host.close()
-    device.trim()
-    return tuple(rates)
+    return tuple(_rate(device, (gpu,)) for gpu in gpus) if device.figures else ()
 
 
 def together_rate(device: Device, gpus: tuple[int, ...]) -> float | None:
-    """Bytes per second of large copies from pinned memory to all GPUs at once, together: lanes may share more than they show alone.
-    None for one GPU, and where times are no figures."""
-    if not device.figures or len(gpus) < 2:
-        return None
+    """The same to all GPUs at once, together: lanes may share more than they show alone. None for one GPU, and where times are no
+    figures."""
+    return _rate(device, gpus) if device.figures and len(gpus) > 1 else None
+
+
+def _rate(device: Device, gpus: tuple[int, ...]) -> float:
+    """Bytes per second that all these GPUs are brought, one large copy each at the same time."""
     with ExitStack() as stack:
         lanes, copies = [], []
         for gpu in gpus:
@@ -74,11 +59,7 @@ def together_rate(device: Device, gpus: tuple[int, ...]) -> float | None:
             lanes.append(stream)
             copies.append(device.ready_copy(stream, arena, host.tensor))
         samples = time_ns(lambda: do(copies), device, lanes)
-        copies.clear()
+        copies.clear()  # they hold the arenas
         del arena
     device.trim()
     return len(gpus) * PROBE_BYTES / samples.median_ns * 1e9
-
-
-def _copy(device: Device, stream: Stream, arena: torch.Tensor, host: torch.Tensor) -> Callable[[], None]:
-    return lambda: device.copy(stream, arena, host)

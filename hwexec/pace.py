@@ -10,8 +10,9 @@ SLOWER = 1.25
 """A host that takes so many times as long to issue a start as was predicted is called slow."""
 
 
-def is_slower(issued_ns: float, predicted_ns: float) -> bool:
-    return issued_ns > SLOWER * predicted_ns
+def is_slower(issued_ns: float | None, predicted_ns: float | None) -> bool:
+    """False where either is unknown."""
+    return issued_ns is not None and predicted_ns is not None and issued_ns > SLOWER * predicted_ns
 
 
 def words(

@@ -13,6 +13,7 @@ from hwexec.bench_record import BenchReport, Row
 from hwexec.limit import Limit
 from hwexec.timing import PAUSE_S, Samples
 from hwexec.verify import IN_PLACE, OpRow, VerifyReport
+from sim.hints import run_words
 from sim.picture import stream_label
 from sim.report import PREDICTED, mib, ms
 
@@ -23,11 +24,6 @@ LATE = 1.25
 """So are starts that took so many times as long as predicted, where it was not the host or the links."""
 LARGEST = 12
 """Rows of the table of differences."""
-
-
-def subject(model: str, dtype: str, batch: int, seq: int | None) -> str:
-    tokens = "" if seq is None else f", {seq} tokens"
-    return f"{model}, {dtype}, batch {batch}{tokens}"
 
 
 def _gpus(gpus: tuple[int, ...]) -> str:
@@ -46,7 +42,7 @@ def _table(title: str | None, left: tuple[str, ...], columns: list[str]) -> Tabl
 
 def verify_title(report: VerifyReport) -> str:
     made = report.provenance
-    about = subject(report.model, report.dtype, report.batch, report.seq)
+    about = run_words(report.model, report.dtype, report.batch, report.seq)
     return f"{about}: plan {report.plan} on {made.host}, {_gpus(report.gpus)} ({made.gpu})"
 
 
@@ -186,7 +182,7 @@ def _ms(time_ns: float | None) -> float | None:
 def bench_title(report: BenchReport) -> str:
     kind = f"{'an' if report.profile_kind == 'estimated' else 'a'} {report.profile_kind}"
     return (
-        f"{subject(report.model, report.dtype, report.batch, report.seq)} on {_gpus(report.gpus)} "
+        f"{run_words(report.model, report.dtype, report.batch, report.seq)} on {_gpus(report.gpus)} "
         f"({report.provenance.gpu}); plans made from {kind} profile of {report.host}"
     )
 
@@ -258,7 +254,7 @@ def bench_words(report: BenchReport) -> Iterator[str]:
         for row in report.rows:
             if row.name == "best" and (
                 said := pace.words(
-                    f"best over {row.links}",
+                    _name(row),
                     row.issued_ns,
                     row.predicted_issued_ns,
                     PREDICTED[report.profile_kind],
@@ -287,7 +283,7 @@ def _lanes_together(report: BenchReport, limit: Limit) -> str:
 
 def _after_a_pause(report: BenchReport) -> Iterator[str]:
     told = [
-        f"{row.name}{f' over {row.links}' if row.name == 'best' else ''} {ms(row.paused_ns)} ms"
+        f"{_name(row)} {ms(row.paused_ns)} ms"
         + ("" if row.roused_ns is None else f", {ms(row.roused_ns)} roused before")
         for row in report.rows
         if row.name in ("warm", "best") and row.paused_ns is not None
@@ -296,22 +292,29 @@ def _after_a_pause(report: BenchReport) -> Iterator[str]:
         yield f"After {PAUSE_S:g} s without work: {'; '.join(told)}. None of this is predicted."
 
 
+def _name(row: Row) -> str:
+    """A row's, where the best plans are told apart by what they may use."""
+    return f"best over {row.links}" if row.name == "best" else row.name
+
+
 def _slow_links(report: BenchReport) -> Iterator[str]:
     """Best plans whose copies took longer by themselves than the links allow: others used these as well. Published plans copy
     layer by layer, which is slower on idle links too."""
     for row in report.rows:
-        if row.name == "best" and row.copies_ns and _slow(report, row):
-            rate, most = row.copied_bytes / row.copies_ns * 1e9, sum(report.pinned_bytes_per_s[: row.lanes])
+        if row.name == "best" and row.copies_ns and (rates := _slow(report, row)) is not None:
+            rate, most = (rate / 1e9 for rate in rates)
             yield (
-                f"Links: around the starts of best over {row.links}, its copies by themselves took {ms(row.copies_ns)} ms, "
-                f"{rate / 1e9:.1f} GB/s of {most / 1e9:.1f}: something else used the links."
+                f"Links: around the starts of {_name(row)}, its copies by themselves took {ms(row.copies_ns)} ms, "
+                f"{rate:.1f} GB/s of {most:.1f}: something else used the links."
             )
 
 
-def _slow(report: BenchReport, row: Row) -> bool:
-    """Whether a row's copies by themselves took longer than the links allow."""
-    most = sum(report.pinned_bytes_per_s[: row.lanes])
-    return bool(row.copies_ns) and most > SLOW_LINKS * row.copied_bytes / (row.copies_ns or 1.0) * 1e9
+def _slow(report: BenchReport, row: Row) -> tuple[float, float] | None:
+    """Of a row whose copies by themselves took longer than the links allow, their rate and the links'; None of any other."""
+    if not row.copies_ns:
+        return None
+    rate, most = row.copied_bytes / row.copies_ns * 1e9, sum(report.pinned_bytes_per_s[: row.lanes])
+    return (rate, most) if most > SLOW_LINKS * rate else None
 
 
 def _late(report: BenchReport) -> Iterator[str]:
@@ -320,17 +323,11 @@ def _late(report: BenchReport) -> Iterator[str]:
         if row.name != "best" or row.predicted_ns is None or not row.samples_ns:
             continue
         samples = Samples(row.samples_ns)
-        host = row.issued_ns is not None and row.predicted_issued_ns is not None
-        as_predicted = not host or not pace.is_slower(row.issued_ns or 0.0, row.predicted_issued_ns or 0.0)
-        if (
-            samples.noisy
-            or samples.median_ns < LATE * row.predicted_ns
-            or not as_predicted
-            or _slow(report, row)
-        ):
+        known = pace.is_slower(row.issued_ns, row.predicted_issued_ns) or _slow(report, row) is not None
+        if known or samples.noisy or samples.median_ns < LATE * row.predicted_ns:
             continue
         yield (
-            f"Late: best over {row.links} took {ms(samples.median_ns)} ms in start after start, "
+            f"Late: {_name(row)} took {ms(samples.median_ns)} ms in start after start, "
             f"{PREDICTED[report.profile_kind]} {ms(row.predicted_ns)}, though host and links were as they should be: "
             "`hwexec verify` of its plan shows which operations are late."
         )

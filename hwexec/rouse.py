@@ -12,6 +12,8 @@ import torch
 
 from hwexec.device import Device, Event, Graph, Ready, Stream
 from hwexec.script import do
+from sim.ops import Copy
+from sim.program import Program
 
 ROUSE_BYTES = 64 * 1024
 """Of each copy. A push of 4 KiB leaves NVLink at less than half its rate, one of 16 KiB wakes it up wholly."""
@@ -28,32 +30,29 @@ class Rouse:
     def __init__(
         self,
         device: Device,
+        program: Program,
         streams: Mapping[str, Stream],
         compute: Stream,
         source: torch.Tensor,
         *,
         graph: bool,
     ) -> None:
-        """`source` is pinned host memory, of which the first bytes are copied."""
+        """`source` is pinned host memory, of which the first bytes are copied on each of the program's lanes."""
         self.device, self.compute = device, compute
         source = source[:ROUSE_BYTES]
         self._scratch = {compute.gpu: device.allocate(ROUSE_BYTES, compute.gpu)}
         self._calls: list[Ready] = []
         landed: dict[int, Event] = {}
-        for name, stream in streams.items():
-            if name.startswith("h2d:") and source.numel():
-                to = self._on(stream.gpu)[: source.numel()]
-                landed[stream.gpu] = device.event()
-                self._calls.append(device.ready_copy(stream, to, source))
-                self._calls.append(device.ready_record(stream, landed[stream.gpu]))
-        for name, stream in streams.items():
-            if name.startswith("p2p:"):
-                destination = int(name.partition(">")[2])
-                to = device.view(self._on(destination), stream.gpu, self._on(destination))
-                if stream.gpu in landed:
-                    self._calls.append(device.ready_wait(stream, landed[stream.gpu]))
-                self._calls.append(device.ready_copy(stream, to, self._on(stream.gpu)))
-                self._calls.append(device.ready_record(stream, device.event()))
+        for op in {op.stream: op for op in program.ops if isinstance(op, Copy)}.values():
+            stream, to, done = streams[op.stream], self._on(op.destination), device.event()
+            if op.source is None:
+                landed[op.destination] = done
+                copy = device.ready_copy(stream, to[: source.numel()], source)
+            else:
+                if op.source in landed:
+                    self._calls.append(device.ready_wait(stream, landed[op.source]))
+                copy = device.ready_copy(stream, device.view(to, op.source, to), self._on(op.source))
+            self._calls += [copy, device.ready_record(stream, done)]
         self._graph: Graph | None = None
         if graph:
             with device.capture(compute) as self._graph:

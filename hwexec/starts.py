@@ -120,15 +120,15 @@ def take(
     """
     worst = SAME
 
-    def start(pause_s: float = 0.0, rouse: Callable[[], None] | None = None) -> tuple[float, float]:
+    def start(pause_s: float = 0.0, announce: Callable[[], None] | None = None) -> tuple[float, float]:
         nonlocal worst
         before()
         device.synchronize()
         if pause_s:
             time.sleep(pause_s)
-        if rouse is not None:
+        if announce is not None:
             began = time.perf_counter()
-            rouse()
+            announce()
             while time.perf_counter() - began < NEAR_S:
                 pass
         began_ns = time.perf_counter_ns()

@@ -128,9 +128,8 @@ def random_plan(network: Network, host: Host, gpus: tuple[int, ...], seed: str) 
             cuts.append((start, end))
             start = end
     head = draw.choice((0, draw.randint(1, 4 * len(paths)), EVERY))
-    opening = draw.choice(
-        (0, draw.randrange(len(network.layers)))
-    )  # of no account but where all chunks are ahead
+    # of no account but where all chunks are ahead
+    opening = draw.choice((0, draw.randrange(len(network.layers))))
     drawn = replace(draft, cuts=tuple(cuts), head=head, opening=opening)
     return plan_of(drawn, network, host, "random")
 

@@ -27,13 +27,14 @@ from hwexec.bench import Task
 from hwexec.claim import claimed
 from hwexec.device import Device
 from hwexec.host_memory import check_model
-from hwexec.report import NO_FIGURES, subject
+from hwexec.report import NO_FIGURES
 from hwexec.sweep import SWEEP, Point, SweepRecord, run_case
 from hwexec.sweep_report import draw, summarise, summary_parts
 from sim.catalog import Request, check_plans_model, host_file, obtain_profile, profile_name
 from sim.console import note
 from sim.errors import InputError, require
 from sim.files import read_record, write_record
+from sim.hints import run_words
 from sim.host import Host
 from sim.made_for import host_named
 from sim.models import build
@@ -180,7 +181,7 @@ def _predict_all(
         groups = [tuple(group) for _, group in itertools.groupby(record.points, key=lambda p: p.case)]
         for at, points in enumerate(groups, 1):
             first = points[0]
-            what = subject(first.model, first.dtype, first.batch, first.seq)
+            what = run_words(first.model, first.dtype, first.batch, first.seq)
             request = Request(first.model, first.batch, first.dtype, first.seq)
             path = _profile(call.profiles, request, first.seq)
             profile = obtain_profile(host, request, path)

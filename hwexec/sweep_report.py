@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from hwexec.pace import SLOWER, is_slower
-from hwexec.report import subject
 from hwexec.sweep import Point
+from sim.hints import run_words
 from sim.plan import Launch
 
 MEDIAN, P95, WORST, TAU, REGRET = 0.03, 0.10, 0.20, 0.9, 1.03
@@ -119,7 +119,7 @@ def _case(points: list[Point]) -> CaseSummary:
         least = min(p.measured_ns or float("inf") for p in points if p.links <= best.links)
         regrets.append((best.links, (best.measured_ns or 0.0) / least))
     return CaseSummary(
-        subject(first.model, first.dtype, first.batch, first.seq), errors, tuple(sorted(regrets))
+        run_words(first.model, first.dtype, first.batch, first.seq), errors, tuple(sorted(regrets))
     )
 
 

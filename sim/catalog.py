@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sim.console import note
 from sim.errors import InputError, require
 from sim.files import read_host, read_profile
+from sim.hints import options_words
 from sim.host import Host
 from sim.network import Network
 from sim.profile import Profile
@@ -132,9 +133,9 @@ def no_profile(host: Host, request: Request) -> str:
         have = f"; of {request.model} profiles ship in {', and in '.join(own)}"
     if there and find_host(host.name).digest != host.digest:
         have = f"; profiles that ship hold for the shipped constants of {host.name} alone"
-    tokens = "" if request.seq is None else f", {request.seq} tokens"
+    asked = options_words(request.precision, request.samples, request.seq)
     return (
-        f"{request.model} in {request.precision}, batch {request.samples}{tokens}: no profile for host {host.name!r}, whose "
+        f"{request.model} in {asked}: no profile for host {host.name!r}, whose "
         f"file has no roofline figures to estimate one from{have}; measure one there with `calibrate run` and "
         "pass it with --profile"
     )
@@ -147,7 +148,7 @@ def _measured(name: str, request: Request) -> str | None:
     if found is None:
         return None
     dtype, batch, seq = found.groups()
-    return f"{dtype}, batch {batch}" + ("" if seq is None else f", {seq} tokens")
+    return options_words(dtype, int(batch), None if seq is None else int(seq))
 
 
 def obtain_profile(host: Host, request: Request, path: str | None = None) -> Profile:

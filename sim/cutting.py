@@ -31,7 +31,7 @@ from heapq import heappop, heappush
 from itertools import accumulate, pairwise
 from math import inf
 
-from sim.draft import SMALLEST_CHUNK_BYTES, Draft, Path, Range, ReadKey, aligned, runs_of, shares
+from sim.draft import SMALLEST_CHUNK_BYTES, Draft, Path, Range, ReadKey, evenly, runs_of, shares
 from sim.host import Host
 from sim.plan import Launch
 from sim.profile import Profile
@@ -162,12 +162,14 @@ class Cutter:
             begin = profile.start_ns(costs) / 2
             return begin + costs.issue_copy_ns.value, begin + copies * each
         begin, head = costs.start_graph_ns.value / 2, min(draft.head, copies)
-        first = costs.issue_copy_ns.value if head else costs.launch_first_ns.value
+        first, layers = (
+            costs.issue_copy_ns.value if head else costs.launch_first_ns.value,
+            len(profile.layers),
+        )
         if draft.opening and head == copies:
             copies = head = len(self.paths)  # what the opening waits for, little more than a group
-            launch = max(costs.launch_first_ns.value, costs.graph_launch_ns(draft.opening))
-        else:
-            launch = max(costs.launch_first_ns.value, profile.launch_ns(costs))
+            layers = draft.opening
+        launch = max(costs.launch_first_ns.value, costs.graph_launch_ns(layers))
         launch += head * (each + costs.launch_wait_ns.value) + (copies - head) * costs.launch_copy_ns.value
         return begin + first, begin + launch
 
@@ -178,8 +180,7 @@ class Cutter:
         count = max(1, min(lanes, size // SMALLEST_CHUNK_BYTES))
         if most_bytes is not None and size > count * most_bytes:
             count = -(-size // most_bytes)
-        marks = [start, *(aligned(start + size * at // count) for at in range(1, count)), stop]
-        yield from ((a, b) for a, b in pairwise(marks) if a < b)
+        return evenly(group, count)
 
 
 def _run_ns(profile: Profile, direct: frozenset[ReadKey]) -> list[float]:

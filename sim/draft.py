@@ -125,6 +125,13 @@ def aligned(at: int) -> int:
     return -(-at // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
+def evenly(piece: Range, count: int) -> Iterator[Range]:
+    """A range in so many parts, cut where storages could start; fewer where it is too small for that."""
+    start, stop = piece
+    marks = [start, *(aligned(start + (stop - start) * at // count) for at in range(1, count)), stop]
+    return ((a, b) for a, b in pairwise(marks) if a < b)
+
+
 def _taken(draft: Draft, network: Network) -> list[Range]:
     """Arena ranges that no chunk to the target may carry along: storages that stay on a partner."""
     return sorted((a, b) for _, a, b in needed(draft, network, peer=True)) if draft.peer else []

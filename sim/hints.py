@@ -1,4 +1,4 @@
-"""Parts of a line of words: the nearest known names, a size, and an exception from elsewhere in few words."""
+"""Parts of a line of words: the nearest known names, a model's run, a size, and an exception from elsewhere in few words."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ def unknown(what: str, name: str, known: Iterable[str], all_by: str = "") -> Inp
     nearest = difflib.get_close_matches(name, sorted(known), n=4, cutoff=0.0)
     remedy = f"; `{all_by}` lists all" if all_by else ""
     return InputError(f"{what} {name!r}: not known; nearest: {', '.join(nearest)}{remedy}")
+
+
+def run_words(model: str, dtype: str, batch: int, seq: int | None) -> str:
+    """`resnet50, fp32, batch 1`; `seq`, where the model takes tokens, is how many a sample has."""
+    return f"{model}, {options_words(dtype, batch, seq)}"
+
+
+def options_words(dtype: str, batch: int, seq: int | None) -> str:
+    return f"{dtype}, batch {batch}" + ("" if seq is None else f", {seq} tokens")
 
 
 def size_words(size_bytes: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sim.catalog import find_host, host_names
 from sim.errors import InputError, require
 from sim.files import PlanFile
+from sim.hints import run_words
 from sim.host import Host
 from sim.network import Network
 
@@ -44,8 +45,8 @@ def check_network(path: str, file: PlanFile, network: Network) -> None:
     """Raises InputError where the plan was made for another network; what differs is told as far as can be told."""
     if network.digest == file.network_digest:
         return
-    there = _subject(file.model, file.dtype, file.batch, file.seq)
-    here = _subject(network.model, network.dtype, network.batch, network.seq)
+    there = run_words(file.model, file.dtype, file.batch, file.seq)
+    here = run_words(network.model, network.dtype, network.batch, network.seq)
     require(there == here, f"{path}: made for {there}, not for {here}; pass a plan for that, or search one")
     raise InputError(
         f"{path}: made for another network than {file.model} is here: {_differs(file, network)}; "
@@ -62,10 +63,6 @@ def _differs(file: PlanFile, network: Network) -> str:
         digests = f"sha256 {_short(file.network_digest)}, here {_short(network.digest)}"
         return f"layers, storages or their names differ ({digests})"
     return f"layer {odd} ({here[odd].name}) reads {len(here[odd].reads)} storages here and {len(there[odd])} there"
-
-
-def _subject(model: str, dtype: str, batch: int, seq: int | None) -> str:
-    return f"{model}, {dtype}, batch {batch}" + ("" if seq is None else f", {seq} tokens")
 
 
 def _short(digest: str) -> str:

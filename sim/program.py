@@ -164,11 +164,11 @@ class _Lowering:
         """Copies issued ahead of the graph, and the opening. A layer waits for one inside its graph, where it needs it."""
         opening = range(self.plan.opening)
         first = 1 + max((chunk for layer in opening for chunk in self._needs(layer)), default=-1)
-        for ops in self.copies[:first] if opening else ():
+        for ops in self.copies[:first]:
             yield from ops
         for layer in opening:
             yield from self._layer(layer)
-        for ops in self.copies[first if opening else 0 : self.plan.head]:
+        for ops in self.copies[first : self.plan.head]:
             yield from ops
 
     def ops(self) -> Iterator[Op]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from sim.account import Account, account, in_place
 from sim.baselines import Setting, dha, dha_static, published_partner
 from sim.catalog import find_host, host_names
-from sim.hints import size_words
+from sim.hints import run_words, size_words
 from sim.host import Host
 from sim.network import Network
 from sim.origins import MORE, levers, origins
@@ -47,8 +47,7 @@ class Answer:
 
 def subject(network: Network) -> str:
     """`resnet50, fp32, batch 1`."""
-    tokens = "" if network.seq is None else f", {network.seq} tokens"
-    return f"{network.model}, {network.dtype}, batch {network.batch}{tokens}"
+    return run_words(network.model, network.dtype, network.batch, network.seq)
 
 
 def title(profile: Profile, host: Host, target: int) -> str:

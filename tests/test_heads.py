@@ -31,12 +31,7 @@ def test_whatever_the_head_a_start_is_bit_equal_also_right_behind_another(links:
     for head in range(len(plan.chunks) + 1):
         device = CpuDevice(2, seed=head, delay_us=300)
         with cold_start(made, replace(plan, head=head), device) as cold:
-            assert (cold.launch, cold.why_eager) == (Launch.GRAPH, "")
-            for turn in range(4):
-                if turn % 2 == 0:
-                    cold.evict()
-                assert torch.equal(cold(*made.inputs), made.answer)
-            assert torch.equal(cold._stage.arena, cold._stage.host.tensor), "no copy is left out"
+            toys.check_cold_then_again(made, cold)
             assert (cold.moved_bytes, cold.relayed_bytes) == (
                 plan.copied_bytes,
                 sum(c.size_bytes for c in plan.chunks if len(c.path) == 2),

@@ -82,12 +82,7 @@ def test_whatever_the_opening_a_start_is_bit_equal_also_right_behind_another(lin
     for opening in range(len(made.network.layers)):
         device = CpuDevice(2, seed=opening, delay_us=300)
         with cold_start(made, replace(plan, opening=opening), device) as cold:
-            assert (cold.launch, cold.why_eager) == (Launch.GRAPH, "")
-            for turn in range(4):
-                if turn % 2 == 0:
-                    cold.evict()
-                assert torch.equal(cold(*made.inputs), made.answer)
-            assert torch.equal(cold._stage.arena, cold._stage.host.tensor), "no copy is left out"
+            toys.check_cold_then_again(made, cold)
             assert torch.equal(cold.warm(*made.inputs), made.answer)
             cold.evict()
             timeline = cold.timeline()

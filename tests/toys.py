@@ -154,3 +154,13 @@ def dealt(made: Toy, launch: Launch = Launch.GRAPH, links: int = 2, direct: tupl
 
 def cold_start(made: Toy, plan: Plan, device: CpuDevice, host: Host = TWO) -> hwexec.ColdStart:
     return hwexec.prepare(made.module, plan, made.inputs, network=made.network, host=host, device=device)
+
+
+def check_cold_then_again(made: Toy, cold: hwexec.ColdStart) -> None:
+    """Four starts as a graph, the second and fourth right behind a cold one: answers bit-equal, and no byte left out."""
+    assert (cold.launch, cold.why_eager) == (Launch.GRAPH, "")
+    for turn in range(4):
+        if turn % 2 == 0:
+            cold.evict()
+        assert torch.equal(cold(*made.inputs), made.answer)
+    assert torch.equal(cold._stage.arena, cold._stage.host.tensor), "no copy is left out"
