@@ -15,8 +15,9 @@ from calibrate.overheads import OVERHEAD_CASES
 from calibrate.samples import CaseResult, Point
 from calibrate.store import Store
 from calibrate.topology import Topology
+from hwexec.core import steady, tally
 from hwexec.device import Device
-from hwexec.timing import Mismatch, steadiest, steady
+from hwexec.timing import Mismatch, steadiest
 from sim.errors import InputError
 from sim.hints import error_line
 
@@ -109,6 +110,7 @@ def _measured(case: Case, bench: Bench, store: Store) -> CaseResult:
     bench.verified = None
     points: tuple[Point, ...] = ()
     takes, failed = 1, ""
+    apart, never = tally()
     try:
         reason = case.waived(bench)
         with steady(bench.device):
@@ -124,7 +126,11 @@ def _measured(case: Case, bench: Bench, store: Store) -> CaseResult:
     except RuntimeError as error:
         raise lost(case.name, error, store) from error
     seconds = time.perf_counter() - began
-    return CaseResult(case.name, case.about, points, reason, bench.verified, seconds, takes, failed=failed)
+    since = tally()
+    return CaseResult(
+        case.name, case.about, points, reason, bench.verified, seconds, takes, failed=failed,
+        apart=since[0] - apart, slowed=since[1] - never,
+    )  # fmt: skip
 
 
 def lost(what: str, error: Exception, store: Store) -> InputError:
@@ -137,9 +143,13 @@ def lost(what: str, error: Exception, store: Store) -> InputError:
 
 
 def unsteady(results: Sequence[CaseResult]) -> list[str]:
-    """One line per case whose samples scatter by more than 10 % of their median."""
+    """One line per case whose samples scatter by more than 10 % of their median, and one where its core was slow all along."""
     found = []
     for result in results:
+        if result.slowed:
+            found.append(
+                f"case {result.case}: others slowed the processor all along, so its host times are longer than need be"
+            )
         points = [p for p in result.points if p.noisy]
         if points:
             taken = f"; the steadiest of {result.takes} takes" if result.takes > 1 else ""

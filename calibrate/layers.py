@@ -20,10 +20,11 @@ from calibrate.bench import BESIDE_BYTES, Lane
 from calibrate.samples import Point
 from calibrate.ways import BESIDE, beside_copies, everything, small_reads
 from hwexec.arena import HostArena
+from hwexec.core import once_at_full_pace, steady
 from hwexec.device import Device
 from hwexec.executor import ColdStart
 from hwexec.preparing import prepare
-from hwexec.timing import Samples, steadiest, steady, time_ns, wall_ns
+from hwexec.timing import Samples, steadiest, time_ns, wall_ns
 from sim.errors import InputError, require
 from sim.host import Host
 from sim.models import Built
@@ -270,13 +271,18 @@ def _issue(
     """
     inputs = built.inputs_on(device.torch_device(0))
     rows, whole, around = [], [], []
+
+    def sample(everywhere: bool) -> tuple[list[tuple[str, int]], int]:
+        with _clocked(built.module, everywhere=everywhere) as seen:
+            device.synchronize()
+            began = time.perf_counter_ns()
+            cold.resident(*inputs)
+            took = time.perf_counter_ns() - began
+        return seen, took
+
     for index in range(2 * repeats + 2):  # in turn: a host's pace drifts
         for everywhere in (False, True):
-            with _clocked(built.module, everywhere=everywhere) as seen:
-                device.synchronize()
-                began = time.perf_counter_ns()
-                cold.resident(*inputs)
-                took = time.perf_counter_ns() - began
+            seen, took = once_at_full_pace(partial(sample, everywhere), device)
             if index < 2:
                 continue
             if everywhere:

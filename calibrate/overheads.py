@@ -12,7 +12,9 @@ from calibrate.bench import KIB, MIB, Bench, Case, never, several_gpus
 from calibrate.links import h2d_label
 from calibrate.samples import Point
 from calibrate.ways import everything
+from hwexec.core import at_full_pace, once_at_full_pace
 from hwexec.device import Ready, forked
+from hwexec.executor import ColdStart
 from hwexec.preparing import prepare
 from hwexec.timing import issue_ns
 from sim.host import Costs, Figure, Gpu, Host, Link, Peer
@@ -63,13 +65,14 @@ def issue(bench: Bench) -> tuple[Point, ...]:
     device.record(compute, event)
     found = []
     for label, call in calls:
-        samples = []
-        for index in range(bench.effort.repeats + 1):
+
+        def sample(call: Ready = call) -> float:
             device.synchronize()
-            took = issue_ns(device, (compute, engine), call, count)
-            if index:
-                samples.append(took)
-        found.append(Point(label, 0, count, tuple(samples)))
+            return issue_ns(device, (compute, engine), call, count)
+
+        sample()
+        samples = at_full_pace(sample, device, bench.effort.repeats)
+        found.append(Point(label, 0, count, samples.kept))
     device.synchronize()
     return tuple(found)
 
@@ -91,18 +94,22 @@ def hook(bench: Bench) -> tuple[Point, ...]:
         "unhooked": everything(network, Access.RESIDENT, launch=Launch.EAGER),
     }
     samples: dict[str, list[float]] = {label: [] for label in plans}
+
+    def sample(cold: ColdStart) -> float:
+        device.synchronize()
+        began = time.perf_counter_ns()
+        cold(*given)
+        return float(time.perf_counter_ns() - began)
+
     for index in range(2 * bench.effort.repeats + 2):
         # in turn: a host's pace drifts. A module can be prepared for one plan at a time
         for label, plan in plans.items():
             with prepare(built.module, plan, given, network=network, host=host, device=device) as cold:
-                for _ in range(2):
-                    device.synchronize()
-                    began = time.perf_counter_ns()
-                    cold(*given)
-                    took = time.perf_counter_ns() - began
+                sample(cold)
+                took = once_at_full_pace(partial(sample, cold), device)
                 device.synchronize()
             if index >= 2:
-                samples[label].append(float(took))
+                samples[label].append(took)
     return tuple(Point(label, 0, len(network.layers), tuple(taken)) for label, taken in samples.items())
 
 
@@ -140,20 +147,22 @@ def answer(bench: Bench) -> tuple[Point, ...]:
 
     rounds(3)
     found = [
-        Point("rounds", 0, count, tuple(rounds(count) for _ in range(2 * bench.effort.repeats)))
+        Point("rounds", 0, count, at_full_pace(partial(rounds, count), device, 2 * bench.effort.repeats).kept)
         for count in (1, 20)
     ]
     found.append(bench.timed("kernel", [chain.stream], chain.kernel))
-    samples = []
-    for _ in range(bench.effort.repeats):
+
+    def issued() -> float:
         device.gate(chain.stream, 1e6)
         with device.on(chain.stream):
             began = time.perf_counter_ns()
             for _ in range(50):
                 chain.kernel()
-            samples.append(float(time.perf_counter_ns() - began))
+            took = float(time.perf_counter_ns() - began)
         device.synchronize()
-    found.append(Point("issue", 0, 50, tuple(samples)))
+        return took
+
+    found.append(Point("issue", 0, 50, at_full_pace(issued, device, bench.effort.repeats).kept))
     return tuple(found)
 
 

@@ -77,6 +77,10 @@ class CaseResult:
     """The look that was not kept; it widens the ranges of what is told by the one that was."""
     failed: str = ""
     """Why measuring it again came to nothing; empty where it was not tried, or did."""
+    apart: int = 0
+    """Samples set apart, since the host's core was slowed when they were made."""
+    slowed: int = 0
+    """How often too few were left, so that all of them count."""
 
     def labelled(self, label: str) -> tuple[Point, ...]:
         return tuple(p for p in self.points if p.label == label)

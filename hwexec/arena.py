@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from hwexec.core import cpus_of
 from hwexec.device import Device
 from hwexec.host_memory import check_free
 from sim.errors import InputError, require
@@ -44,22 +45,10 @@ class _Pages:
                 f"host memory: the system refuses {size_bytes} bytes ({error.strerror}); free some, or take a smaller model"
             ) from None
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        _touch(self.address, size_bytes, _cpus(device.numa_node(gpu)))
+        node = device.numa_node(gpu)
+        _touch(self.address, size_bytes, set() if node is None else cpus_of(node))
         device.pin(self.address, max(size_bytes, 1))
         weakref.finalize(self, device.unpin, self.address)
-
-
-def _cpus(node: int | None) -> set[int]:
-    """The processors of a NUMA node; none where it is not known."""
-    if node is None:
-        return set()
-    try:
-        text = Path(f"/sys/devices/system/node/node{node}/cpulist").read_text().strip()
-        parts = [part.partition("-") for part in text.split(",") if part]
-        found = {cpu for low, _, high in parts for cpu in range(int(low), int(high or low) + 1)}
-        return found & os.sched_getaffinity(0)
-    except (OSError, ValueError):
-        return set()
 
 
 def _touch(address: int, size_bytes: int, cpus: set[int]) -> None:

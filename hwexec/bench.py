@@ -10,7 +10,9 @@ from functools import partial
 
 import torch
 
+from hwexec import pace
 from hwexec.bench_record import BenchReport, Row, Waived
+from hwexec.core import steady
 from hwexec.device import Device
 from hwexec.executor import ColdStart
 from hwexec.host_memory import memory_error
@@ -28,7 +30,7 @@ from hwexec.starts import (
     steadiest_starts,
     take,
 )
-from hwexec.timing import Samples, steady
+from hwexec.timing import Samples
 from hwexec.verify import as_run
 from sim.baselines import BASELINES, Setting
 from sim.errors import InputError, require
@@ -291,9 +293,10 @@ def run_entry(
     )
     made = len(starts.samples.raw)
     if made < task.runs:
-        note += f"{'; ' if note else ''}{made} of {task.runs} runs, since those of a row may take {BUDGET_S:g} s together"
-    if scattered:
-        note += f"{'; ' if note else ''}{scattered}"
+        apart = f"; {len(starts.samples.apart)} more are set apart" if starts.samples.apart else ""
+        note += f"{'; ' if note else ''}{made} of {task.runs} runs, since those of a row may take {BUDGET_S:g} s together{apart}"
+    for said in (scattered, pace.apart_words(starts.samples.apart, starts.samples.full_pace)):
+        note += f"{'; ' if note and said else ''}{said}"
     if not again.bit_equal:
         note += f"{'; ' if note else ''}not reproducible, compared within the tolerance of {dtype}"
     if not bytes_agree:
@@ -321,6 +324,8 @@ def run_entry(
         paused_ns=None if starts.paused is None else starts.paused.median_ns,
         roused_ns=None if starts.roused is None else starts.roused.median_ns,
         lanes=lanes(plan),
+        apart_ns=starts.samples.apart,
+        full_pace=starts.samples.full_pace,
     )
 
 
@@ -345,7 +350,8 @@ def _run_peer(task: Task, peer: Peer, scene: Scene, device: Device, plain: list[
         made, fewer = len(starts.samples.raw), ""
         if made < task.runs:
             fewer = f"{made} of {task.runs} runs, since a peer gets {PEER_RUNS} at most and {PEER_BUDGET_S:g} s for them"
-        about = "; ".join(text for text in (ready.about, fewer, scattered) if text)
+        apart = pace.apart_words(starts.samples.apart, starts.samples.full_pace)
+        about = "; ".join(text for text in (ready.about, fewer, scattered, apart) if text)
     worst: Likeness = starts.worst
     return Row(
         name=peer.name,
@@ -362,4 +368,6 @@ def _run_peer(task: Task, peer: Peer, scene: Scene, device: Device, plain: list[
         runs=made,
         asked=task.runs,
         samples_ns=starts.samples.raw if device.figures else (),
+        apart_ns=starts.samples.apart,
+        full_pace=starts.samples.full_pace,
     )

@@ -45,6 +45,10 @@ class Row:
     """Lanes that the plan copies over, of the `links` that it might."""
     asked: int | None = None
     """Starts that were asked for; where `runs` are fewer, `note` says why."""
+    apart_ns: tuple[float, ...] = ()
+    """Further starts, which do not count: others slowed the host's core when they were made."""
+    full_pace: bool = True
+    """Whether those that count were made at the core's full pace; false where there were too few of them, and all count."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
+from hwexec.core import collector_off
 from hwexec.cuda_graph import CudaGraph
 from hwexec.cupti import watched
 from hwexec.device import Activity, CaptureError, Event, Memory, Ready, Stream
 from hwexec.driver import EXTERNAL, NO_CONTEXT, driver_error, labelled, load_driver
-from hwexec.timing import collector_off
 from sim.errors import InputError, require
 from sim.hints import first_line
 

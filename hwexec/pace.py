@@ -1,8 +1,10 @@
-"""Whether the host issued starts as fast as predicted. A processor that others share has slow moments, in which a driver's call
-takes several times as long as when it was calibrated: first copies, launches and eager layers are late then, whatever the
-links do."""
+"""Whether the host issued starts as fast as predicted, and which it made while others slowed its core (`core.py`), in words.
+First copies, launches and eager layers are late then, whatever the links do."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
 
 from sim.report import PREDICTED, ms
 
@@ -27,3 +29,13 @@ def words(
     late = ms(issued_ns - predicted_ns)
     than = "when it was calibrated" if label == PREDICTED["measured"] else label
     return f"{said}: slower than {than}, so that first copies and layers begin up to {late} ms later."
+
+
+def apart_words(apart_ns: Sequence[float], full_pace: bool) -> str:
+    """What became of starts that others slowed; empty where there were none."""
+    if not full_pace:
+        return "others slowed the processor's core all along, so starts made then count"
+    if not apart_ns:
+        return ""
+    made = f"{len(apart_ns)} more start{'s' if len(apart_ns) > 1 else ''}"
+    return f"{made}, {ms(median(apart_ns))} ms, set apart: others slowed the processor's core"

@@ -51,7 +51,13 @@ def verify_words(report: VerifyReport) -> Iterator[str]:
     same = "bit for bit" if report.bit_equal else "not bit for bit"
     if report.cold_match and not report.bit_equal:
         same = f"within {report.error_allowed:g}"
-    made = 1 + report.runs + len(report.paused_ns) + len(report.roused_ns)
+    made = (
+        1
+        + max(report.runs, len(report.cold_ns))
+        + len(report.apart_ns)
+        + len(report.paused_ns)
+        + len(report.roused_ns)
+    )
     read = " (every weight read in place from host memory)" if report.reference == IN_PLACE else ""
     yield (
         f"Answers: {made} cold starts (the first untimed) with arenas filled with 0xFF before each; "
@@ -82,6 +88,8 @@ def _times(report: VerifyReport) -> Iterator[str]:
         f"Time: measured {ms(samples.median_ns)} ms (median of {len(samples.raw)}, least {ms(samples.minimum_ns)}, "
         f"spread {samples.spread:.1%}); warm {warm}; set-up {report.set_up_s or 0:.2f} s."
     )
+    if said := pace.apart_words(report.apart_ns, report.full_pace):
+        yield f"Processor: {said}."
     if report.paused_ns:
         paused, rested = Samples(report.paused_ns), report.warm_paused_ns
         also = f", {ms(Samples(report.roused_ns).median_ns)} roused before" if report.roused_ns else ""

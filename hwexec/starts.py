@@ -5,25 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
+from hwexec.core import at_full_pace, steady
 from hwexec.device import Device
 from hwexec.executor import ColdStart
 from hwexec.peers import Scene, eager_output
-from hwexec.timing import PAUSE_S, Samples, steadiest, steady
+from hwexec.timing import PAUSE_S, Samples, steadiest
 from sim.errors import InputError
 from sim.report import ms
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 """Relative difference, norm over norm, at which two answers count as the same where their bits cannot be: fp32 products
 may run in TF32, which has 10 bits; the others allow for the depth of a network."""
-FEWEST = 3
-"""Starts taken however slow they are."""
 PAUSED = 5
 """Starts after a pause, at most as many as others."""
+TWICE = 2
+"""Starts after a pause for each that is asked for, at most."""
 NEAR_S = 5e-4
 """How long ahead of a start that comes after a pause it is announced, where it is."""
 
@@ -116,7 +118,8 @@ def take(
     `before` makes the next call a cold one. Each follows it at once, as starts do on a busy server: what the host's core has in
     its caches a pause takes away, and that may be a third of a millisecond (results/h100-pair-2/trials). So `paused`
     further ones are made after `PAUSE_S` of nothing, and where there is a `rouse` as many for which that is called then, `NEAR_S`
-    ahead. Every answer is compared, the untimed one's too.
+    ahead. Starts behind which the core is slowed by others are set apart. Every answer is compared, theirs and the untimed
+    one's too.
     """
     worst = SAME
 
@@ -141,21 +144,20 @@ def take(
 
     with steady(device), torch.no_grad():
         start()
-        raw: list[float] = []
-        issued: list[float] = []
-        while len(raw) < runs and (len(raw) < FEWEST or sum(raw) <= budget_s * 1e9):
-            elapsed, returned = start()
-            raw.append(elapsed)
-            issued.append(returned)
-        pauses = range(min(paused, len(raw)) if device.figures else 0)
-        rested = tuple(start(PAUSE_S)[0] for _ in pauses)
-        roused = tuple(start(PAUSE_S, rouse)[0] for _ in pauses) if rouse is not None else ()
+        found = at_full_pace(start, device, runs, budget_s)
+        pauses = min(paused, len(found.kept)) if device.figures else 0
+        rested, roused = (
+            at_full_pace(partial(start, PAUSE_S, announce), device, pauses, most=TWICE)
+            if pauses and asked
+            else None
+            for announce, asked in ((None, True), (rouse, rouse is not None))
+        )
     return Starts(
-        Samples(tuple(raw)),
+        Samples.of(found, lambda pair: pair[0]),
         worst,
-        Samples(tuple(issued)),
-        Samples(rested) if rested else None,
-        Samples(roused) if roused else None,
+        Samples.of(found, lambda pair: pair[1]),
+        None if rested is None else Samples.of(rested, lambda pair: pair[0]),
+        None if roused is None else Samples.of(roused, lambda pair: pair[0]),
     )
 
 

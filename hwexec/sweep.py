@@ -60,6 +60,10 @@ class Point:
     """The same, predicted, whether anybody looked or not; None in a file from before that was kept."""
     copies_ns: float | None = None
     """What the plan's copies took by themselves, all lanes at once, just after; None as `issued_ns` is."""
+    apart_ns: tuple[float, ...] = ()
+    """Further starts, which do not count: others slowed the host's core when they were made."""
+    full_pace: bool = True
+    """Whether `samples_ns` were made at the core's full pace; false where there were too few of them, and all count."""
 
     @property
     def launch(self) -> Launch:
@@ -203,5 +207,7 @@ def _points(
                 issued_ns=row.issued_ns,
                 predicted_issued_ns=row.predicted_issued_ns,
                 copies_ns=row.copies_ns,
+                apart_ns=row.apart_ns,
+                full_pace=row.full_pace,
             ),
         )

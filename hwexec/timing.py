@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-import torch
-
+from hwexec.core import Paced, at_full_pace
 from hwexec.device import Device, Ready, Stream, forked
 from sim.errors import InputError, require
 from sim.hints import error_line, first_line
@@ -23,19 +18,15 @@ NOISY = 0.10
 AGAIN = 2
 """How often what scatters is taken again at most."""
 
-AWAKE_S, AWAKE_MOST_S = 0.25, 1.0
-"""How long a core is kept busy until it runs at its clock, at least and at most; on a virtual machine with two H200 a launch
-took 50 us before, and 20 us after."""
 PAUSE_S = 0.1
 """What a start after a pause waits for beforehand, with nothing to do."""
-_LOOPS = 2_000
-"""Of a stretch of work by which a core's pace is told."""
-_held = False
-"""Whether a thread is held to its core already; sections of sections change nothing."""
 
 _FIRST_HOLD_NS = 200_000.0
 _LONGEST_HOLD_NS = 1e9
 _ISSUE_HOLD_NS = 3e6
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +36,20 @@ class Samples:
     raw: tuple[float, ...]
     gated: bool = False
     """Whether everything was enqueued before the first of it could start, in every sample."""
+    apart: tuple[float, ...] = ()
+    """Others, made while the host's core was slowed; not counted."""
+    full_pace: bool = True
+    """Whether those that count were made at the core's full pace, as far as that is of any account."""
 
     def __post_init__(self) -> None:
         require(bool(self.raw), "no samples were taken: repeats must be at least 1")
+
+    @classmethod
+    def of(cls, found: Paced[T], time_of: Callable[[T], float]) -> Samples:
+        """One time of each sample."""
+        return cls(
+            tuple(map(time_of, found.kept)), apart=tuple(map(time_of, found.apart)), full_pace=found.full
+        )
 
     @property
     def median_ns(self) -> float:
@@ -83,9 +85,6 @@ class Scatter(Protocol):
 
     @property
     def noisy(self) -> bool: ...
-
-
-T = TypeVar("T")
 
 
 class Mismatch(InputError):
@@ -179,70 +178,6 @@ def time_ns(
     return Samples(tuple(raw), gated)
 
 
-@contextmanager
-def steady(device: Device) -> Iterator[None]:
-    """Hold the calling thread on its core, keep that busy until it is up to its clock, and Python's collector away.
-
-    What the host does takes twice as long on a core that has just been idle, and a thread that moves finds such a core. Threads
-    made inside would stay on this one core: make none. Where the system cannot hold a thread, it is only kept busy. The
-    collector may take milliseconds in the middle of a start.
-    """
-    if _held:
-        yield
-        return
-    with collector_off():
-        if not device.figures:
-            yield
-            return
-        with _on_one_core():
-            yield
-
-
-@contextmanager
-def collector_off() -> Iterator[None]:
-    """Python's collector away for a while. What is garbage already stays: collecting it all takes 0.15 s with PyTorch loaded."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextmanager
-def _on_one_core() -> Iterator[None]:
-    global _held
-    # PyTorch makes its threads at the first work for several: now, not on this one core
-    torch.zeros(1 << 20).add_(1)
-    before: set[int] = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    core = ctypes.CDLL(None).sched_getcpu() if before else -1
-    try:
-        _held = True
-        if core in before:
-            os.sched_setaffinity(0, {core})
-        _wake()
-        yield
-    finally:
-        _held = False
-        if core in before:
-            os.sched_setaffinity(0, before)
-
-
-def _wake() -> None:
-    """Work until a stretch takes little longer than the shortest did."""
-    began, fastest_ns = time.perf_counter(), float("inf")
-    while True:
-        start = time.perf_counter_ns()
-        for _ in range(_LOOPS):
-            pass
-        took = time.perf_counter_ns() - start
-        fastest_ns = min(fastest_ns, took)
-        busy = time.perf_counter() - began
-        if busy > AWAKE_MOST_S or (busy > AWAKE_S and took < 1.1 * fastest_ns):
-            return
-
-
 def wall_ns(
     call: Callable[[], object],
     device: Device,
@@ -252,7 +187,8 @@ def wall_ns(
     before: Callable[[], None] | None = None,
 ) -> Samples:
     """Time `call` from an idle device until it is idle again, by the host's clock. `before` as in `time_ns`."""
-    return Samples(tuple(done for _, done in _from_idle(call, device, repeats, warmup, before)))
+    found = _from_idle(call, device, repeats, warmup, before)
+    return Samples.of(found, lambda pair: pair[1])
 
 
 def call_ns(
@@ -264,14 +200,16 @@ def call_ns(
     before: Callable[[], None] | None = None,
 ) -> Samples:
     """Time `call` from an idle device until it returns, whatever the device is still doing: the host's own time."""
-    return Samples(tuple(called for called, _ in _from_idle(call, device, repeats, warmup, before)))
+    found = _from_idle(call, device, repeats, warmup, before)
+    return Samples.of(found, lambda pair: pair[0])
 
 
 def _from_idle(
     call: Callable[[], object], device: Device, repeats: int, warmup: int, before: Callable[[], None] | None
-) -> Iterator[tuple[float, float]]:
+) -> Paced[tuple[float, float]]:
     """Until the call has returned, and until the device is idle again."""
-    for index in range(warmup + repeats):
+
+    def sample() -> tuple[float, float]:
         if before is not None:
             before()
         device.synchronize()
@@ -279,9 +217,11 @@ def _from_idle(
         call()
         called = time.perf_counter_ns()
         device.synchronize()
-        done = time.perf_counter_ns()
-        if index >= warmup:
-            yield float(called - began), float(done - began)
+        return float(called - began), float(time.perf_counter_ns() - began)
+
+    for _ in range(warmup):
+        sample()
+    return at_full_pace(sample, device, repeats)
 
 
 def issue_ns(device: Device, streams: Sequence[Stream], call: Ready, count: int) -> float:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
+from hwexec.core import FEWEST
 from hwexec.device import Device
 from hwexec.executor import ColdStart
 from hwexec.peers import Scene, Snapshot
 from hwexec.preparing import prepare
 from hwexec.starts import (
-    FEWEST,
     PAUSED,
     TOLERANCES,
     Likeness,
@@ -134,6 +134,10 @@ class VerifyReport:
     """Warm runs after such a pause."""
     reference: str = RESIDENT
     """What cold answers are held against, launched as the plan is: RESIDENT or IN_PLACE."""
+    apart_ns: tuple[float, ...] = ()
+    """Further cold starts, which do not count: others slowed the host's core when they were made."""
+    full_pace: bool = True
+    """Whether those of `cold_ns` were made at the core's full pace; false where there were too few of them, and all count."""
     not_measured: str = ""
     """Why no run with every weight in GPU memory was made, plain PyTorch's included; empty where both were."""
 
@@ -288,6 +292,8 @@ def verify(task: Task, device: Device) -> Verified:
         roused_ns=starts.roused.raw if starts.roused else (),
         warm_paused_ns=repeats.paused.raw if repeats.paused else (),
         reference=kind,
+        apart_ns=starts.samples.apart,
+        full_pace=starts.samples.full_pace,
         not_measured=task.only_planned,
     )
     return Verified(report, timelines)

@@ -1,19 +1,14 @@
-"""The host's thread while it is timed: on one core, which is awake; and free again afterwards, whatever happened."""
+"""The timing core: calls until they return and until all is done, and what scatters made again."""
 
 from __future__ import annotations
 
-import gc
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from hwexec import timing
 from hwexec.cpu import CpuDevice, OutOfMemory
-from hwexec.timing import Mismatch, Samples, call_ns, issue_ns, steadiest, steady, wall_ns
+from hwexec.timing import Mismatch, Samples, call_ns, issue_ns, steadiest, wall_ns
 from sim.errors import InputError
-
-holds = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system holds no thread")
 
 
 @pytest.fixture
@@ -23,91 +18,6 @@ def device() -> Iterator[CpuDevice]:
     made.figures = True
     yield made
     made.close()
-
-
-@pytest.fixture(autouse=True)
-def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """How often a core was woken; each time for one stretch only."""
-    monkeypatch.setattr(timing, "AWAKE_S", 0.0)
-    monkeypatch.setattr(timing, "AWAKE_MOST_S", 0.0)
-    told: list[str] = []
-    wake = timing._wake
-    monkeypatch.setattr(timing, "_wake", lambda: (told.append("woken"), wake())[1])
-    return told
-
-
-def allowed() -> set[int]:
-    """Cores that the calling thread may run on."""
-    return set(os.sched_getaffinity(0))
-
-
-@holds
-def test_a_thread_is_held_on_one_core_and_may_go_where_it_could_before(
-    device: CpuDevice, woken: list[str]
-) -> None:
-    before = allowed()
-    with steady(device):
-        held = allowed()
-        assert len(held) == 1
-        assert held <= before
-        assert woken or held == before, "with one core only it is held from the beginning"
-    assert allowed() == before
-
-
-@holds
-def test_a_thread_is_let_go_where_what_was_timed_fails(device: CpuDevice) -> None:
-    before = allowed()
-    with pytest.raises(RuntimeError, match="lost"), steady(device):
-        raise RuntimeError("the GPU is lost")
-    assert allowed() == before
-
-
-@holds
-def test_held_already_it_stays_held(device: CpuDevice, woken: list[str]) -> None:
-    before = allowed()
-    with steady(device):
-        held, seen = allowed(), list(woken)
-        with steady(device):
-            assert allowed() == held
-        assert allowed() == held
-        assert woken == seen
-    assert allowed() == before
-
-
-def test_where_no_thread_can_be_held_the_core_is_only_woken(
-    device: CpuDevice, woken: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    with steady(device):
-        assert woken == ["woken"]
-
-
-@holds
-def test_where_times_mean_nothing_nothing_is_held(device: CpuDevice, woken: list[str]) -> None:
-    before = allowed()
-    device.figures = False
-    with steady(device):
-        assert allowed() == before
-    assert woken == []
-
-
-def test_pythons_collector_is_off_while_something_is_timed_and_on_again_after(device: CpuDevice) -> None:
-    assert gc.isenabled()
-    for figures in (True, False):
-        device.figures = figures
-        with steady(device):
-            assert not gc.isenabled()
-            with steady(device):
-                assert not gc.isenabled()
-            assert not gc.isenabled()
-        assert gc.isenabled()
-    gc.disable()
-    try:
-        with steady(device):
-            pass
-        assert not gc.isenabled(), "whoever had it off keeps it off"
-    finally:
-        gc.enable()
 
 
 def test_a_call_is_timed_until_it_returns_whatever_the_device_still_does(device: CpuDevice) -> None:
