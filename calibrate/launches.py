@@ -83,7 +83,7 @@ def launch(bench: Bench) -> tuple[Point, ...]:
     return tuple(found)
 
 
-STARTED_LAYERS, STARTED_WIDTH, START_ROUNDS = 8, 1024, 4
+STARTED_LAYERS, STARTED_WIDTH, START_ROUNDS = 8, 512, 4
 
 
 def start(bench: Bench) -> tuple[Point, ...]:

@@ -189,3 +189,23 @@ def test_a_host_arena_is_exact_and_goes_with_its_last_view() -> None:
         arena.view(0)
     with pytest.raises(InputError, match=r"refuses to pin 10 bytes"):
         HostArena(CpuDevice(1, fail_at="pin"), 10, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not show its mappings")
+def test_arenas_are_of_huge_pages_where_there_are_any_and_no_forked_childs() -> None:
+    device = CpuDevice(1)
+    arena = HostArena(device, 5 * 2**20 + 1, 0)
+    assert arena.tensor.numel() == 5 * 2**20 + 1
+    address, flags = arena.tensor.data_ptr(), list[str]()
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            low, _, high = line.split()[0].partition("-")
+            inside = int(low, 16) <= address < int(high, 16)
+        elif inside and line.startswith("VmFlags"):
+            flags = line.split()[1:]
+    assert "dc" in flags, "a child of a fork would have every pinned page copied"
+    if Path("/sys/kernel/mm/transparent_hugepage").exists():
+        assert "hg" in flags
+    arena.close()
+    device.close()
