@@ -12,7 +12,6 @@ import torch
 
 from hwexec.bench_record import BenchReport, Row, Waived
 from hwexec.device import Device
-from hwexec.executor import ColdStart
 from hwexec.host_memory import memory_error
 from hwexec.limit import Limit, needed_bytes, pinned_rates, together_rate
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
@@ -27,6 +26,7 @@ from hwexec.starts import (
     start_cold,
     steadiest_starts,
     take,
+    wake,
 )
 from hwexec.timing import Samples, steady
 from hwexec.verify import as_run
@@ -47,8 +47,6 @@ DEFAULT_STRATEGIES = ("warm", "demand", "pipeline", "pipeswitch", "dha", "pt", "
 STRATEGIES = ("warm", *(b.name for b in BASELINES), "best")
 BUDGET_S = 2.0
 """Time that the starts of one row may take; slower ones stop after a few, and the row says so."""
-WAKE_S = 0.1
-"""Warm runs ahead of each row's starts."""
 PEER_RUNS, PEER_BUDGET_S = 10, 0.5
 
 
@@ -263,7 +261,7 @@ def run_entry(
         reference = kept(cold.resident(*inputs))
         again = likeness(cold.resident(*inputs), reference)
         with steady(device):
-            _wake(cold, inputs)
+            wake(cold, inputs)
             if is_warm:
                 series = partial(
                     take,
@@ -322,14 +320,6 @@ def run_entry(
         roused_ns=None if starts.roused is None else starts.roused.median_ns,
         lanes=lanes(plan),
     )
-
-
-def _wake(cold: ColdStart, inputs: tuple[torch.Tensor, ...]) -> None:
-    """A GPU raises its clocks only under load, and a warm time taken before would make the limit too easy."""
-    until = time.perf_counter() + (WAKE_S if cold.device.figures else 0.0)
-    while time.perf_counter() < until:
-        cold.resident(*inputs)
-        cold.device.synchronize()
 
 
 def _run_peer(task: Task, peer: Peer, scene: Scene, device: Device, plain: list[torch.Tensor]) -> Row:
