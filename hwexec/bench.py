@@ -10,8 +10,10 @@ from functools import partial
 
 import torch
 
-from hwexec.bench_record import BenchReport, Row, Waived
+from hwexec import late
+from hwexec.bench_record import BenchReport, Looked, Row, Waived, labelled
 from hwexec.device import Device
+from hwexec.executor import ColdStart
 from hwexec.host_memory import memory_error
 from hwexec.limit import Limit, needed_bytes, pinned_rates, together_rate
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
@@ -69,7 +71,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        return f"best over {self.links}" if self.name == "best" else self.name
+        return labelled(self.name, self.links)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
     peers = PEERS if task.peers else ()
     left = [*(entry.label for entry in planned), *(peer.name for peer in peers)]
     rows: list[Row] = []
+    looked: list[Looked] = []
     stopped: BaseException | None = None
 
     def done(found: Row | Waived) -> None:
@@ -193,6 +196,13 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         with suppress(device.out_of_memory, InputError):
             rates = tuple(max(pair) for pair in zip(rates, pinned_rates(device, task.gpus), strict=True))
             together = max(filter(None, (together, together_rate(device, task.gpus))), default=None)
+        slow = [row for row in rows if late.is_late(row, rates)]
+        left += [f"a look into {row.label}" for row in slow]
+        plans = {(entry.name, entry.links): entry.plan for entry in planned}
+        again = [(row, partial(_prepared, task, plans[row.name, row.links], device, inputs)) for row in slow]
+        for look in late.looks(again, inputs, task.profile, device, task.runs, BUDGET_S):
+            looked.append(look)
+            del left[0]
     except BaseException as error:
         if not rows:
             raise
@@ -218,6 +228,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         together_bytes_per_s=together,
         stopped=_why_stopped(stopped),
         not_run=tuple(left) if stopped is not None else (),
+        looked=tuple(looked),
     )
     return Benched(report, stopped)
 
@@ -241,6 +252,10 @@ def limits(
         yield Limit(links, size, rate, max(warm_ns, size / rate * 1e9))
 
 
+def _prepared(task: Task, plan: Plan, device: Device, inputs: tuple[torch.Tensor, ...]) -> ColdStart:
+    return prepare(task.built.module, plan, inputs, network=task.network, host=task.host, device=device)
+
+
 def run_entry(
     task: Task,
     entry: Entry,
@@ -253,9 +268,7 @@ def run_entry(
     is_warm = entry.name == "warm"
     paused = PAUSED if task.pauses and entry.name in ("warm", "best") else 0
     began = time.perf_counter()
-    with prepare(
-        task.built.module, plan, inputs, network=task.network, host=task.host, device=device
-    ) as cold:
+    with _prepared(task, plan, device, inputs) as cold:
         device.synchronize()
         set_up_s = time.perf_counter() - began
         reference = kept(cold.resident(*inputs))
