@@ -10,8 +10,8 @@ from functools import partial
 
 import torch
 
-from hwexec import pace
-from hwexec.bench_record import BenchReport, Row, Waived
+from hwexec import late, pace
+from hwexec.bench_record import BenchReport, Looked, Row, Waived, labelled
 from hwexec.core import steady
 from hwexec.device import Device
 from hwexec.executor import ColdStart
@@ -29,6 +29,7 @@ from hwexec.starts import (
     start_cold,
     steadiest_starts,
     take,
+    wake,
 )
 from hwexec.timing import Samples
 from hwexec.verify import as_run
@@ -49,8 +50,6 @@ DEFAULT_STRATEGIES = ("warm", "demand", "pipeline", "pipeswitch", "dha", "pt", "
 STRATEGIES = ("warm", *(b.name for b in BASELINES), "best")
 BUDGET_S = 2.0
 """Time that the starts of one row may take; slower ones stop after a few, and the row says so."""
-WAKE_S = 0.1
-"""Warm runs ahead of each row's starts."""
 PEER_RUNS, PEER_BUDGET_S = 10, 0.5
 
 
@@ -73,7 +72,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        return f"best over {self.links}" if self.name == "best" else self.name
+        return labelled(self.name, self.links)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +159,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
     peers = PEERS if task.peers else ()
     left = [*(entry.label for entry in planned), *(peer.name for peer in peers)]
     rows: list[Row] = []
+    looked: list[Looked] = []
     stopped: BaseException | None = None
 
     def done(found: Row | Waived) -> None:
@@ -197,6 +197,13 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         with suppress(device.out_of_memory, InputError):
             rates = tuple(max(pair) for pair in zip(rates, pinned_rates(device, task.gpus), strict=True))
             together = max(filter(None, (together, together_rate(device, task.gpus))), default=None)
+        slow = [row for row in rows if late.is_late(row, rates)]
+        left += [f"a look into {row.label}" for row in slow]
+        plans = {(entry.name, entry.links): entry.plan for entry in planned}
+        again = [(row, partial(_prepared, task, plans[row.name, row.links], device, inputs)) for row in slow]
+        for look in late.looks(again, inputs, task.profile, device, task.runs, BUDGET_S):
+            looked.append(look)
+            del left[0]
     except BaseException as error:
         if not rows:
             raise
@@ -222,6 +229,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         together_bytes_per_s=together,
         stopped=_why_stopped(stopped),
         not_run=tuple(left) if stopped is not None else (),
+        looked=tuple(looked),
     )
     return Benched(report, stopped)
 
@@ -245,6 +253,10 @@ def limits(
         yield Limit(links, size, rate, max(warm_ns, size / rate * 1e9))
 
 
+def _prepared(task: Task, plan: Plan, device: Device, inputs: tuple[torch.Tensor, ...]) -> ColdStart:
+    return prepare(task.built.module, plan, inputs, network=task.network, host=task.host, device=device)
+
+
 def run_entry(
     task: Task,
     entry: Entry,
@@ -257,15 +269,13 @@ def run_entry(
     is_warm = entry.name == "warm"
     paused = PAUSED if task.pauses and entry.name in ("warm", "best") else 0
     began = time.perf_counter()
-    with prepare(
-        task.built.module, plan, inputs, network=task.network, host=task.host, device=device
-    ) as cold:
+    with _prepared(task, plan, device, inputs) as cold:
         device.synchronize()
         set_up_s = time.perf_counter() - began
         reference = kept(cold.resident(*inputs))
         again = likeness(cold.resident(*inputs), reference)
         with steady(device):
-            _wake(cold, inputs)
+            wake(cold, inputs)
             if is_warm:
                 series = partial(
                     take,
@@ -327,14 +337,6 @@ def run_entry(
         apart_ns=starts.samples.apart,
         full_pace=starts.samples.full_pace,
     )
-
-
-def _wake(cold: ColdStart, inputs: tuple[torch.Tensor, ...]) -> None:
-    """A GPU raises its clocks only under load, and a warm time taken before would make the limit too easy."""
-    until = time.perf_counter() + (WAKE_S if cold.device.figures else 0.0)
-    while time.perf_counter() < until:
-        cold.resident(*inputs)
-        cold.device.synchronize()
 
 
 def _run_peer(task: Task, peer: Peer, scene: Scene, device: Device, plain: list[torch.Tensor]) -> Row:

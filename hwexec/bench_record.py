@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hwexec.limit import Limit
+from hwexec.verify import OpRow
 from sim.files import FileKind
 from sim.profile import ProfileKind, Provenance
+
+
+def labelled(name: str, links: int) -> str:
+    """A row's name, where the best plans are told apart by what they may use."""
+    return f"best over {links}" if name == "best" else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,39 @@ class Row:
     full_pace: bool = True
     """Whether those that count were made at the core's full pace; false where there were too few of them, and all count."""
 
+    @property
+    def label(self) -> str:
+        return labelled(self.name, self.links)
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What was found of a row that came late, by its `name` and `links`, once its plan was prepared anew. None and empty where it
+    did not come to that, and `note` says why."""
+
+    name: str
+    links: int
+    predicted_ns: float
+    samples_ns: tuple[float, ...] = ()
+    """Starts as those of the row, without pauses."""
+    issued_ns: float | None = None
+    """Of these, the median until the host thread had issued all of one."""
+    gated_ns: float | None = None
+    """Median of starts behind a gate, from where it opens: all of it was issued before. None of an eager plan."""
+    watched_ns: float | None = None
+    """One start that the profiler watched, from the request until all operations are done."""
+    watched_issued_ns: float | None = None
+    """Until the host's last call that launches a graph returned in it."""
+    predicted_issued_ns: float | None = None
+    """Until the host thread has issued all of a start, predicted."""
+    ops: tuple[OpRow, ...] = ()
+    """Copies and layers of the watched start beside the predicted ones."""
+    first_late: int | None = None
+    """The operation among `ops` that was the first to begin late; None where none did."""
+    waited_for: tuple[int, ...] = ()
+    """Copies that this is the first on its stream to wait for."""
+    note: str = ""
+
 
 @dataclass(frozen=True, slots=True)
 class Waived:
@@ -83,6 +122,8 @@ class BenchReport:
     """What ended the command before all had run; empty where all did."""
     not_run: tuple[str, ...] = ()
     """What was still to run then."""
+    looked: tuple[Looked, ...] = ()
+    """Of each best plan that came late for no known cause, what a look into it found."""
 
     @property
     def outputs_match(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from hwexec import pace
+from hwexec import late, pace
 from hwexec.bench_record import BenchReport, Row
 from hwexec.limit import Limit
 from hwexec.timing import PAUSE_S, Samples
@@ -18,10 +18,6 @@ from sim.picture import stream_label
 from sim.report import PREDICTED, mib, ms
 
 NO_FIGURES = "GPUs were played by threads of the CPU: bytes and answers are real, times are no figures and are not shown."
-SLOW_LINKS = 1.15
-"""Copies that take so many times as long as the links allow are pointed out."""
-LATE = 1.25
-"""So are starts that took so many times as long as predicted, where it was not the host or the links."""
 LARGEST = 12
 """Rows of the table of differences."""
 
@@ -262,7 +258,7 @@ def bench_words(report: BenchReport) -> Iterator[str]:
         for row in report.rows:
             if row.name == "best" and (
                 said := pace.words(
-                    _name(row),
+                    row.label,
                     row.issued_ns,
                     row.predicted_issued_ns,
                     PREDICTED[report.profile_kind],
@@ -291,7 +287,7 @@ def _lanes_together(report: BenchReport, limit: Limit) -> str:
 
 def _after_a_pause(report: BenchReport) -> Iterator[str]:
     told = [
-        f"{_name(row)} {ms(row.paused_ns)} ms"
+        f"{row.label} {ms(row.paused_ns)} ms"
         + ("" if row.roused_ns is None else f", {ms(row.roused_ns)} roused before")
         for row in report.rows
         if row.name in ("warm", "best") and row.paused_ns is not None
@@ -300,45 +296,39 @@ def _after_a_pause(report: BenchReport) -> Iterator[str]:
         yield f"After {PAUSE_S:g} s without work: {'; '.join(told)}. None of this is predicted."
 
 
-def _name(row: Row) -> str:
-    """A row's, where the best plans are told apart by what they may use."""
-    return f"best over {row.links}" if row.name == "best" else row.name
-
-
 def _slow_links(report: BenchReport) -> Iterator[str]:
     """Best plans whose copies took longer by themselves than the links allow: others used these as well. Published plans copy
     layer by layer, which is slower on idle links too."""
     for row in report.rows:
-        if row.name == "best" and row.copies_ns and (rates := _slow(report, row)) is not None:
-            rate, most = (rate / 1e9 for rate in rates)
+        if (
+            row.name == "best"
+            and row.copies_ns
+            and (found := late.slow_copies(row, report.pinned_bytes_per_s))
+        ):
+            rate, most = (rate / 1e9 for rate in found)
             yield (
-                f"Links: around the starts of {_name(row)}, its copies by themselves took {ms(row.copies_ns)} ms, "
+                f"Links: around the starts of {row.label}, its copies by themselves took {ms(row.copies_ns)} ms, "
                 f"{rate:.1f} GB/s of {most:.1f}: something else used the links."
             )
 
 
-def _slow(report: BenchReport, row: Row) -> tuple[float, float] | None:
-    """Of a row whose copies by themselves took longer than the links allow, their rate and the links'; None of any other."""
-    if not row.copies_ns:
-        return None
-    rate, most = row.copied_bytes / row.copies_ns * 1e9, sum(report.pinned_bytes_per_s[: row.lanes])
-    return (rate, most) if most > SLOW_LINKS * rate else None
-
-
 def _late(report: BenchReport) -> Iterator[str]:
-    """Best plans that came late in start after start, and neither for the host nor for the links."""
+    """Best plans that came late for no known cause, and what a look into each found."""
+    label = PREDICTED[report.profile_kind]
     for row in report.rows:
-        if row.name != "best" or row.predicted_ns is None or not row.samples_ns:
+        if not late.is_late(row, report.pinned_bytes_per_s):
             continue
-        samples = Samples(row.samples_ns)
-        known = pace.is_slower(row.issued_ns, row.predicted_issued_ns) or _slow(report, row) is not None
-        if known or samples.noisy or samples.median_ns < LATE * row.predicted_ns:
-            continue
-        yield (
-            f"Late: {_name(row)} took {ms(samples.median_ns)} ms in start after start, "
-            f"{PREDICTED[report.profile_kind]} {ms(row.predicted_ns)}, though host and links were as they should be: "
-            "`hwexec verify` of its plan shows which operations are late."
+        looks = [look for look in report.looked if (look.name, look.links) == (row.name, row.links)]
+        other = (
+            ""
+            if any(look.ops for look in looks)
+            else ": `hwexec verify` of its plan shows which operations are late"
         )
+        yield (
+            f"Late: {row.label} took {ms(Samples(row.samples_ns).median_ns)} ms in start after start, "
+            f"{label} {ms(row.predicted_ns or 0.0)}, though host and links were as they should be{other}."
+        )
+        yield from (late.words(look, label) for look in looks)
 
 
 def _against_peers(report: BenchReport) -> Iterator[str]:

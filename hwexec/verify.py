@@ -218,7 +218,7 @@ def verify(task: Task, device: Device) -> Verified:
         if device.figures:
             cold.evict()
             measured = cold.timeline()
-            timelines = (_predict(task, cold), measured)
+            timelines = (predict(cold, task.profile), measured)
         launch, why_eager = cold.launch, cold.why_eager
     kind = RESIDENT if settles else IN_PLACE
     reproducible = again.bit_equal and repeats.worst.bit_equal
@@ -299,12 +299,12 @@ def verify(task: Task, device: Device) -> Verified:
     return Verified(report, timelines)
 
 
-def _predict(task: Task, cold: ColdStart) -> Timeline:
+def predict(cold: ColdStart, profile: Profile) -> Timeline:
     """Of what really ran: a plan that could not be captured is predicted as it was launched."""
     program = cold.program
     if cold.launch is not program.launch:
-        program = lower(as_run(task.plan, cold.launch), task.network, task.host)
-    return simulate(program, task.profile)
+        program = lower(as_run(cold.plan, cold.launch), program.network, program.host)
+    return simulate(program, profile)
 
 
 def as_run(plan: Plan, launch: Launch) -> Plan:

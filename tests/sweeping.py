@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hwexec import bench, commands
+from hwexec import commands, starts
 from hwexec.sweep import Point, SweepRecord
 from hwexec.sweep_plan import KeptPlan
 from sim.plan import Launch, Sync
@@ -41,6 +41,6 @@ def record(points: tuple[Point, ...]) -> SweepRecord:
 def folder_in(parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """For `hwexec sweep --out here`, run on threads whose times are taken for figures."""
     monkeypatch.chdir(parent)
-    monkeypatch.setattr(bench, "WAKE_S", 0.0)
+    monkeypatch.setattr(starts, "WAKE_S", 0.0)
     monkeypatch.setattr(commands, "open_device", lambda name, gpus: Stopwatch(gpus))
     return parent / "here"

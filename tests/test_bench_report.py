@@ -11,6 +11,7 @@ import torch
 from hwexec import bench, bench_record, limit, report
 from hwexec.cpu import CpuDevice
 from hwexec.device import Stream
+from hwexec.verify import OpRow
 from sim.errors import InputError
 from sim.files import format_record, parse_record
 from sim.profile import Provenance
@@ -124,27 +125,96 @@ def test_best_plans_whose_copies_had_slow_links_are_told() -> None:
     )
 
 
-def test_best_plans_that_come_late_for_no_known_cause_are_told() -> None:
-    late = replace(
-        ROW, links=2, lanes=2, predicted_ns=2.0e6, samples_ns=(3.18e6, 3.17e6, 3.2e6), copies_ns=0.95e6
-    )
+LATE = replace(
+    ROW, links=2, lanes=2, predicted_ns=2.0e6, samples_ns=(3.18e6, 3.17e6, 3.2e6), copies_ns=0.95e6
+)
 
+
+def test_best_plans_that_come_late_for_no_known_cause_are_told() -> None:
     def said(row: bench_record.Row) -> list[str]:
         return [w for w in report.bench_words(replace(MEASURED, rows=(row,))) if w.startswith("Late:")]
 
-    assert said(late) == [
+    assert said(LATE) == [
         "Late: best over 2 took 3.18 ms in start after start, predicted 2.00, though host and links were as they should be: "
         "`hwexec verify` of its plan shows which operations are late."
     ]
     for known in (
-        replace(late, samples_ns=(2.1e6, 3.2e6, 4.9e6)),
-        replace(late, samples_ns=(2.4e6, 2.4e6, 2.41e6)),
-        replace(late, issued_ns=0.3e6),
-        replace(late, copies_ns=2.9e6),
-        replace(late, name="pt+dha"),
+        replace(LATE, samples_ns=(2.1e6, 3.2e6, 4.9e6)),
+        replace(LATE, samples_ns=(2.4e6, 2.4e6, 2.41e6)),
+        replace(LATE, issued_ns=0.3e6),
+        replace(LATE, copies_ns=2.9e6),
+        replace(LATE, name="pt+dha"),
     ):
         assert said(known) == []
-    assert said(replace(late, issued_ns=None, predicted_issued_ns=None)), "nobody timed the host"
+    assert said(replace(LATE, issued_ns=None, predicted_issued_ns=None)), "nobody timed the host"
+
+
+LOOKED = bench_record.Looked(
+    "best",
+    2,
+    2.0e6,
+    samples_ns=(3.17e6, 3.16e6, 3.2e6),
+    issued_ns=0.11e6,
+    gated_ns=3.1e6,
+    watched_ns=3.2e6,
+    watched_issued_ns=0.12e6,
+    predicted_issued_ns=0.12e6,
+    ops=(
+        OpRow(3, "copy", "chunk 5 (1.25 MiB)", "p2p:1>0", 0.7e6, 0.1e6, 0.8e6, 0.1e6),
+        OpRow(6, "run", "23-ReLU layer1.2.relu", "compute:0", 0.85e6, 0.02e6, 0.86e6, 0.02e6),
+        OpRow(8, "run", "24-Conv2d layer2.0.conv1", "compute:0", 0.9e6, 0.05e6, 2.11e6, 0.05e6),
+        OpRow(9, "run", "25-ReLU layer2.0.relu", "compute:0", 0.95e6, 0.05e6, 2.16e6, 0.05e6),
+    ),
+    first_late=8,
+    waited_for=(3,),
+)
+
+
+def looked_into(look: bench_record.Looked) -> list[str]:
+    said = [*report.bench_words(replace(MEASURED, rows=(LATE,), looked=(look,)))]
+    return [line for line in said if line.startswith(("Late:", "Looked"))]
+
+
+def test_what_was_found_of_a_late_plan_is_told_behind_it() -> None:
+    assert looked_into(LOOKED) == [
+        "Late: best over 2 took 3.18 ms in start after start, predicted 2.00, though host and links were as they should be.",
+        "Looked into best over 2: prepared anew it took 3.17 ms in 3 starts, 3.10 behind a gate; a watched start took 3.20 ms, "
+        "and what first began late by more than 0.40 was layer 24-Conv2d layer2.0.conv1, at 2.11 ms, 1.21 after its predicted "
+        "time, while chunk 5 (1.25 MiB), GPU 1 to GPU 0, had landed at 0.90 and 23-ReLU layer1.2.relu before it had ended at 0.88.",
+    ]
+    slow = replace(LOOKED.ops[1], measured_ns=1.22e6)
+    _, said = looked_into(replace(LOOKED, ops=(LOOKED.ops[0], slow, *LOOKED.ops[2:])))
+    assert said.endswith(
+        "23-ReLU layer1.2.relu before it had ended at 2.08, having taken 1.20 longer than predicted."
+    )
+
+
+def test_a_look_that_found_less_says_so() -> None:
+    in_time = replace(LOOKED, samples_ns=(2.06e6,), gated_ns=None, watched_ns=2.05e6, first_late=None)
+    assert looked_into(in_time)[1] == (
+        "Looked into best over 2: prepared anew it was not late (2.06 ms) in 1 start; a watched start was not late (2.05 ms)."
+    )
+    slow = replace(in_time, watched_ns=2.6e6, watched_issued_ns=0.62e6)
+    assert (
+        "a watched start was not late (2.60 ms, its host 0.50 slower than predicted)" in looked_into(slow)[1]
+    )
+    at_its_end = replace(LOOKED, first_late=None, waited_for=())
+    assert (
+        "a watched start took 3.20 ms, and no operation began late by more than 0.40."
+        in looked_into(at_its_end)[1]
+    )
+    first, said = looked_into(bench_record.Looked("best", 2, 2.0e6, note="ended early: no such luck"))
+    assert "`hwexec verify` of its plan shows which operations are late" in first, "nobody has seen them here"
+    assert said == "Looked into best over 2: ended early: no such luck."
+
+
+def test_a_look_is_kept_and_records_without_one_are_read() -> None:
+    seen = replace(MEASURED, rows=(LATE,), looked=(LOOKED,))
+    text = format_record(bench_record.BENCH, seen)
+    assert parse_record(text.encode(), bench_record.BENCH) == seen
+    earlier = format_record(bench_record.BENCH, MEASURED).replace("looked: []\n", "")
+    assert "looked" not in earlier
+    assert parse_record(earlier.encode(), bench_record.BENCH) == MEASURED
 
 
 def test_without_figures_no_time_is_printed() -> None:

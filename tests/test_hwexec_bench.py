@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hwexec import bench, bench_record, commands, limit
+from hwexec import bench, bench_record, commands, limit, starts
 from hwexec.cli import cli, parse_gpus
 from hwexec.cpu import CpuDevice
 from hwexec.peers import PEERS, Peer, Ready, Scene
@@ -69,7 +69,7 @@ def with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads whose times are taken for figures, and little to wait for."""
     monkeypatch.setattr(commands, "open_device", lambda name, gpus: Stopwatch(gpus))
     monkeypatch.setattr(limit, "PROBE_BYTES", 2**20)
-    monkeypatch.setattr(bench, "WAKE_S", 0.0)
+    monkeypatch.setattr(starts, "WAKE_S", 0.0)
 
 
 def test_rows_have_their_copies_alone_and_say_where_starts_scattered(
