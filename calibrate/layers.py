@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from calibrate.bench import BESIDE_BYTES, Lane
+from calibrate.hooked import hooked_starts
 from calibrate.samples import Point
 from calibrate.ways import BESIDE, beside_copies, everything, small_reads
 from hwexec.arena import HostArena
@@ -79,6 +80,8 @@ class LayersResult:
     """Host thread, of an eager run before its first module begins and after its last has ended."""
     in_place_beside: tuple[Point, ...] = ()
     """Runs that read in place while host memory is copied to the same GPU all along, labelled by their way."""
+    hooked: tuple[Point, ...] = ()
+    """Host thread, of eager starts in one chunk and in one for each storage; empty where nobody measured them."""
 
     def run(self, way: str) -> LayerRun | None:
         return next((r for r in self.runs if r.way == way), None)
@@ -94,6 +97,7 @@ class Unwatched:
     beside_copies: Point | None
     notes: tuple[str, ...]
     seconds: float
+    hooked: tuple[Point, ...] = ()
 
 
 def unwatched(
@@ -109,6 +113,7 @@ def unwatched(
     began = time.perf_counter()
     progress("issue")
     alone = beside = None
+    hooked: tuple[Point, ...] = ()
     notes = []
     plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
     with (
@@ -133,8 +138,11 @@ def unwatched(
                 alone, beside = _beside_copies(partial(cold.resident, *given), device, 2 * repeats)
             except InputError as error:
                 notes.append(f"resident beside copies: not measured ({error})")
+        if 0 < network.arena_bytes <= LARGE_BYTES:
+            progress("between layers")
+            hooked = hooked_starts(built, network, host, device, 2 * repeats)
     seconds = time.perf_counter() - began
-    return Unwatched(issue, around, alone, beside, tuple(notes), seconds)
+    return Unwatched(issue, around, alone, beside, tuple(notes), seconds, hooked)
 
 
 def measure(
@@ -185,7 +193,7 @@ def measure(
     seconds = first.seconds + time.perf_counter() - began
     return LayersResult(
         network, tuple(runs), first.beside_copies, tuple(notes), host.name, seconds,
-        first.alone, first.around, tuple(loaded),
+        first.alone, first.around, tuple(loaded), first.hooked,
     )  # fmt: skip
 
 

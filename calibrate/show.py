@@ -31,6 +31,7 @@ OF_PROFILE = {
     "direct_busy": "direct_busy, ns",
     "direct_weight": "direct_weight",
     "start": "start, ns",
+    "hook": "hook, ns",
 }
 """Figures of a profile beside its layers', each of which it may lack, and what a comparison calls them."""
 PLAYED = "GPUs were played by threads: no figure here means anything"

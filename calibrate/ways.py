@@ -38,6 +38,18 @@ def beside_copies(network: Network) -> Plan:
     return replace(everything(network, Access.RESIDENT), name=f"calibrate-{BESIDE}", chunks=chunks)
 
 
+def in_one(network: Network) -> Plan:
+    """An eager start whose bytes come in one copy, ahead of all layers."""
+    plan = everything(network, Access.COPIED, launch=Launch.EAGER)
+    return replace(plan, chunks=(Chunk(0, network.arena_bytes, (0,)),) if network.arena_bytes else ())
+
+
+def in_each(network: Network) -> Plan:
+    """An eager start whose bytes come in a copy for each storage, so that each layer waits for its own."""
+    chunks = tuple(Chunk(a, b, (0,)) for a, b in pairwise(sorted({*network.offsets, network.arena_bytes})))
+    return replace(everything(network, Access.COPIED, launch=Launch.EAGER), chunks=chunks)
+
+
 def _kept(network: Network, partner: int | None) -> tuple[Chunk, ...]:
     """The whole arena on a partner, in one chunk: it lands before the first layer, so no copy runs beside a layer."""
     return () if partner is None else (Chunk(0, network.arena_bytes, (partner,)),)

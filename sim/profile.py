@@ -82,6 +82,9 @@ class Profile:
     start: Figure | None = None
     """Eager mode, nanoseconds: host thread, of a start beyond its layers and copies, the answer included; None where nobody
     measured it."""
+    hook: Figure | None = None
+    """Eager mode, nanoseconds: host thread, to come between these layers, before each that something is issued ahead of; None
+    where nobody measured it with this network, and the host's costs hold."""
 
     def __post_init__(self) -> None:
         layers = self.network.layers
@@ -125,3 +128,7 @@ class Profile:
     def start_ns(self, costs: Costs) -> float:
         """What an eager start takes beyond its layers and copies, half of it ahead of them."""
         return self.start.value if self.start is not None else costs.start_ns.value
+
+    def hook_ns(self, costs: Costs) -> float:
+        """What it takes the host to come between two layers of an eager start."""
+        return self.hook.value if self.hook is not None else costs.issue_hook_ns.value

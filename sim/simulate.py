@@ -201,6 +201,7 @@ class _Simulation:
             Record: costs.issue_event_ns.value,
             Wait: costs.issue_event_ns.value,
         }
+        hook_ns = self.profile.hook_ns(costs)
         eager = self.program.launch is Launch.EAGER
         head, opening = self.program.head_ops, self.program.opening
         for index, op in enumerate(self.program.ops if eager else self.program.ops[:head]):
@@ -224,7 +225,7 @@ class _Simulation:
             if isinstance(op, Run):
                 now += self.profile.layers[op.layer].issue.median_ns
                 if index and not isinstance(self.program.ops[index - 1], Run):
-                    now += costs.issue_hook_ns.value
+                    now += hook_ns
             else:
                 now += issue[type(op)]
             self.ready[index] = now

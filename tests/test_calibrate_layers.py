@@ -249,7 +249,8 @@ def test_host_times_of_a_whole_start_are_taken_before_the_profiler_runs(figures:
     assert len(found.around.samples_ns) == len(found.issue.whole.samples_ns) == 4
     assert all(taken > 0 for taken in found.around.samples_ns)
     assert [point is not None for point in (found.alone, found.beside_copies)] == [figures] * 2
-    assert told == ["issue", *(["beside copies"] if figures else [])]
+    assert told == ["issue", *(["beside copies", "between layers"] if figures else [])]
+    assert [point.label for point in found.hooked] == (["in one chunk", "in a chunk each"] if figures else [])
     device.close()
 
 
@@ -310,6 +311,7 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "direct_busy": 40e3,
         "direct_weight": 8.0,
         "start": 50e3,
+        "hook": 7e3,
     }
     before = replace(plain, **{name: told(value) for name, value in own.items()})
     assert {f.name for f in fields(Profile) if f.type == "Figure | None"} == own.keys()
@@ -325,6 +327,7 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "direct_busy, ns",
         "direct_weight",
         "start, ns",
+        "hook, ns",
     ]
     lost, found = compare(before, plain), compare(plain, before)
     assert len(lost.changes) == len(found.changes) == len(near) - first

@@ -204,7 +204,9 @@ def test_eager_host_issues_one_operation_after_another() -> None:
     hooked = host(
         costs=replace(costs, issue_hook_ns=figure(300))
     )  # ahead of the first layer alone something is issued
-    assert simulate(lower(plan, net, hooked), profile(net, hooked, issue=2000)).makespan_ns == 5380
+    of_host = profile(net, hooked, issue=2000)
+    assert simulate(lower(plan, net, hooked), of_host).makespan_ns == 5380
+    assert simulate(lower(plan, net, hooked), replace(of_host, hook=figure(500))).makespan_ns == 5580
 
 
 def test_the_launch_of_a_graph_hides_behind_its_head() -> None:

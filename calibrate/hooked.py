@@ -1,0 +1,99 @@
+"""What it costs the host to come between a network's layers in an eager start, to issue something ahead of them.
+
+Small layers of one kind (case `hook`) leave all that this takes in the core's caches; a network's own layers, and PyTorch's code
+for them, do not: on two H100 it took twice as long (results/h100-pair-3/trials/issue.txt). So it is taken from starts of the
+network itself, by a plan that does so ahead of each layer and one that does once.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import numpy as np
+import torch
+
+from calibrate.samples import Point
+from calibrate.ways import in_each, in_one
+from hwexec.core import once_at_full_pace, steady
+from hwexec.device import Device
+from hwexec.executor import ColdStart
+from hwexec.preparing import prepare
+from sim.host import Figure, Host
+from sim.models import Built
+from sim.network import Network
+from sim.ops import HOST, Copy, Record, Run, Wait
+from sim.plan import Plan
+from sim.program import lower
+
+ROUNDS = 2
+"""Preparations of each plan: in turn, since a host's pace drifts."""
+
+
+def hooked_starts(
+    built: Built, network: Network, host: Host, device: Device, repeats: int
+) -> tuple[Point, Point]:
+    """Eager cold starts until the host has issued all: the arena in one chunk, and in one for each storage."""
+    given = built.inputs_on(device.torch_device(0))
+    plans = in_one(network), in_each(network)
+    taken: tuple[list[float], list[float]] = ([], [])
+    for _ in range(ROUNDS):
+        for plan, samples in zip(plans, taken, strict=True):
+            with (
+                prepare(built.module, plan, given, network=network, host=host, device=device) as cold,
+                steady(device),
+                torch.no_grad(),
+            ):
+                sample = partial(_issued, cold, given)
+                sample()
+                samples += [once_at_full_pace(sample, device) for _ in range(repeats)]
+    one, each = (
+        Point(label, network.arena_bytes, 1, tuple(samples), copies=len(plan.chunks))
+        for label, plan, samples in zip(("in one chunk", "in a chunk each"), plans, taken, strict=True)
+    )
+    return one, each
+
+
+def _issued(cold: ColdStart, given: tuple[torch.Tensor, ...]) -> float:
+    cold.evict()
+    cold.device.synchronize()
+    began = time.perf_counter_ns()
+    cold(*given)
+    took = float(time.perf_counter_ns() - began)
+    cold.device.synchronize()
+    return took
+
+
+def hook(network: Network, points: tuple[Point, ...], host: Host) -> Figure | None:
+    """What is left per layer that something is issued ahead of, when the calls themselves are paid for as `host` has them.
+
+    Median and 10th to 90th percentile of starts paired as they were taken. None where nobody measured it, where the two plans
+    come between as many layers, and where nothing is left: then they cannot be told from the host's noise.
+    """
+    if not points:
+        return None
+    one, each = points
+    few, many = (_calls(plan, network, host) for plan in (in_one(network), in_each(network)))
+    hooks = many[2] - few[2]
+    if hooks <= 0:
+        return None
+    costs = host.costs
+    calls_ns = (many[0] - few[0]) * costs.issue_copy_ns.value + (
+        many[1] - few[1]
+    ) * costs.issue_event_ns.value
+    left = [(b - a - calls_ns) / hooks for a, b in zip(one.samples_ns, each.samples_ns, strict=True)]
+    low, value, high = (max(0.0, float(x)) for x in np.percentile(left, (10, 50, 90)))
+    source = f"calibrate layers, {each.label} less {one.label}, {hooks} layers and {len(left)} starts"
+    return Figure(value, "measured", source, low, high) if value > 0 else None
+
+
+def _calls(plan: Plan, network: Network, host: Host) -> tuple[int, int, int]:
+    """Copies, records and waits, and layers that something is issued ahead of, as the simulator counts them."""
+    ops = lower(plan, network, host).ops
+    copies = sum(isinstance(op, Copy) for op in ops)
+    events = sum(isinstance(op, Record | Wait) and op.stream != HOST for op in ops)
+    hooks = sum(
+        isinstance(op, Run) and index > 0 and not isinstance(ops[index - 1], Run)
+        for index, op in enumerate(ops)
+    )
+    return copies, events, hooks

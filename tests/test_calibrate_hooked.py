@@ -1,0 +1,61 @@
+"""What it costs the host to come between a network's layers, from eager starts of it in one chunk and in many."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from calibrate.hooked import hook, hooked_starts
+from calibrate.samples import Point
+from hwexec.cpu import CpuDevice
+from sim.models import Built
+from sim.trace import trace
+from tests.builders import FREE, figure, host, network
+
+COSTS = replace(FREE, issue_copy_ns=figure(2_000), issue_event_ns=figure(500))
+
+
+def points(one_ns: float, each_ns: float, noise: float = 0.0) -> tuple[Point, Point]:
+    draw = random.Random(1)
+    first, second = (tuple(mean + draw.gauss(0, noise) for _ in range(41)) for mean in (one_ns, each_ns))
+    return Point("in one chunk", 0, 1, first), Point("in a chunk each", 0, 1, second)
+
+
+@pytest.mark.parametrize("noise", [0.0, 3_000.0])
+def test_what_is_left_per_layer_when_the_calls_are_paid_for(noise: float) -> None:
+    # four layers read weights, one of them two tensors: ahead of the others is a wait that one chunk does not need
+    net, machine = network(1000, 0, (600, 600), 1000, 1000), host(costs=COSTS)
+    copies, events, hooks, own_ns = 4, 2 * 3, 3, 9_000
+    each_ns = 1e6 + copies * 2_000 + events * 500 + hooks * own_ns
+    found = hook(net, points(1e6, each_ns, noise), machine)
+    assert found is not None
+    assert found.kind == "measured"
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= found.value <= found.high
+    assert found.value == pytest.approx(own_ns, abs=noise / 3)
+    assert (found.low == found.high) == (noise == 0)
+
+
+def test_a_network_whose_hooks_cannot_be_told_has_the_hosts() -> None:
+    net, machine = network(1000, 0, 1000), host(costs=COSTS)
+    assert hook(net, (), machine) is None, "nobody measured it"
+    assert hook(net, points(1e6, 1e6), machine) is None, "less than the calls alone take"
+    assert hook(network(1000, 0), points(1e6, 2e6), machine) is None, "both come between as many layers"
+
+
+def test_starts_are_cold_ones_in_one_chunk_and_in_one_for_each_storage() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8)).eval()
+    built = Built(module, (torch.ones(1, 8),), 1, "fp32", None, "toy")
+    device = CpuDevice(1, delay_us=0.0)
+    one, each = hooked_starts(built, trace(built).network, host(), device, repeats=3)
+    assert [(p.label, p.copies, len(p.samples_ns)) for p in (one, each)] == [
+        ("in one chunk", 1, 6),
+        ("in a chunk each", 4, 6),
+    ]
+    assert all(sample > 0 for point in (one, each) for sample in point.samples_ns)
+    assert device.pinned == {}
+    device.close()
