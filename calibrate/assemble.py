@@ -14,6 +14,7 @@ from calibrate.fit import (
     Fit,
     InPlace,
     bandwidth,
+    fit_blocked,
     fit_in_place,
     fit_launch,
     fit_route,
@@ -34,6 +35,8 @@ SHARED_BELOW = 0.995
 PEER = "p2p-beside-h2d"
 """The case that peer routes come from: a relay always pushes while its GPU's lane is at work. Where it is waived, IDLE."""
 IDLE = "p2p"
+Told = tuple[Constant | None, str]
+"""A figure and the case that says so."""
 COPY_CALL, EVENT_CALL = "a copy more", "an event more"
 """What one more of them adds to a head."""
 
@@ -187,6 +190,9 @@ class _Assembly:
         (copy_call, copy_case), (event_call, event_case) = self.calls()
         same = self.wait("wait-graph", "wait same graph")
         cross = self.wait("wait-cross-graph", "wait cross graph")
+        across: Told = (cross if cross is not None else same, "wait-cross-graph")
+        blocked = self.blocked("wait-blocked", None, (same, "wait-graph"))
+        cross_blocked = self.blocked("wait-cross-blocked", blocked, across)
         bare, launch = self.launch(with_copies=False), self.launch(with_copies=True)
         ahead, inside = (
             measured(self.point("start", label)) for label in ("copy ahead", "copy in the graph")
@@ -215,7 +221,9 @@ class _Assembly:
             issue_hook_ns=figure(self.hook(copy_call.value + 2 * event_call.value), "hook"),
             host_sync_ns=figure(self.answer(20), "answer"),
             wait_ns=figure(same, "wait-graph"),
-            wait_cross_ns=figure(cross if cross is not None else same, "wait-cross-graph"),
+            wait_cross_ns=figure(*across),
+            wait_blocked_ns=figure(*blocked),
+            wait_cross_blocked_ns=figure(*cross_blocked),
             wait_land_ns=figure(self.wait("wait-cross-stream", "wait cross stream"), "wait-cross-stream"),
             wait_head_ns=figure(self.wait("wait-head", "wait same head"), "wait-head"),
             start_ns=figure(self.answer(1), "answer"),
@@ -271,6 +279,20 @@ class _Assembly:
             return None
         fit = self.keep(lambda: fit_step(case, found), lambda: fit_step(case, found, refuse=False))
         return fit.constant("wait_ns")
+
+    def blocked(self, case: str, waived: Told | None, over: Told) -> Told:
+        """What a wait that blocks takes, and the case that says so: `waived` where this one was not measured, and never less than
+        what one takes that is `over`. Earlier calibrations know of that alone.
+        """
+        told = waived or over
+        if self.points(case, "chain"):
+            points = self.cases[case].points
+            fit = self.keep(
+                lambda: fit_blocked(case, points), lambda: fit_blocked(case, points, refuse=False)
+            )
+            told = fit.constant("wait_ns"), case
+        least = 0.0 if over[0] is None else over[0].value
+        return told if told[0] is not None and told[0].value >= least else over
 
     def launch(self, *, with_copies: bool) -> Fit:
         """Of graphs of kernels alone, or of the others: what a copy adds is told by comparing calls for graphs that have some,

@@ -197,6 +197,18 @@ def fit_step(case: str, points: Sequence[Point], *, refuse: bool = True) -> Fit:
     )
 
 
+def fit_blocked(case: str, points: Sequence[Point], *, refuse: bool = True) -> Fit:
+    """Chains in which each operation waits for the one before, and their copies and kernels alone: what one wait adds."""
+    return fit_linear(
+        case,
+        "time = base + copies x copy + kernels x kernel + waits x wait",
+        ("base_ns", "copy_ns", "kernel_ns", "wait_ns"),
+        points,
+        lambda p: (1.0, p.copies, p.count - p.copies, p.edges),
+        refuse=refuse,
+    )
+
+
 LAUNCH_TERMS = (
     ("node_ns", "layers", "count"),
     ("copy_ns", "copies", "copies"),

@@ -13,7 +13,7 @@ import torch
 
 from calibrate.bench import KIB, Bench, Case, peers
 from calibrate.links import Enqueue, h2d_label, p2p_label
-from calibrate.overheads import HOOKED_WIDTH, SMALL, Chain, bare_host, linears
+from calibrate.overheads import HOOKED_WIDTH, SHORT, SMALL, Chain, bare_host, linears
 from calibrate.samples import Point
 from calibrate.ways import everything
 from hwexec.device import Event, Stream, forked
@@ -26,8 +26,6 @@ from sim.models import Built
 from sim.network import Network
 from sim.plan import Access, Chunk, Plan
 
-LAUNCH_BYTES = 64 * KIB
-"""What a chain's kernel adds 1 to: as short as a kernel can be, since what is left is a difference of two times."""
 LAUNCH_COPY_BYTES = 256 * KIB
 """Of each copy in a graph whose launch is measured: as plans have them, if not as large."""
 
@@ -40,7 +38,7 @@ def launch(bench: Bench) -> tuple[Point, ...]:
     `count` is kernels, `copies` both hops of a relay, `edges` waits between devices, `waits` those for a head. Each varies apart
     from the others, between what plans have.
     """
-    chain = Chain(bench, LAUNCH_BYTES)
+    chain = Chain(bench, SHORT)
     size = min(LAUNCH_COPY_BYTES, bench.effort.largest_bytes // 64)
     partner = next((s for s, d in peers(bench) if d == 0), None)
     _, few, many, most = bench.effort.kernels

@@ -8,15 +8,16 @@ from functools import partial
 
 import torch
 
-from calibrate.bench import KIB, MIB, Bench, Case, never, several_gpus
-from calibrate.links import h2d_label
+from calibrate.bench import KIB, MIB, Bench, Case, has_peers, never, peers, several_gpus
+from calibrate.links import h2d_label, p2p_label
 from calibrate.samples import Point
 from calibrate.ways import everything
 from hwexec.core import at_full_pace, once_at_full_pace
-from hwexec.device import Ready, forked
+from hwexec.device import Ready, Stream, forked
 from hwexec.executor import ColdStart
 from hwexec.preparing import prepare
 from hwexec.timing import issue_ns
+from sim.errors import require
 from sim.host import Costs, Figure, Gpu, Host, Link, Peer
 from sim.models import Built
 from sim.network import Network
@@ -26,6 +27,8 @@ from sim.trace import trace
 SMALL = 4 * KIB
 KERNEL_BYTES = 16 * MIB
 """Memory that a chain's kernel adds 1 to: large enough that a 4 KiB copy is always done before the next kernel is."""
+SHORT = 64 * KIB
+"""The same of kernels as short as can be, where what is left is a difference of two times."""
 LEAD = 4
 """Kernels of a chain before its first wait."""
 
@@ -213,6 +216,65 @@ def waits(bench: Bench, gpu: int, how: str) -> tuple[Point, ...]:
     return tuple(found)
 
 
+BLOCKED_BYTES = 256 * KIB
+"""Of each copy that a kernel stands still for: long enough that the kernel's stream is at its wait before."""
+
+
+def blocked(bench: Bench, pushed: bool) -> tuple[Point, ...]:
+    """Graphs of copies and kernels of GPU 0 in turn, each waiting for the one before ("chain"); and of the same alone, back to back
+    ("copies", "kernels"). What the waits of a chain take is what it takes beyond its parts.
+
+    Copies of host memory to GPU 0, or where `pushed` of a partner's memory, on the partner's own stream.
+    """
+    device, chain = bench.device, Chain(bench, SHORT)
+    size = min(BLOCKED_BYTES, bench.effort.largest_bytes // 128)
+    engine, to, source = bench.stream(h2d_label(0), 0), bench.arena(0), bench.host.tensor
+    if pushed:
+        partner = next((s for s, d in peers(bench) if d == 0), None)
+        require(partner is not None, "no GPU can push to GPU 0 (no peer access)")
+        assert partner is not None
+        engine = bench.stream(p2p_label(partner, 0), partner)
+        to, source = bench.pushed_view(partner, 0), bench.filled(partner)
+
+    def copies(count: int, first: int = 0) -> None:
+        for at in range(first, first + count):
+            part = slice(at * size, (at + 1) * size)
+            device.copy(engine, to[part], source[part])
+
+    def kernels(count: int) -> None:
+        with device.on(chain.stream):
+            for _ in range(count):
+                chain.kernel()
+
+    def hand_over(before: Stream, after: Stream) -> None:
+        event = device.event()
+        device.record(before, event)
+        device.wait(after, event)
+
+    def both(count: int) -> None:
+        with forked(device, chain.stream, [engine]):
+            copies(1)
+            for at in range(count):
+                hand_over(engine, chain.stream)
+                kernels(1)
+                hand_over(chain.stream, engine)
+                copies(1, at + 1)
+
+    found = []
+    for count in bench.effort.chains[:2]:
+        alone = bench.captured("copies", [engine], partial(copies, count), size_bytes=size, count=count)
+        found.append(replace(alone, copies=count))
+        found.append(bench.captured("kernels", [chain.stream], partial(kernels, count), count=count))
+        bench.poison(0)
+        chained = bench.captured(
+            "chain", [chain.stream], partial(both, count), count=2 * count + 1, edges=2 * count
+        )
+        found.append(replace(chained, copies=count + 1))
+        brought = (count + 1) * size
+        bench.verify(bench.arena(0)[:brought], bench.host.tensor[:brought], f"chain of {count + 1} copies")
+    return tuple(found)
+
+
 OVERHEAD_CASES = (
     Case("issue", "host thread to issue a copy, an event, a wait, a layer", issue, seconds=1),
     Case("answer", "host thread from a kernel's end until it knows", answer, seconds=1),
@@ -230,5 +292,14 @@ OVERHEAD_CASES = (
             ("head", "for a head, in a graph"),
         )
         for gpu, where in ((0, ""), (1, "cross-"))
+    ),
+    *(
+        Case(
+            f"wait-{where}blocked",
+            f"waits on {device} device at which a stream stands still, in a graph",
+            partial(blocked, pushed=pushed),
+            has_peers if pushed else never,
+        )
+        for where, device, pushed in (("", "the same", False), ("cross-", "another", True))
     ),
 )

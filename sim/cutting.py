@@ -19,8 +19,9 @@ When the first layer may run, a launch say, is a term of its own in that maximum
 
     max(first layer + C_n + K w, first copy + F(K, n))
 
-so the same cuts are best for every launch and head, as far as a wait costs the same in all. Over several lanes a group is split
-among them, and all lanes count as one. Reads in place take their time alone and the lane's. A simulation says what a cut is
+so the same cuts are best for every launch and head, as far as a wait costs the same in all. A wait that copies hold up costs
+more than w: with all D(k, i) later by the difference all F(k, i) are, and the cuts are the same. Over several lanes a group is
+split among them, and all lanes count as one. Reads in place take their time alone and the lane's. A simulation says what a cut is
 really worth; here is only where to look.
 """
 
@@ -84,6 +85,9 @@ class Cutter:
         self.landed_ns = [size / bytes_per_ns + ns for size, ns in zip(sums, held, strict=True)]
         """B_i / r by boundary, and what layers before it take of the lanes by reading in place."""
 
+        costs = host.costs
+        self._late_ns = max(0.0, costs.wait_blocked_ns.value - costs.wait_ns.value)
+        """What a wait that copies hold up costs beyond w."""
         self._back: list[list[int]] = []
         """By group and boundary that it ends at, the boundary that the group before it ends at."""
         self._ends: list[float] = []
@@ -107,7 +111,7 @@ class Cutter:
         if not count:
             return unheld
         self._groups(count)
-        return max(unheld, first_copy + self._ends[count - 1])
+        return max(unheld, first_copy + self._late_ns + self._ends[count - 1])
 
     def count(self, draft: Draft) -> int:
         """Groups that its cuts are: those asked for, one more for each gap, and no more than there are boundaries."""

@@ -86,9 +86,13 @@ class Costs:
     host_sync_ns: Figure
     """Host thread, from an event's completion until the thread runs on."""
     wait_ns: Figure
-    """Stream, for each wait on an event of the same device."""
+    """Stream, for each wait on an event of the same device that is long over."""
     wait_cross_ns: Figure
-    """Stream, for each wait on an event of another device."""
+    """The same on an event of another device."""
+    wait_blocked_ns: Figure
+    """Stream that stands still at a wait, from the event on the same device until it goes on; instead of `wait_ns`."""
+    wait_cross_blocked_ns: Figure
+    """The same from an event of another device; instead of `wait_cross_ns`."""
     wait_land_ns: Figure
     """Landing stream, outside of the graph, for each wait on a push of the head that another device makes."""
     wait_head_ns: Figure

@@ -2,6 +2,8 @@
 
 Rules
 - Streams run their operations in order; an operation starts when it is issued and the one before it is done.
+- A stream goes on from a wait no sooner than what a wait costs after it came there, and no sooner than what one that blocks
+  costs after the event: one that stands still learns of the event late, and one that comes a moment after it as late.
 - A copy pays its latency, then is a flow over every link of its route. A kernel that reads in place is a flow, then
   runs for its resident time, so that alone on an idle link it takes what the profile says. Where its link carries copies,
   it first waits behind what they have under way, and gets no more than a copy's share for its first stretch.
@@ -323,17 +325,22 @@ class _Simulation:
                             name, SpanKind.STALL, now, happened, "stall", index, chunk=chunk, cause=cause
                         )
                     now = happened
-                now += self.wait_ns(op)
+                over, blocked = self.wait_ns(op)
+                now = max(now + over, happened + blocked)
         self.end = max(self.end, now)
 
-    def wait_ns(self, op: Wait) -> float:
+    def wait_ns(self, op: Wait) -> tuple[float, float]:
+        """What a wait costs that is over, from when its stream came there, and one that blocks, from its event."""
         costs = self.costs
+        over, blocked = costs.wait_ns, costs.wait_blocked_ns
+        if op.cross_device:
+            over, blocked = costs.wait_cross_ns, costs.wait_cross_blocked_ns
         if op.event in self.of_head:
             if is_landing(op.stream):
-                return costs.wait_land_ns.value
-            if op.stream == self.compute:
-                return costs.wait_head_ns.value
-        return (costs.wait_cross_ns if op.cross_device else costs.wait_ns).value
+                over = costs.wait_land_ns
+            elif op.stream == self.compute:
+                over = costs.wait_head_ns
+        return over.value, blocked.value
 
     def read_in_place(self, op: Run, timing: LayerTiming) -> Process:
         """One flow per place a layer reads from: host memory over its own PCIe lane, a partner over the peer route."""

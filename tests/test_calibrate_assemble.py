@@ -9,6 +9,7 @@ import pytest
 from calibrate.assemble import GpuFacts, assemble
 from calibrate.samples import CaseResult, Point
 from sim.errors import InputError
+from sim.host import Figure
 
 
 def cases(
@@ -110,6 +111,52 @@ def test_another_look_widens_ranges_and_moves_no_constant() -> None:
     assert (wide.value, wide.low) == (narrow.value, narrow.low)
     assert wide.high >= 2 * narrow.value > narrow.high
     assert both.costs.wait_ns == once.costs.wait_ns
+
+
+def blocking(case: str, wait: float, copy: float = 8000.0) -> CaseResult:
+    """Chains of copies and kernels of 1,500 each, every one of which waits for the one before, and their parts."""
+    base = 5000.0
+    points = [
+        p
+        for n in (16, 64)
+        for p in (
+            Point("copies", 2**18, n, (base + copy * n,), copies=n),
+            Point("kernels", 0, n, (base + 1500.0 * n,)),
+            Point("chain", 0, 2 * n + 1, (base + copy * (n + 1) + (1500.0 + 2 * wait) * n,), 2 * n, n + 1),
+        )
+    ]
+    return CaseResult(case, case, tuple(points))
+
+
+def told(figure: Figure) -> tuple[float, str]:
+    return round(figure.value), figure.source
+
+
+def test_a_wait_that_blocks_is_what_a_chain_takes_beyond_its_copies_and_kernels() -> None:
+    same, cross = blocking("wait-blocked", 4350), blocking("wait-cross-blocked", 3500, copy=3600.0)
+    costs = assemble("two", "", facts(2), [*cases(2, {}), same, cross]).host.costs
+    assert told(costs.wait_blocked_ns) == (4350, "calibrate case wait-blocked (wait_ns)")
+    assert told(costs.wait_cross_blocked_ns) == (3500, "calibrate case wait-cross-blocked (wait_ns)")
+    low, high = costs.wait_blocked_ns.low, costs.wait_blocked_ns.high
+    assert low is not None
+    assert high is not None
+    assert 4000 < low < 4350 < high < 4700
+    assert costs.wait_blocked_ns.kind == "measured"
+
+
+def test_a_wait_that_blocks_costs_no_less_than_one_that_is_over() -> None:
+    over = (3000, "calibrate case wait-graph (wait_ns)")
+    across = (3000, "calibrate case wait-cross-graph (wait_ns)")
+    before = assemble("one", "", facts(1), cases(1, {})).host.costs
+    assert told(before.wait_blocked_ns) == over, "an earlier calibration did not measure it"
+    quick = assemble("one", "", facts(1), [*cases(1, {}), blocking("wait-blocked", 2000)]).host.costs
+    assert (told(quick.wait_blocked_ns), told(quick.wait_cross_blocked_ns)) == (over, over)
+    waived = CaseResult("wait-cross-blocked", "", waived="one GPU")
+    alone = assemble("one", "", facts(1), [*cases(1, {}), blocking("wait-blocked", 4350), waived]).host.costs
+    assert told(alone.wait_cross_blocked_ns) == (4350, "calibrate case wait-blocked (wait_ns)")
+    both = [blocking("wait-blocked", 4350), blocking("wait-cross-blocked", 1000)]
+    quick = assemble("two", "", facts(2), [*cases(2, {}), *both]).host.costs
+    assert told(quick.wait_cross_blocked_ns) == across
 
 
 def facts(gpus: int) -> list[GpuFacts]:

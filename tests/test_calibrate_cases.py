@@ -18,6 +18,7 @@ from calibrate.beside import h2d_together, p2p
 from calibrate.cases import CASES, measure_cases, unsteady
 from calibrate.launches import START_ROUNDS, launch, start
 from calibrate.links import h2d
+from calibrate.overheads import blocked
 from calibrate.run import Watch, run
 from calibrate.samples import Point
 from calibrate.store import Store
@@ -91,6 +92,8 @@ class Liar(CpuDevice):
         lambda b: p2p(b, True),
         h2d_together,
         launch,
+        lambda b: blocked(b, False),
+        lambda b: blocked(b, True),
     ],
 )
 def test_bytes_that_do_not_arrive_are_noticed(case: Any, tmp_path: Path) -> None:
@@ -106,6 +109,32 @@ def test_bytes_that_do_not_arrive_are_noticed(case: Any, tmp_path: Path) -> None
         )
     liar.close()
     assert Store(tmp_path).case("h2d") is None
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+def test_a_chain_that_blocks_is_made_of_the_copies_and_kernels_that_are_timed_alone(
+    device: CpuDevice, pushed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, copies = Bench(device, PAIR, NO_FIGURES), Counter[tuple[str, int]]()
+    made = CpuDevice.copy
+
+    def copy(self: CpuDevice, stream: Any, destination: torch.Tensor, source: torch.Tensor) -> None:
+        copies[stream.name, destination.numel()] += 1
+        made(self, stream, destination, source)
+
+    monkeypatch.setattr(CpuDevice, "copy", copy)
+    points = {(p.label, p.edges or p.count): p for p in blocked(bench, pushed)}
+    few, many = NO_FIGURES.chains[:2]
+    assert set(points) == {(label, n) for n in (few, many) for label in ("copies", "kernels")} | {
+        ("chain", 2 * few),
+        ("chain", 2 * many),
+    }
+    assert {(p.label, p.copies, p.count - p.copies) for p in points.values()} == {
+        case for n in (few, many) for case in (("copies", n, 0), ("kernels", 0, n), ("chain", n + 1, n))
+    }
+    assert bench.verified
+    (size,) = {p.size_bytes for p in points.values() if p.label == "copies"}
+    assert [stream for stream, bytes_ in copies if bytes_ == size] == ["p2p:1>0" if pushed else "h2d:0"]
 
 
 def test_starts_are_the_executors_own_with_their_copy_ahead_of_the_graph_and_in_it(device: CpuDevice) -> None:

@@ -19,12 +19,13 @@ from sim.simulate import simulate
 from tests import strategies as some
 from tests.builders import FREE, figure, host, network, profile
 
-LATENCY, WAIT = 3_000.0, 700.0
+LATENCY, WAIT, BLOCKED = 3_000.0, 700.0, 4_000.0
 COSTS = replace(
     FREE,
     copy_latency_ns=figure(LATENCY),
     wait_ns=figure(WAIT),
     wait_head_ns=figure(WAIT),
+    wait_blocked_ns=figure(BLOCKED),
     start_ns=figure(10**9),  # or an eager plan would do as well
 )
 
@@ -42,7 +43,7 @@ def ends_after(sizes: list[int], runs: list[int], ends: tuple[int, ...]) -> floa
     landed = ran = 0.0
     for start, stop in pairwise((0, *ends)):
         landed += LATENCY + sum(sizes[start:stop])
-        ran = max(ran, landed) + WAIT + sum(runs[start:stop])
+        ran = max(ran + WAIT, landed + BLOCKED) + sum(runs[start:stop])
     return ran
 
 

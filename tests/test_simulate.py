@@ -14,7 +14,7 @@ from sim.account import account
 from sim.host import Figure, Host
 from sim.network import Network
 from sim.ops import Copy, Run
-from sim.plan import Access, Chunk, Launch, Plan
+from sim.plan import Access, Chunk, Launch, Plan, Sync
 from sim.profile import Timing
 from sim.program import lower
 from sim.simulate import Fabric, simulate
@@ -179,6 +179,58 @@ def test_layers_do_not_pay_for_a_landing_that_is_over() -> None:
     # a layer that is there before waits for the landing's end
     runs = simulate(program, profile(net, machine, run=1000)).of(SpanKind.RUN)
     assert [(s.start_ns, s.stop_ns) for s in runs] == [(0, 1000), (1606, 2606)]
+
+
+def test_a_wait_that_blocks_costs_more_than_one_that_is_over() -> None:
+    costs = replace(
+        FREE,
+        wait_ns=figure(3),
+        wait_cross_ns=figure(4),
+        wait_blocked_ns=figure(50),
+        wait_cross_blocked_ns=figure(70),
+    )
+    net, machine = network(0, 1000), host(2, nvlink=1000, costs=costs)
+    own, relayed = copied(net, Chunk(0, 1000, (0,))), copied(net, Chunk(0, 1000, (1, 0)))
+
+    def begins(plan: Plan, run: float) -> float:
+        program, timings = lower(plan, net, machine), profile(net, machine, run=run)
+        assert simulate(program, timings, detail=False).makespan_ns == simulate(program, timings).makespan_ns
+        return simulate(program, timings).of(SpanKind.RUN)[-1].start_ns
+
+    # the layer stands still until the copy has ended at 1000, or comes to it later
+    assert begins(own, 400) == 1000 + 50
+    assert begins(own, 3000) == 3000 + 3
+    # the push stands still for its partner's copy, and the layer for the push on another device
+    assert begins(relayed, 400) == 1000 + 50 + 1 + 70
+    assert begins(relayed, 3000) == 3000 + 4
+    # a stream that comes a moment after the event knows of it no sooner than one that was there
+    assert begins(own, 1010) == 1000 + 50
+    assert begins(own, 1047) == 1000 + 50
+    assert begins(own, 1048) == 1048 + 3
+
+
+def test_a_wait_for_a_head_that_blocks_costs_the_larger() -> None:
+    costs = replace(FREE, wait_head_ns=figure(5), wait_land_ns=figure(6), wait_ns=figure(3))
+    net = network(1000)
+
+    def took(path: tuple[int, ...], same: float, cross: float) -> float:
+        blocked = replace(costs, wait_blocked_ns=figure(same), wait_cross_blocked_ns=figure(cross))
+        machine = host(2, nvlink=1000, costs=blocked)
+        plan = replace(copied(net, Chunk(0, 1000, path)), head=1)
+        return simulate(lower(plan, net, machine), profile(net, machine)).makespan_ns
+
+    assert (took((0,), 50, 0), took((0,), 4, 0)) == (1000 + 50 + 1000, 1000 + 5 + 1000)
+    # the push waits for its partner's copy, the landing for the push, the layer for the landing
+    assert took((1, 0), 50, 70) == 1000 + 50 + 1 + 70 + 50 + 1000
+    assert took((1, 0), 4, 5) == 1000 + 4 + 1 + 6 + 5 + 1000
+
+
+def test_a_host_that_stands_still_is_no_stream_that_does() -> None:
+    costs = replace(FREE, wait_blocked_ns=figure(50), host_sync_ns=figure(7))
+    net, machine = network(1000), host(costs=costs)
+    plan = replace(copied(net, Chunk(0, 1000, (0,)), launch=Launch.EAGER), sync=Sync.HOST_ALL)
+    timeline = simulate(lower(plan, net, machine), profile(net, machine, issue=0))
+    assert [s.start_ns for s in timeline.of(SpanKind.RUN)] == [1000 + 7]
 
 
 def test_a_stall_for_a_relayed_chunk_of_the_head_names_the_chunk() -> None:
