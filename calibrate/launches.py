@@ -16,7 +16,7 @@ from calibrate.links import Enqueue, h2d_label, p2p_label
 from calibrate.overheads import HOOKED_WIDTH, SHORT, SMALL, Chain, bare_host, linears
 from calibrate.samples import Point
 from calibrate.ways import everything
-from hwexec.device import Event, Stream, forked
+from hwexec.device import Device, Event, Stream, forked
 from hwexec.executor import ColdStart
 from hwexec.preparing import prepare
 from hwexec.starts import Starts, kept, take
@@ -28,6 +28,12 @@ from sim.plan import Access, Chunk, Plan
 
 LAUNCH_COPY_BYTES = 256 * KIB
 """Of each copy in a graph whose launch is measured: as plans have them, if not as large."""
+
+
+WAITED_NS = 5e6
+"""How long the host waits for a GPU ahead of each start that is timed, since it has waited for the last one. A call that it made
+longer ago takes longer: 73 plans of two networks took the host 60 us more to issue for each time that their starts were e times as
+long, 1.6 to 15 ms (results/h100-pair-3/trials/waited.txt)."""
 
 
 def launch(bench: Bench) -> tuple[Point, ...]:
@@ -61,7 +67,7 @@ def launch(bench: Bench) -> tuple[Point, ...]:
         repeats = 2 * bench.effort.repeats
         with bench.device.on(chain.stream):
             # as a cold start finds it: arenas just filled, and the host's caches with something else in them
-            before = partial(bench.poison, 0)
+            before = partial(_as_behind_a_start, bench.device, chain.stream, partial(bench.poison, 0))
             if bare:
                 idle = wall_ns(graph.replay, bench.device, repeats=repeats, before=before)
             else:
@@ -96,7 +102,11 @@ def start(bench: Bench) -> tuple[Point, ...]:
     plan = replace(plan, chunks=(Chunk(0, network.arena_bytes, (0,)),))
     plans = {"copy ahead": replace(plan, head=1), "copy in the graph": replace(plan, head=0)}
     taken = _in_turn(
-        bench, built, network, plans, lambda cold, given: beyond_a_gate(cold, given, bench.effort.repeats)
+        bench,
+        built,
+        network,
+        plans,
+        lambda cold, given: beyond_a_gate(cold, given, _evicted(bench, cold), bench.effort.repeats),
     )
     return tuple(Point(label, network.arena_bytes, 1, samples) for label, samples in taken.items())
 
@@ -127,7 +137,7 @@ def head(bench: Bench) -> tuple[Point, ...]:
         built,
         network,
         plans,
-        lambda cold, given: cold_starts(cold, given, cold.evict, bench.effort.repeats).issued.raw,
+        lambda cold, given: cold_starts(cold, given, _evicted(bench, cold), bench.effort.repeats).issued.raw,
         partner,
     )
     return tuple(
@@ -172,7 +182,9 @@ def cold_starts(
     return starts
 
 
-def beyond_a_gate(cold: ColdStart, inputs: tuple[torch.Tensor, ...], repeats: int) -> list[float]:
+def beyond_a_gate(
+    cold: ColdStart, inputs: tuple[torch.Tensor, ...], evict: Callable[[], None], repeats: int
+) -> list[float]:
     """Cold starts on the host's clock, nanoseconds each, less what they take where the host has done its part before."""
     device, stream = cold.device, cold.device.stream("calibrate", 0)
     behind: list[float] = []
@@ -180,7 +192,7 @@ def beyond_a_gate(cold: ColdStart, inputs: tuple[torch.Tensor, ...], repeats: in
     def before() -> None:
         # in turn: a GPU raises its clocks under load, and is not the same a moment later
         behind.extend(time_ns(partial(cold, *inputs), device, [stream], repeats=1, warmup=0).raw)
-        cold.evict()
+        evict()
 
     try:
         starts = cold_starts(cold, inputs, before, repeats)
@@ -188,6 +200,19 @@ def beyond_a_gate(cold: ColdStart, inputs: tuple[torch.Tensor, ...], repeats: in
         device.close_stream(stream)
     own = statistics.median(behind[1:])  # the first warms up
     return [max(1.0, sample - own) for sample in starts.samples.raw]
+
+
+def _evicted(bench: Bench, cold: ColdStart) -> Callable[[], None]:
+    """What makes the next start cold, and finds the host as it does."""
+    return partial(_as_behind_a_start, bench.device, bench.stream("compute:0", 0), cold.evict)
+
+
+def _as_behind_a_start(device: Device, stream: Stream, prepare_next: Callable[[], None]) -> None:
+    """Wait for the GPU as long as for a start, then prepare the next one."""
+    if device.figures:
+        device.gate(stream, WAITED_NS)
+        device.synchronize()
+    prepare_next()
 
 
 def first_replay(bench: Bench) -> tuple[Point, ...]:

@@ -233,9 +233,11 @@ class _Simulation:
             self.ready[index] = now
             self.span(HOST, SpanKind.ISSUE, begin, now, "issue", index)
         self.announce()
-        self.issued = now
         if eager:
             self.end = max(self.end, now)
+            self.issued = (
+                now + self.start_ns
+            )  # what comes behind the last operation is the host's own as well
             return
         self.issued = self.launch(now, range(head, len(self.program.ops)))
 

@@ -162,6 +162,21 @@ def test_each_start_finds_the_arenas_filled_and_its_answer_is_compared(
     assert device.pinned == {}
 
 
+def test_what_the_host_does_in_a_start_is_timed_as_it_finds_the_host_behind_another(
+    device: CpuDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(device, "gate", lambda stream, hold_ns: told.append(f"{stream.name} {hold_ns:g} ns"))
+    monkeypatch.setattr(device, "synchronize", lambda: told.append("wait"))
+    bench = Bench(device, PAIR, NO_FIGURES)
+    stream = bench.stream("compute:0", 0)
+    launches._as_behind_a_start(device, stream, lambda: told.append("evict"))
+    assert told == ["evict"], "threads have no caches that matter"
+    monkeypatch.setattr(device, "figures", True)
+    launches._as_behind_a_start(device, stream, lambda: told.append("evict"))
+    assert told[1:] == ["compute:0 5e+06 ns", "wait", "evict"]
+
+
 def test_heads_of_starts_differ_by_copies_alone(device: CpuDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     programs: dict[tuple[str, int], Any] = {}
     made = launches.prepare
