@@ -16,6 +16,7 @@ from hwexec.core import steady
 from hwexec.device import Device
 from hwexec.executor import ColdStart
 from hwexec.host_memory import memory_error
+from hwexec.kept_plan import keep
 from hwexec.limit import Limit, needed_bytes, pinned_rates, together_rate
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
 from hwexec.preparing import prepare
@@ -296,11 +297,8 @@ def run_entry(
         eager = likeness(reference, plain)
         note = f"eager: {cold.why_eager}" if cold.why_eager else ""
         launch = cold.launch
-    predicted = (
-        None
-        if is_warm
-        else simulate(lower(as_run(plan, launch), task.network, task.host), task.profile, detail=False)
-    )
+    ran = as_run(plan, launch)
+    predicted = None if is_warm else simulate(lower(ran, task.network, task.host), task.profile, detail=False)
     made = len(starts.samples.raw)
     if made < task.runs:
         apart = f"; {len(starts.samples.apart)} more are set apart" if starts.samples.apart else ""
@@ -336,6 +334,7 @@ def run_entry(
         lanes=lanes(plan),
         apart_ns=starts.samples.apart,
         full_pace=starts.samples.full_pace,
+        plan=None if is_warm else keep(ran),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hwexec.kept_plan import KeptPlan
 from hwexec.limit import Limit
 from hwexec.verify import OpRow
 from sim.files import FileKind
@@ -55,6 +56,8 @@ class Row:
     """Further starts, which do not count: others slowed the host's core when they were made."""
     full_pace: bool = True
     """Whether those that count were made at the core's full pace; false where there were too few of them, and all count."""
+    plan: KeptPlan | None = None
+    """As it ran, to be predicted again by other figures; None of a warm run and a peer."""
 
     @property
     def label(self) -> str:

@@ -10,11 +10,10 @@ import torch
 
 from hwexec.bench import Entry, Task, entries, run_entry
 from hwexec.device import Device
+from hwexec.kept_plan import KeptPlan
 from hwexec.peers import Scene, Snapshot
 from hwexec.starts import plain_answer
-from hwexec.sweep_plan import KeptPlan, keep
 from hwexec.timing import Samples
-from hwexec.verify import as_run
 from sim.baselines import BASELINES
 from sim.draft import EVERY, Draft, Range, aligned, plan_of, runs_of
 from sim.errors import InputError
@@ -186,6 +185,7 @@ def _points(
             yield f"{what}: {error}", left, None
             continue
         assert row.predicted_ns is not None
+        assert row.plan is not None
         yield (
             what,
             left,
@@ -202,7 +202,7 @@ def _points(
                 predicted_ns=row.predicted_ns,
                 measured_ns=Samples(row.samples_ns).median_ns if row.samples_ns else None,
                 note=row.note,
-                plan=keep(as_run(entry.plan, Launch(row.launch))),
+                plan=row.plan,
                 samples_ns=row.samples_ns,
                 issued_ns=row.issued_ns,
                 predicted_issued_ns=row.predicted_issued_ns,

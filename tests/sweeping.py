@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hwexec import commands, starts
+from hwexec.kept_plan import KeptPlan
 from hwexec.sweep import Point, SweepRecord
-from hwexec.sweep_plan import KeptPlan
 from sim.plan import Launch, Sync
 from sim.profile import Provenance
 from tests.test_hwexec_verify import MODEL, Stopwatch

@@ -11,8 +11,9 @@ import pytest
 from hwexec import commands, starts, sweep, sweep_command
 from hwexec.cli import cli
 from hwexec.cpu import CpuDevice
-from hwexec.sweep import SWEEP, as_run, random_plan
+from hwexec.sweep import SWEEP, random_plan
 from hwexec.sweep_report import summarise
+from hwexec.verify import as_run
 from sim.console import run_command
 from sim.errors import InputError
 from sim.files import (

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hwexec.kept_plan import KeptPlan, keep
 from hwexec.sweep import SWEEP, random_plan
-from hwexec.sweep_plan import KeptPlan, keep
 from sim.errors import InputError
 from sim.files import (
     FileKind,

@@ -1,4 +1,4 @@
-"""Plans as a sweep's file keeps them: a line of text each, so that what was measured once can be predicted again."""
+"""Plans as records of sweeps and benches keep them: a line of text each, so that what was measured once can be predicted again."""
 
 from __future__ import annotations
 
