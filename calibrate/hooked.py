@@ -2,7 +2,8 @@
 
 Small layers of one kind (case `hook`) leave all that this takes in the core's caches; a network's own layers, and PyTorch's code
 for them, do not: on two H100 it took twice as long (results/h100-pair-3/trials/issue.txt). So it is taken from starts of the
-network itself, by a plan that does so ahead of each layer and one that does once.
+network itself, by a plan that does so ahead of each layer and one that does once; and what a relay adds, by a third whose
+chunks all come over a partner.
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ ROUNDS = 2
 
 def hooked_starts(
     built: Built, network: Network, host: Host, device: Device, repeats: int
-) -> tuple[Point, Point]:
-    """Eager cold starts until the host has issued all: the arena in one chunk, and in one for each storage."""
+) -> tuple[Point, ...]:
+    """Eager cold starts until the host has issued all: the arena in one chunk, in one for each storage, and these relayed by the
+    best partner where there is one."""
     given = built.inputs_on(device.torch_device(0))
-    plans = in_one(network), in_each(network)
-    taken: tuple[list[float], list[float]] = ([], [])
+    plans = {"in one chunk": in_one(network), "in a chunk each": in_each(network)}
+    if partner := next(iter(host.partners(0)), None):
+        plans["each relayed"] = in_each(network, partner)
+    taken: dict[str, list[float]] = {label: [] for label in plans}
     for _ in range(ROUNDS):
-        for plan, samples in zip(plans, taken, strict=True):
+        for label, plan in plans.items():
             with (
                 prepare(built.module, plan, given, network=network, host=host, device=device) as cold,
                 steady(device),
@@ -46,12 +50,11 @@ def hooked_starts(
             ):
                 sample = partial(_issued, cold, given)
                 sample()
-                samples += [once_at_full_pace(sample, device) for _ in range(repeats)]
-    one, each = (
-        Point(label, network.arena_bytes, 1, tuple(samples), copies=len(plan.chunks))
-        for label, plan, samples in zip(("in one chunk", "in a chunk each"), plans, taken, strict=True)
+                taken[label] += [once_at_full_pace(sample, device) for _ in range(repeats)]
+    return tuple(
+        Point(label, network.arena_bytes, 1, tuple(samples), copies=len(plans[label].chunks))
+        for label, samples in taken.items()
     )
-    return one, each
 
 
 def _issued(cold: ColdStart, given: tuple[torch.Tensor, ...]) -> float:
@@ -67,23 +70,36 @@ def _issued(cold: ColdStart, given: tuple[torch.Tensor, ...]) -> float:
 def hook(network: Network, points: tuple[Point, ...], host: Host) -> Figure | None:
     """What is left per layer that something is issued ahead of, when the calls themselves are paid for as `host` has them.
 
-    Median and 10th to 90th percentile of starts paired as they were taken. None where nobody measured it, where the two plans
-    come between as many layers, and where nothing is left: then they cannot be told from the host's noise.
+    None where nobody measured it, where the two plans come between as many layers, and where nothing is left: then they cannot be
+    told from the host's noise.
     """
-    if not points:
+    if len(points) < 2:
         return None
-    one, each = points
     few, many = (_calls(plan, network, host) for plan in (in_one(network), in_each(network)))
-    hooks = many[2] - few[2]
-    if hooks <= 0:
+    return _left(points[1], points[0], host, many[0] - few[0], many[1] - few[1], many[2] - few[2], "layers")
+
+
+def relay(network: Network, points: tuple[Point, ...], host: Host) -> Figure | None:
+    """What is left per chunk that comes over a partner, when its calls are paid for; None as for `hook`, and without a partner."""
+    if len(points) < 3:
+        return None
+    partner = host.partners(0)[0]
+    own, over = (_calls(plan, network, host) for plan in (in_each(network), in_each(network, partner)))
+    return _left(points[2], points[1], host, over[0] - own[0], over[1] - own[1], points[2].copies, "chunks")
+
+
+def _left(
+    more: Point, less: Point, host: Host, copies: int, events: int, count: int, what: str
+) -> Figure | None:
+    """What `more` takes beyond `less` and beyond so many calls, for each of `count`: median and 10th to 90th percentile of starts
+    paired as they were taken."""
+    if count <= 0:
         return None
     costs = host.costs
-    calls_ns = (many[0] - few[0]) * costs.issue_copy_ns.value + (
-        many[1] - few[1]
-    ) * costs.issue_event_ns.value
-    left = [(b - a - calls_ns) / hooks for a, b in zip(one.samples_ns, each.samples_ns, strict=True)]
+    calls_ns = copies * costs.issue_copy_ns.value + events * costs.issue_event_ns.value
+    left = [(b - a - calls_ns) / count for a, b in zip(less.samples_ns, more.samples_ns, strict=True)]
     low, value, high = (max(0.0, float(x)) for x in np.percentile(left, (10, 50, 90)))
-    source = f"calibrate layers, {each.label} less {one.label}, {hooks} layers and {len(left)} starts"
+    source = f"calibrate layers, {more.label} less {less.label}, {count} {what} and {len(left)} starts"
     return Figure(value, "measured", source, low, high) if value > 0 else None
 
 

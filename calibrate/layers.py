@@ -81,7 +81,7 @@ class LayersResult:
     in_place_beside: tuple[Point, ...] = ()
     """Runs that read in place while host memory is copied to the same GPU all along, labelled by their way."""
     hooked: tuple[Point, ...] = ()
-    """Host thread, of eager starts in one chunk and in one for each storage; empty where nobody measured them."""
+    """Host thread, of eager starts in one chunk, in one for each storage, and these relayed; empty where nobody measured them."""
 
     def run(self, way: str) -> LayerRun | None:
         return next((r for r in self.runs if r.way == way), None)

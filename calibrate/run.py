@@ -15,7 +15,7 @@ import torch
 from calibrate.assemble import Assembled, GpuFacts, assemble
 from calibrate.bench import FULL, NO_FIGURES, QUICK, Case, Effort
 from calibrate.cases import CASES, Progress, looks_again, lost, measure_cases, unsteady
-from calibrate.hooked import hook
+from calibrate.hooked import hook, relay
 from calibrate.identity import (
     GpuState,
     HostIdentity,
@@ -188,7 +188,7 @@ def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profil
     return Profile(
         kind, result.network, made.host.digest, timings(result), provenance,
         slowed(result), busy, weight, start(result, costs) if opened.figures else None,
-        hook(result.network, result.hooked, made.host),
+        hook(result.network, result.hooked, made.host), relay(result.network, result.hooked, made.host),
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ OF_PROFILE = {
     "direct_weight": "direct_weight",
     "start": "start, ns",
     "hook": "hook, ns",
+    "relay": "relay, ns",
 }
 """Figures of a profile beside its layers', each of which it may lack, and what a comparison calls them."""
 PLAYED = "GPUs were played by threads: no figure here means anything"

@@ -44,9 +44,10 @@ def in_one(network: Network) -> Plan:
     return replace(plan, chunks=(Chunk(0, network.arena_bytes, (0,)),) if network.arena_bytes else ())
 
 
-def in_each(network: Network) -> Plan:
-    """An eager start whose bytes come in a copy for each storage, so that each layer waits for its own."""
-    chunks = tuple(Chunk(a, b, (0,)) for a, b in pairwise(sorted({*network.offsets, network.arena_bytes})))
+def in_each(network: Network, partner: int | None = None) -> Plan:
+    """An eager start whose bytes come in a chunk for each storage, straight or over `partner`: each layer waits for its own."""
+    path = (0,) if partner is None else (partner, 0)
+    chunks = tuple(Chunk(a, b, path) for a, b in pairwise(sorted({*network.offsets, network.arena_bytes})))
     return replace(everything(network, Access.COPIED, launch=Launch.EAGER), chunks=chunks)
 
 

@@ -58,7 +58,7 @@ def _not_slowed(model: Model) -> Model:
 
 def _no_issue(model: Model) -> Model:
     layers = tuple(replace(layer, issue=Timing(0.0)) for layer in model.profile.layers)
-    free = _costs(0, "issue_copy_ns", "issue_event_ns", "issue_hook_ns", own=("hook",))(model)
+    free = _costs(0, "issue_copy_ns", "issue_event_ns", "issue_hook_ns", own=("hook", "relay"))(model)
     return replace(free, profile=replace(free.profile, layers=layers))
 
 

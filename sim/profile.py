@@ -85,6 +85,9 @@ class Profile:
     hook: Figure | None = None
     """Eager mode, nanoseconds: host thread, to come between these layers, before each that something is issued ahead of; None
     where nobody measured it with this network, and the host's costs hold."""
+    relay: Figure | None = None
+    """Eager mode, nanoseconds: host thread, for each copy between GPUs, beyond what its calls cost it in a head; None where nobody
+    measured it with this network."""
 
     def __post_init__(self) -> None:
         layers = self.network.layers
@@ -132,3 +135,7 @@ class Profile:
     def hook_ns(self, costs: Costs) -> float:
         """What it takes the host to come between two layers of an eager start."""
         return self.hook.value if self.hook is not None else costs.issue_hook_ns.value
+
+    def relay_ns(self) -> float:
+        """What a copy between GPUs takes the host longer in an eager start than in a head."""
+        return self.relay.value if self.relay is not None else 0.0

@@ -203,7 +203,7 @@ class _Simulation:
             Record: costs.issue_event_ns.value,
             Wait: costs.issue_event_ns.value,
         }
-        hook_ns = self.profile.hook_ns(costs)
+        hook_ns, relay_ns = self.profile.hook_ns(costs), self.profile.relay_ns()
         eager = self.program.launch is Launch.EAGER
         head, opening = self.program.head_ops, self.program.opening
         for index, op in enumerate(self.program.ops if eager else self.program.ops[:head]):
@@ -230,6 +230,8 @@ class _Simulation:
                     now += hook_ns
             else:
                 now += issue[type(op)]
+                if eager and isinstance(op, Copy) and op.source is not None:
+                    now += relay_ns
             self.ready[index] = now
             self.span(HOST, SpanKind.ISSUE, begin, now, "issue", index)
         self.announce()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from calibrate.hooked import hook, hooked_starts
+from calibrate.hooked import hook, hooked_starts, relay
 from calibrate.samples import Point
 from hwexec.cpu import CpuDevice
 from sim.models import Built
@@ -40,6 +40,15 @@ def test_what_is_left_per_layer_when_the_calls_are_paid_for(noise: float) -> Non
     assert (found.low == found.high) == (noise == 0)
 
 
+def test_what_is_left_per_relayed_chunk_when_its_calls_are_paid_for() -> None:
+    net, machine = network(1000, 0, 1000), host(2, costs=COSTS)
+    relayed = Point("each relayed", 0, 1, (2e6 + 2 * (2_000 + 2 * 500 + 4_000),) * 41, copies=2)
+    found = relay(net, (*points(1e6, 2e6), relayed), machine)
+    assert found is not None
+    assert (found.value, found.kind) == (pytest.approx(4_000), "measured")
+    assert relay(net, points(1e6, 2e6), machine) is None, "no partner"
+
+
 def test_a_network_whose_hooks_cannot_be_told_has_the_hosts() -> None:
     net, machine = network(1000, 0, 1000), host(costs=COSTS)
     assert hook(net, (), machine) is None, "nobody measured it"
@@ -50,12 +59,14 @@ def test_a_network_whose_hooks_cannot_be_told_has_the_hosts() -> None:
 def test_starts_are_cold_ones_in_one_chunk_and_in_one_for_each_storage() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8)).eval()
     built = Built(module, (torch.ones(1, 8),), 1, "fp32", None, "toy")
-    device = CpuDevice(1, delay_us=0.0)
-    one, each = hooked_starts(built, trace(built).network, host(), device, repeats=3)
-    assert [(p.label, p.copies, len(p.samples_ns)) for p in (one, each)] == [
-        ("in one chunk", 1, 6),
-        ("in a chunk each", 4, 6),
-    ]
-    assert all(sample > 0 for point in (one, each) for sample in point.samples_ns)
+    device = CpuDevice(2, delay_us=0.0)
+    for gpus, relayed in ((1, []), (2, [("each relayed", 4, 6)])):
+        found = hooked_starts(built, trace(built).network, host(gpus), device, repeats=3)
+        assert [(p.label, p.copies, len(p.samples_ns)) for p in found] == [
+            ("in one chunk", 1, 6),
+            ("in a chunk each", 4, 6),
+            *relayed,
+        ]
+        assert all(sample > 0 for point in found for sample in point.samples_ns)
     assert device.pinned == {}
     device.close()

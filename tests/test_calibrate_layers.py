@@ -312,6 +312,7 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "direct_weight": 8.0,
         "start": 50e3,
         "hook": 7e3,
+        "relay": 4e3,
     }
     before = replace(plain, **{name: told(value) for name, value in own.items()})
     assert {f.name for f in fields(Profile) if f.type == "Figure | None"} == own.keys()
@@ -328,6 +329,7 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "direct_weight",
         "start, ns",
         "hook, ns",
+        "relay, ns",
     ]
     lost, found = compare(before, plain), compare(plain, before)
     assert len(lost.changes) == len(found.changes) == len(near) - first

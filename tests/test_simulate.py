@@ -153,7 +153,7 @@ def test_a_start_by_graph_pays_half_ahead_and_half_behind() -> None:
     assert simulate(eager, own).makespan_ns == 2500
 
 
-def test_a_start_is_issued_when_its_launch_is_over_or_its_last_call_made_whatever_still_runs() -> None:
+def test_a_start_is_issued_when_its_call_returns_whatever_still_runs() -> None:
     costs = replace(
         FREE, issue_copy_ns=figure(10), launch_ns=figure(600), start_graph_ns=figure(30), start_ns=figure(50)
     )
@@ -165,7 +165,8 @@ def test_a_start_is_issued_when_its_launch_is_over_or_its_last_call_made_whateve
             found = simulate(lower(replace(plan, head=head), net, machine), timings, detail=detail)
             assert found.issued_ns == ended
     eager = simulate(lower(replace(plan, launch=Launch.EAGER), net, machine), timings)
-    assert eager.issued_ns == 25 + 10 + 7 < eager.makespan_ns
+    # behind its last layer an eager start goes on with its modules
+    assert eager.issued_ns == 25 + 10 + 7 + 25 < eager.makespan_ns
 
 
 def test_layers_do_not_pay_for_a_landing_that_is_over() -> None:
@@ -259,6 +260,16 @@ def test_eager_host_issues_one_operation_after_another() -> None:
     of_host = profile(net, hooked, issue=2000)
     assert simulate(lower(plan, net, hooked), of_host).makespan_ns == 5380
     assert simulate(lower(plan, net, hooked), replace(of_host, hook=figure(500))).makespan_ns == 5580
+
+
+def test_a_relay_costs_the_host_of_an_eager_start_what_its_network_says() -> None:
+    net, machine = network(1000), host(2, costs=replace(FREE, issue_copy_ns=figure(50)))
+    plan = copied(net, Chunk(0, 1000, (1, 0)), launch=Launch.EAGER)
+    own = replace(profile(net, machine, issue=2000), relay=figure(700))
+    plain = simulate(lower(plan, net, machine), replace(own, relay=None))
+    assert simulate(lower(plan, net, machine), own).issued_ns == plain.issued_ns + 700
+    graph = lower(copied(net, Chunk(0, 1000, (1, 0))), net, machine)
+    assert simulate(graph, own) == simulate(graph, replace(own, relay=None))
 
 
 def test_the_launch_of_a_graph_hides_behind_its_head() -> None:
