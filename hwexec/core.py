@@ -27,7 +27,7 @@ from hwexec.device import Device
 AWAKE_S, AWAKE_MOST_S = 0.25, 1.0
 """How long a core is kept busy until it runs at its clock, at least and at most."""
 SLOWED = 1.25
-"""A core whose loops take so many times as long as any core's did in this process is slowed."""
+"""A core whose loops take so many times as long as any core's did of late is slowed."""
 MOST = 4
 """Samples made for each that is asked for, at most."""
 FEWEST = 3
@@ -35,6 +35,8 @@ FEWEST = 3
 _LOOPS, _STRETCHES = 1_000, 3
 _LEARNED_FROM = 16
 """Cores that are looked at to know what full pace is: one alone might be slow all the while."""
+RECENT_S = 30.0
+"""What full pace was longer ago, twice this at most, is forgotten: a processor's clock falls as it warms up."""
 
 T = TypeVar("T")
 
@@ -47,12 +49,25 @@ class _State:
     """Whether a thread is held to its core already; sections of sections change nothing."""
     allowed: tuple[int, ...] = ()
     """Cores that the held thread may be moved to, near the one where it was found."""
-    full_ns: float = float("inf")
-    """The fastest that a loop has been."""
+    fastest_ns: float = float("inf")
+    """The fastest that a loop has been since `since_s`, and in the `RECENT_S` before that."""
+    before_ns: float = float("inf")
+    since_s: float = float("-inf")
     apart: int = 0
     """Samples set apart so far."""
     never: int = 0
     """Times that too few samples were made at full pace, so that all of them count."""
+
+    @property
+    def stale(self) -> bool:
+        return time.monotonic() - self.since_s > RECENT_S
+
+    def full_ns(self, now_ns: float) -> float:
+        """The fastest that a loop has been of late, `now_ns` the latest."""
+        if self.stale:
+            self.before_ns, self.fastest_ns, self.since_s = self.fastest_ns, float("inf"), time.monotonic()
+        self.fastest_ns = min(self.fastest_ns, now_ns)
+        return min(self.fastest_ns, self.before_ns)
 
 
 _state = _State()
@@ -111,9 +126,8 @@ def slowed() -> bool:
         for _ in range(_LOOPS):
             pass
         taken.append(time.perf_counter_ns() - start)
-    now = statistics.median(taken) / _LOOPS
-    _state.full_ns = min(_state.full_ns, now)
-    return now > SLOWED * _state.full_ns
+    now_ns = statistics.median(taken) / _LOOPS
+    return now_ns > SLOWED * _state.full_ns(now_ns)
 
 
 def _seek() -> bool:
@@ -199,7 +213,7 @@ def _choose() -> None:
     """Stay on the core where the thread was found, or go on with the next that nobody slows."""
     if len(_state.allowed) < 2:
         return
-    if _state.full_ns == float("inf"):
+    if _state.stale:
         (here,) = os.sched_getaffinity(0)
         for core in _state.allowed[:: -(-len(_state.allowed) // _LEARNED_FROM)]:
             os.sched_setaffinity(0, {core})

@@ -175,37 +175,50 @@ def test_the_thread_moves_on_to_a_core_that_nobody_slows_and_makes_one_sample_fo
     assert here[-1] == 3, "where all are slow it stays"
 
 
-def test_a_core_is_slow_by_the_fastest_that_any_has_been(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def unknown(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Nothing is known of the cores, and the time is what the test says."""
+    now = [1000.0]
+    monkeypatch.setattr(core, "_state", core._State())
+    monkeypatch.setattr(core.time, "monotonic", lambda: now[-1])
+    return now
+
+
+def test_a_core_is_slow_by_the_fastest_that_any_has_been_of_late(
+    monkeypatch: pytest.MonkeyPatch, unknown: list[float]
+) -> None:
     clock, loop_ns = [0], [10]
-    monkeypatch.setattr(core._state, "full_ns", float("inf"))
 
     def now() -> int:
-        clock[0] += (
-            core._LOOPS * loop_ns[0] // 2
-        )  # as each stretch looks twice, and others' looks do not count
+        clock[0] += core._LOOPS * loop_ns[0]  # a stretch is from one look at the clock to the next
         return clock[0]
 
     monkeypatch.setattr(core.time, "perf_counter_ns", now)
     assert not slowed(), "nobody knows better yet"
     for loop_ns[0], slow in ((12, False), (20, True), (8, False), (12, True)):
         assert slowed() == slow
+    unknown.append(1000.0 + core.RECENT_S + 1)
+    assert slowed(), "half a minute ago some core was faster"
+    unknown.append(1000.0 + 2 * (core.RECENT_S + 1))
+    assert not slowed(), "a minute ago is long ago: clocks fall"
 
 
 @holds
-def test_full_pace_is_learned_from_other_cores_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_pace_is_learned_from_other_cores_as_well(
+    monkeypatch: pytest.MonkeyPatch, unknown: list[float]
+) -> None:
     here, pace = [0], {0: 27, 1: 27, 2: 14}
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {here[-1]})
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: here.extend(cores))
     monkeypatch.setattr(core._state, "allowed", (0, 1, 2))
-    monkeypatch.setattr(core._state, "full_ns", float("inf"))
-
-    def look() -> bool:
-        core._state.full_ns = min(core._state.full_ns, pace[here[-1]])
-        return pace[here[-1]] > core.SLOWED * core._state.full_ns
-
-    monkeypatch.setattr(core, "slowed", look)
+    monkeypatch.setattr(
+        core, "slowed", lambda: pace[here[-1]] > core.SLOWED * core._state.full_ns(pace[here[-1]])
+    )
     core._choose()
     assert here[-1] == 2
+    looked = len(here)
+    core._choose()
+    assert len(here) == looked, "what is known need not be looked at again"
 
 
 def test_cores_near_one_another_are_those_of_its_numa_node() -> None:
