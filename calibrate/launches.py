@@ -30,7 +30,7 @@ LAUNCH_COPY_BYTES = 256 * KIB
 """Of each copy in a graph whose launch is measured: as plans have them, if not as large."""
 
 
-WAITED_NS = 5e6
+WAITED_NS = 3e6
 """How long the host waits for a GPU ahead of each start that is timed, since it has waited for the last one. A call that it made
 longer ago takes longer: 73 plans of two networks took the host 60 us more to issue for each time that their starts were e times as
 long, 1.6 to 15 ms (results/h100-pair-3/trials/waited.txt)."""

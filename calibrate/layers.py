@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from calibrate.bench import BESIDE_BYTES, Lane
-from calibrate.hooked import hooked_starts
+from calibrate.cold import eager_starts, graph_starts
 from calibrate.samples import Point
 from calibrate.ways import BESIDE, beside_copies, everything, small_reads
 from hwexec.arena import HostArena
@@ -82,6 +82,8 @@ class LayersResult:
     """Runs that read in place while host memory is copied to the same GPU all along, labelled by their way."""
     hooked: tuple[Point, ...] = ()
     """Host thread, of eager starts in one chunk, in one for each storage, and these relayed; empty where nobody measured them."""
+    launched: tuple[Point, ...] = ()
+    """Host thread, of starts by graph behind a head; empty as `hooked` is, and where there is no graph."""
 
     def run(self, way: str) -> LayerRun | None:
         return next((r for r in self.runs if r.way == way), None)
@@ -98,6 +100,7 @@ class Unwatched:
     notes: tuple[str, ...]
     seconds: float
     hooked: tuple[Point, ...] = ()
+    launched: tuple[Point, ...] = ()
 
 
 def unwatched(
@@ -114,6 +117,7 @@ def unwatched(
     progress("issue")
     alone = beside = None
     hooked: tuple[Point, ...] = ()
+    launched: tuple[Point, ...] = ()
     notes = []
     plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
     with (
@@ -139,10 +143,11 @@ def unwatched(
             except InputError as error:
                 notes.append(f"resident beside copies: not measured ({error})")
         if 0 < network.arena_bytes <= LARGE_BYTES:
-            progress("between layers")
-            hooked = hooked_starts(built, network, host, device, 2 * repeats)
+            progress("cold starts")
+            hooked = eager_starts(built, network, host, device, 2 * repeats)
+            launched = graph_starts(built, network, host, device, 2 * repeats)
     seconds = time.perf_counter() - began
-    return Unwatched(issue, around, alone, beside, tuple(notes), seconds, hooked)
+    return Unwatched(issue, around, alone, beside, tuple(notes), seconds, hooked, launched)
 
 
 def measure(
@@ -193,7 +198,7 @@ def measure(
     seconds = first.seconds + time.perf_counter() - began
     return LayersResult(
         network, tuple(runs), first.beside_copies, tuple(notes), host.name, seconds,
-        first.alone, first.around, tuple(loaded), first.hooked,
+        first.alone, first.around, tuple(loaded), first.hooked, first.launched,
     )  # fmt: skip
 
 

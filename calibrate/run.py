@@ -15,7 +15,7 @@ import torch
 from calibrate.assemble import Assembled, GpuFacts, assemble
 from calibrate.bench import FULL, NO_FIGURES, QUICK, Case, Effort
 from calibrate.cases import CASES, Progress, looks_again, lost, measure_cases, unsteady
-from calibrate.hooked import hook, relay
+from calibrate.cold import hook, launch, relay
 from calibrate.identity import (
     GpuState,
     HostIdentity,
@@ -185,11 +185,12 @@ def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profil
     kind: ProfileKind = "measured" if opened.figures else "played"
     costs = made.host.costs
     busy, weight = in_place(result) or (None, None)
-    return Profile(
+    profile = Profile(
         kind, result.network, made.host.digest, timings(result), provenance,
         slowed(result), busy, weight, start(result, costs) if opened.figures else None,
         hook(result.network, result.hooked, made.host), relay(result.network, result.hooked, made.host),
     )  # fmt: skip
+    return replace(profile, launch=launch(profile, result.launched, made.host))
 
 
 def _networks(

@@ -33,6 +33,7 @@ OF_PROFILE = {
     "start": "start, ns",
     "hook": "hook, ns",
     "relay": "relay, ns",
+    "launch": "launch, ns",
 }
 """Figures of a profile beside its layers', each of which it may lack, and what a comparison calls them."""
 PLAYED = "GPUs were played by threads: no figure here means anything"

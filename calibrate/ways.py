@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from calibrate.bench import BESIDE_BYTES
+from sim.draft import evenly
 from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan
 
@@ -49,6 +50,14 @@ def in_each(network: Network, partner: int | None = None) -> Plan:
     path = (0,) if partner is None else (partner, 0)
     chunks = tuple(Chunk(a, b, path) for a, b in pairwise(sorted({*network.offsets, network.arena_bytes})))
     return replace(everything(network, Access.COPIED, launch=Launch.EAGER), chunks=chunks)
+
+
+def over_lanes(network: Network, partner: int | None) -> Plan:
+    """A graph start whose bytes come ahead of the graph: half over the own lane and half over a partner's, where there is one."""
+    paths = ((0,),) if partner is None else ((0,), (partner, 0))
+    parts = evenly((0, network.arena_bytes), len(paths))
+    chunks = tuple(Chunk(a, b, path) for (a, b), path in zip(parts, paths, strict=False))
+    return replace(everything(network, Access.COPIED), chunks=chunks, head=len(chunks))
 
 
 def _kept(network: Network, partner: int | None) -> tuple[Chunk, ...]:

@@ -70,7 +70,7 @@ MECHANISMS: dict[str, Callable[[Model], Model]] = {
     "latency": _costs(0, "copy_latency_ns", "peer_latency_ns"),
     "wait": _costs(0, *(f.name for f in fields(Costs) if f.name.startswith("wait_"))),
     "issue": _no_issue,
-    "launch": _costs(0, *(f.name for f in fields(Costs) if f.name.startswith("launch_"))),
+    "launch": _costs(0, *(f.name for f in fields(Costs) if f.name.startswith("launch_")), own=("launch",)),
     "start": _costs(0, "start_ns", "start_graph_ns", own=("start",)),
     "host sync": _costs(0, "host_sync_ns"),
 }

@@ -42,7 +42,7 @@ def bound_ns(profile: Profile, host: Host, gpus: tuple[int, ...]) -> float:
     work = _work_ns(profile, intake(host, gpus), in_place)
     launch = costs.graph_launch_ns(1)
     first = min(launch, costs.launch_first_ns.value, costs.issue_copy_ns.value)
-    graph = costs.start_graph_ns.value + max(first + work, launch + profile.warm_ns)
+    graph = costs.start_graph_ns.value + max(first + work, profile.own_launch_ns + launch + profile.warm_ns)
     issue = sum(t.issue.median_ns for t in profile.layers)
     tail = profile.layers[-1].resident.median_ns
     eager = profile.start_ns(costs) + max(work, issue + tail)

@@ -165,15 +165,15 @@ class Cutter:
         if draft.launch is Launch.EAGER:
             begin = profile.start_ns(costs) / 2
             return begin + costs.issue_copy_ns.value, begin + copies * each
-        begin, head = costs.start_graph_ns.value / 2, min(draft.head, copies)
+        begin, head, own = costs.start_graph_ns.value / 2, min(draft.head, copies), profile.own_launch_ns
         first, layers = (
-            costs.issue_copy_ns.value if head else costs.launch_first_ns.value,
+            costs.issue_copy_ns.value if head else own + costs.launch_first_ns.value,
             len(profile.layers),
         )
         if draft.opening and head == copies:
             copies = head = len(self.paths)  # what the opening waits for, little more than a group
             layers = draft.opening
-        launch = max(costs.launch_first_ns.value, costs.graph_launch_ns(layers))
+        launch = own + max(costs.launch_first_ns.value, costs.graph_launch_ns(layers))
         launch += head * (each + costs.launch_wait_ns.value) + (copies - head) * costs.launch_copy_ns.value
         return begin + first, begin + launch
 

@@ -88,6 +88,9 @@ class Profile:
     relay: Figure | None = None
     """Eager mode, nanoseconds: host thread, for each copy between GPUs, beyond what its calls cost it in a head; None where nobody
     measured it with this network."""
+    launch: Figure | None = None
+    """Graph mode, nanoseconds: host thread, of this network's starts beyond what the host's costs say; None where nobody measured
+    it. These are of small graphs, started again within milliseconds."""
 
     def __post_init__(self) -> None:
         layers = self.network.layers
@@ -119,7 +122,12 @@ class Profile:
 
     def launch_ns(self, costs: Costs) -> float:
         """Launch of a graph of all layers, without copies, until the first may run."""
-        return costs.graph_launch_ns(len(self.layers))
+        return costs.graph_launch_ns(len(self.layers)) + self.own_launch_ns
+
+    @property
+    def own_launch_ns(self) -> float:
+        """What the first launch of a start takes longer than the host's costs say."""
+        return self.launch.value if self.launch is not None else 0.0
 
     def beside_ns(self, layer: int) -> float:
         """What copies of host memory to the same GPU add to a layer that begins beside them."""

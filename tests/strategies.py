@@ -115,7 +115,8 @@ def profiles(draw: st.DrawFn, network: Network, host: Host) -> Profile:
         layers.append(LayerTiming(draw(timings), draw(timings), direct, peer, draw(st.none() | timings)))
     kinds: tuple[ProfileKind, ...] = ("estimated", "measured", "played")
     kind, slowed = draw(st.sampled_from(kinds)), draw(st.none() | figures(0.0, 0.5))
-    known = {"start": draw(st.none() | figures(0.0, 1e6)), "slowed": slowed}
+    known = {name: draw(st.none() | figures(0.0, 1e6)) for name in ("start", "hook", "relay", "launch")}
+    known["slowed"] = slowed
     if draw(st.booleans()):
         known |= {"direct_busy": draw(figures(0.0, 1e6)), "direct_weight": draw(weights)}
     return Profile(kind, network, host.digest, tuple(layers), draw(provenances), **known)

@@ -174,7 +174,7 @@ def test_what_the_host_does_in_a_start_is_timed_as_it_finds_the_host_behind_anot
     assert told == ["evict"], "threads have no caches that matter"
     monkeypatch.setattr(device, "figures", True)
     launches._as_behind_a_start(device, stream, lambda: told.append("evict"))
-    assert told[1:] == ["compute:0 5e+06 ns", "wait", "evict"]
+    assert told[1:] == ["compute:0 3e+06 ns", "wait", "evict"]
 
 
 def test_heads_of_starts_differ_by_copies_alone(device: CpuDevice, monkeypatch: pytest.MonkeyPatch) -> None:

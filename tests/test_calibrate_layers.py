@@ -249,8 +249,9 @@ def test_host_times_of_a_whole_start_are_taken_before_the_profiler_runs(figures:
     assert len(found.around.samples_ns) == len(found.issue.whole.samples_ns) == 4
     assert all(taken > 0 for taken in found.around.samples_ns)
     assert [point is not None for point in (found.alone, found.beside_copies)] == [figures] * 2
-    assert told == ["issue", *(["beside copies", "between layers"] if figures else [])]
+    assert told == ["issue", *(["beside copies", "cold starts"] if figures else [])]
     assert [point.label for point in found.hooked] == (["in one chunk", "in a chunk each"] if figures else [])
+    assert [point.label for point in found.launched] == (["launched behind its head"] if figures else [])
     device.close()
 
 
@@ -313,6 +314,7 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "start": 50e3,
         "hook": 7e3,
         "relay": 4e3,
+        "launch": 60e3,
     }
     before = replace(plain, **{name: told(value) for name, value in own.items()})
     assert {f.name for f in fields(Profile) if f.type == "Figure | None"} == own.keys()
@@ -330,6 +332,7 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "start, ns",
         "hook, ns",
         "relay, ns",
+        "launch, ns",
     ]
     lost, found = compare(before, plain), compare(plain, before)
     assert len(lost.changes) == len(found.changes) == len(near) - first

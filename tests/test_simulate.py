@@ -262,6 +262,23 @@ def test_eager_host_issues_one_operation_after_another() -> None:
     assert simulate(lower(plan, net, hooked), replace(of_host, hook=figure(500))).makespan_ns == 5580
 
 
+def test_a_launch_takes_as_much_longer_as_its_networks_own_starts_and_once() -> None:
+    costs = replace(FREE, issue_copy_ns=figure(10), launch_ns=figure(600))
+    net, machine = network(1000, 1000), host(costs=costs)
+    plan = replace(copied(net, Chunk(0, 1000, (0,)), Chunk(1024, 2024, (0,))), head=2)
+    timings = profile(net, machine)
+    own = replace(timings, launch=figure(50_000))
+    for opening, launches in ((0, 1), (1, 2)):
+        program = lower(replace(plan, opening=opening), net, machine)
+        plain, late = simulate(program, timings), simulate(program, own)
+        assert plain.issued_ns == 20 + launches * 600
+        assert late.issued_ns == 20 + launches * 600 + 50_000
+        begins = [span.start_ns for span in late.of(SpanKind.COPY)]
+        assert begins[0] == 10, "copies of the head are ahead of it"
+    eager = lower(replace(plan, launch=Launch.EAGER, head=0), net, machine)
+    assert simulate(eager, own) == simulate(eager, timings)
+
+
 def test_a_relay_costs_the_host_of_an_eager_start_what_its_network_says() -> None:
     net, machine = network(1000), host(2, costs=replace(FREE, issue_copy_ns=figure(50)))
     plan = copied(net, Chunk(0, 1000, (1, 0)), launch=Launch.EAGER)

@@ -1,21 +1,21 @@
-"""What it costs the host to come between a network's layers in an eager start, to issue something ahead of them.
+"""What a network's own cold starts take the host beyond what loops and small networks say of it.
 
-Small layers of one kind (case `hook`) leave all that this takes in the core's caches; a network's own layers, and PyTorch's code
-for them, do not: on two H100 it took twice as long (results/h100-pair-3/trials/issue.txt). So it is taken from starts of the
-network itself, by a plan that does so ahead of each layer and one that does once; and what a relay adds, by a third whose
-chunks all come over a partner.
+Small layers of one kind (case `hook`), and runs in a loop, leave all that the host needs in the core's caches. A network's own
+layers, PyTorch's code for them and the wait for the start before do not: on two H100 what comes between layers took twice as long
+(results/h100-pair-3/trials/issue.txt), and graph starts the longer to issue the longer they take themselves (waited.txt there).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 import torch
 
 from calibrate.samples import Point
-from calibrate.ways import in_each, in_one
+from calibrate.ways import in_each, in_one, over_lanes
 from hwexec.core import once_at_full_pace, steady
 from hwexec.device import Device
 from hwexec.executor import ColdStart
@@ -25,21 +25,41 @@ from sim.models import Built
 from sim.network import Network
 from sim.ops import HOST, Copy, Record, Run, Wait
 from sim.plan import Plan
+from sim.profile import Profile
 from sim.program import lower
+from sim.simulate import simulate
 
 ROUNDS = 2
 """Preparations of each plan: in turn, since a host's pace drifts."""
+LAUNCHED = "launched behind its head"
 
 
-def hooked_starts(
+def eager_starts(
     built: Built, network: Network, host: Host, device: Device, repeats: int
 ) -> tuple[Point, ...]:
     """Eager cold starts until the host has issued all: the arena in one chunk, in one for each storage, and these relayed by the
     best partner where there is one."""
-    given = built.inputs_on(device.torch_device(0))
     plans = {"in one chunk": in_one(network), "in a chunk each": in_each(network)}
-    if partner := next(iter(host.partners(0)), None):
+    if partner := _partner(host):
         plans["each relayed"] = in_each(network, partner)
+    return _starts(plans, built, network, host, device, repeats)
+
+
+def graph_starts(
+    built: Built, network: Network, host: Host, device: Device, repeats: int
+) -> tuple[Point, ...]:
+    """The same of a graph, its arena in a head of one chunk for each of two lanes; none where the network cannot be captured."""
+    return _starts({LAUNCHED: over_lanes(network, _partner(host))}, built, network, host, device, repeats)
+
+
+def _partner(host: Host) -> int | None:
+    return next(iter(host.partners(0)), None)
+
+
+def _starts(
+    plans: Mapping[str, Plan], built: Built, network: Network, host: Host, device: Device, repeats: int
+) -> tuple[Point, ...]:
+    given = built.inputs_on(device.torch_device(0))
     taken: dict[str, list[float]] = {label: [] for label in plans}
     for _ in range(ROUNDS):
         for label, plan in plans.items():
@@ -48,6 +68,8 @@ def hooked_starts(
                 steady(device),
                 torch.no_grad(),
             ):
+                if cold.launch is not plan.launch:
+                    return ()
                 sample = partial(_issued, cold, given)
                 sample()
                 taken[label] += [once_at_full_pace(sample, device) for _ in range(repeats)]
@@ -83,9 +105,24 @@ def relay(network: Network, points: tuple[Point, ...], host: Host) -> Figure | N
     """What is left per chunk that comes over a partner, when its calls are paid for; None as for `hook`, and without a partner."""
     if len(points) < 3:
         return None
-    partner = host.partners(0)[0]
-    own, over = (_calls(plan, network, host) for plan in (in_each(network), in_each(network, partner)))
+    own, over = (_calls(plan, network, host) for plan in (in_each(network), in_each(network, _partner(host))))
     return _left(points[2], points[1], host, over[0] - own[0], over[1] - own[1], points[2].copies, "chunks")
+
+
+def launch(profile: Profile, points: tuple[Point, ...], host: Host) -> Figure | None:
+    """What the host takes longer to issue this network's graph starts than `profile`, without such a figure, says of them: median
+    and 10th to 90th percentile. None where nobody measured it, and where it takes no longer."""
+    if not points:
+        return None
+    plan = over_lanes(profile.network, _partner(host))
+    said_ns = simulate(lower(plan, profile.network, host), profile, detail=False).issued_ns or 0.0
+    low, value, high = (
+        max(0.0, float(x) - said_ns) for x in np.percentile(points[0].samples_ns, (10, 50, 90))
+    )
+    source = (
+        f"calibrate layers, {LAUNCHED}, {len(points[0].samples_ns)} starts, less what the host's costs say"
+    )
+    return Figure(value, "measured", source, low, high) if value > 0 else None
 
 
 def _left(

@@ -1,19 +1,21 @@
-"""What it costs the host to come between a network's layers, from eager starts of it in one chunk and in many."""
+"""What a network's own cold starts take the host: between its layers, for a relay, and to launch its graph."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import replace
+from unittest.mock import ANY
 
 import pytest
 import torch
 
-from calibrate.hooked import hook, hooked_starts, relay
+from calibrate.cold import eager_starts, graph_starts, hook, launch, relay
 from calibrate.samples import Point
+from calibrate.ways import over_lanes
 from hwexec.cpu import CpuDevice
 from sim.models import Built
 from sim.trace import trace
-from tests.builders import FREE, figure, host, network
+from tests.builders import FREE, figure, host, network, profile
 
 COSTS = replace(FREE, issue_copy_ns=figure(2_000), issue_event_ns=figure(500))
 
@@ -61,12 +63,45 @@ def test_starts_are_cold_ones_in_one_chunk_and_in_one_for_each_storage() -> None
     built = Built(module, (torch.ones(1, 8),), 1, "fp32", None, "toy")
     device = CpuDevice(2, delay_us=0.0)
     for gpus, relayed in ((1, []), (2, [("each relayed", 4, 6)])):
-        found = hooked_starts(built, trace(built).network, host(gpus), device, repeats=3)
+        found = eager_starts(built, trace(built).network, host(gpus), device, repeats=3)
         assert [(p.label, p.copies, len(p.samples_ns)) for p in found] == [
             ("in one chunk", 1, 6),
             ("in a chunk each", 4, 6),
             *relayed,
         ]
         assert all(sample > 0 for point in found for sample in point.samples_ns)
+    assert device.pinned == {}
+    device.close()
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_what_a_launch_takes_longer_than_the_hosts_costs_say(gpus: int) -> None:
+    costs = replace(
+        COSTS, start_graph_ns=figure(20_000), launch_ns=figure(30_000), launch_node_ns=figure(100)
+    )
+    net, machine = network(1000, 1000), host(gpus, costs=costs)
+    own = profile(net, machine)
+    # a chunk's copy alone, or two lanes' with a relay: two copies, three events and the landing's two
+    calls_ns = 2_000 if gpus == 1 else 3 * 2_000 + 4 * 500
+    said_ns = 10_000 + calls_ns + 30_000 + 2 * 100
+    taken = Point("launched", 0, 1, tuple(said_ns + float(x) for x in range(40_000, 51_000, 1_000)))
+    found = launch(own, (taken,), machine)
+    assert found is not None
+    assert (found.value, found.low, found.high) == (pytest.approx(45_000, abs=2_000), ANY, ANY)
+    assert launch(own, (), machine) is None, "nobody measured it"
+    assert launch(own, (Point("launched", 0, 1, (1.0,)),), machine) is None, "no longer than the costs say"
+
+
+def test_starts_by_graph_have_their_bytes_ahead_over_two_lanes() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()).eval()
+    built = Built(module, (torch.ones(1, 8),), 1, "fp32", None, "toy")
+    device = CpuDevice(2, delay_us=0.0)
+    net = trace(built).network
+    for gpus in (1, 2):
+        (point,) = graph_starts(built, net, host(gpus), device, repeats=3)
+        assert (point.copies, len(point.samples_ns)) == (gpus, 6)
+        plan = over_lanes(net, None if gpus == 1 else 1)
+        assert plan.head == gpus
+        assert sum(chunk.size_bytes for chunk in plan.chunks) == net.arena_bytes
     assert device.pinned == {}
     device.close()
