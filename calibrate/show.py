@@ -230,6 +230,7 @@ def _constants(fit: Fit) -> str:
 
 def _case(result: CaseResult) -> Table:
     bytes_said = {True: ", bytes verified", None: "", False: ""}[result.verified]
+    apart = f", {result.apart} samples set apart" if result.apart else ""
     table = Table(
         "what",
         "bytes",
@@ -240,7 +241,7 @@ def _case(result: CaseResult) -> Table:
         "us each",
         "GB/s",
         "spread",
-        title=f"{result.case}: {result.about}{bytes_said}",
+        title=f"{result.case}: {result.about}{bytes_said}{apart}",
     )
     for point in result.points:
         table.add_row(
@@ -271,5 +272,10 @@ def _layers(result: LayersResult, console: Console) -> None:
     slower = slowed(result)
     if slower is not None:
         say(console, f"beside copies to the same GPU the warm run takes {_longer(slower)}")
+    for point in (*result.hooked, *result.launched):
+        say(
+            console,
+            f"cold starts {point.label}: {point.each_ns / 1e3:.1f} us to issue, spread {_spread(point)}",
+        )
     for text in result.notes:
         say(console, text)

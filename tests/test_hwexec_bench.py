@@ -130,6 +130,7 @@ def test_json_has_the_keys_that_others_read(hwexec: Hwexec, monkeypatch: pytest.
         "model",
         "dtype",
         "batch",
+        "seq",
         "gpus",
         "device",
         "warm_graph_ms",
