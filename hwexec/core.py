@@ -65,7 +65,9 @@ class _State:
     def full_ns(self, now_ns: float) -> float:
         """The fastest that a loop has been of late, `now_ns` the latest."""
         if self.stale:
-            self.before_ns, self.fastest_ns, self.since_s = self.fastest_ns, float("inf"), time.monotonic()
+            long_ago = time.monotonic() - self.since_s > 2 * RECENT_S
+            self.before_ns = float("inf") if long_ago else self.fastest_ns
+            self.fastest_ns, self.since_s = float("inf"), time.monotonic()
         self.fastest_ns = min(self.fastest_ns, now_ns)
         return min(self.fastest_ns, self.before_ns)
 
@@ -84,20 +86,24 @@ class Paced(Generic[T]):
 
 
 def at_full_pace(
-    sample: Callable[[], T], device: Device, count: int, budget_s: float = float("inf"), most: int = MOST
+    sample: Callable[[], T],
+    device: Device,
+    count: int,
+    most: int = MOST,
+    budget_ns: float = float("inf"),
+    took_ns: Callable[[T], float] = lambda _: 0.0,
 ) -> Paced[T]:
-    """`count` samples made while nobody slowed the core, `most` times as many in all at most; fewer where they take longer than
-    `budget_s`. Where times are no figures, just `count`.
+    """`count` samples made while nobody slowed the core, `most` times as many in all at most; fewer where they took longer than
+    `budget_ns` together. Where times are no figures, just `count`.
     """
     made: list[T] = []
     good: list[bool] = []
-    spent_s, moved = 0.0, False
-    while sum(good) < count and len(made) < most * count and (len(made) < FEWEST or spent_s <= budget_s):
+    spent_ns, moved = 0.0, False
+    while sum(good) < count and len(made) < most * count and (len(made) < FEWEST or spent_ns <= budget_ns):
         if moved:
             sample()  # another core's caches have nothing of it
-        began = time.perf_counter()
         made.append(sample())
-        spent_s += time.perf_counter() - began
+        spent_ns += took_ns(made[-1])
         good.append(not (device.figures and slowed()))
         moved = not good[-1] and _seek()
     _state.apart += good.count(False)

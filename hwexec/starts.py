@@ -146,7 +146,7 @@ def take(
 
     with steady(device), torch.no_grad():
         start()
-        found = at_full_pace(start, device, runs, budget_s)
+        found = at_full_pace(start, device, runs, budget_ns=budget_s * 1e9, took_ns=lambda pair: pair[0])
         pauses = min(paused, len(found.kept)) if device.figures else 0
         rested, roused = (
             at_full_pace(partial(start, PAUSE_S, announce), device, pauses, most=TWICE)

@@ -154,7 +154,8 @@ def test_where_times_mean_nothing_nobody_looks_at_the_core(device: CpuDevice, to
 
 
 def test_slow_samples_are_stopped_by_a_budget_of_time_but_three_are_made(device: CpuDevice) -> None:
-    assert len(at_full_pace(numbered(), device, 9, budget_s=0.0).kept) == 3
+    assert at_full_pace(numbered(), device, 9, budget_ns=2.0, took_ns=float).kept == (0, 1, 2)
+    assert at_full_pace(numbered(), device, 9, budget_ns=9.0, took_ns=float).kept == (0, 1, 2, 3, 4)
 
 
 @holds
@@ -201,6 +202,10 @@ def test_a_core_is_slow_by_the_fastest_that_any_has_been_of_late(
     assert slowed(), "half a minute ago some core was faster"
     unknown.append(1000.0 + 2 * (core.RECENT_S + 1))
     assert not slowed(), "a minute ago is long ago: clocks fall"
+    loop_ns[0] = 24
+    assert slowed()
+    unknown.append(5000.0)
+    assert not slowed(), "nobody looked for an hour"
 
 
 @holds
