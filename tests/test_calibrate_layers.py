@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from calibrate import layers
 from calibrate.compare import compare
 from calibrate.fit import beside_ns
 from calibrate.layers import (
@@ -252,6 +253,24 @@ def test_host_times_of_a_whole_start_are_taken_before_the_profiler_runs(figures:
     assert told == ["issue", *(["beside copies", "cold starts"] if figures else [])]
     assert [point.label for point in found.hooked] == (["in one chunk", "in a chunk each"] if figures else [])
     assert [point.label for point in found.launched] == (["launched behind its head"] if figures else [])
+    device.close()
+
+
+def test_cold_starts_that_cannot_be_made_cost_a_network_its_own_figures_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, device = built(), CpuDevice(1, delay_us=0.0)
+    device.figures = True
+
+    def refused(*_: object) -> tuple[Point, ...]:
+        raise InputError("GPU 1: no room")
+
+    monkeypatch.setattr(layers, "graph_starts", refused)
+    network = trace(made).network
+    found = unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=lambda _: None)
+    assert (len(found.hooked), found.launched) == (2, ())
+    assert "cold starts: not measured (GPU 1: no room); the host's costs hold" in found.notes
+    assert device.pinned == {}
     device.close()
 
 
