@@ -53,6 +53,10 @@ NO_FIGURES = Effort(3, 4 * MIB, 4 * MIB, 4, 8 * MIB, (4, 8, 16), (1, 4, 8, 12), 
 """For a device whose times mean nothing: every step, little of it."""
 
 
+UNTRUSTED = (
+    "the answer of a cold start is not that of a resident run, so none of this host's figures can be trusted; look for "
+    "memory or link errors (nvidia-smi -q, dmesg)"
+)
 BESIDE_BYTES = 8 * MIB
 """Of each copy that something is measured beside."""
 MOST_BESIDE = 512

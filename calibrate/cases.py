@@ -143,12 +143,12 @@ def lost(what: str, error: Exception, store: Store) -> InputError:
 
 
 def unsteady(results: Sequence[CaseResult]) -> list[str]:
-    """One line per case whose samples scatter by more than 10 % of their median, and one where its core was slow all along."""
+    """One line per case whose samples scatter by more than 10 % of their median, and one where samples of a slow core count."""
     found = []
     for result in results:
         if result.slowed:
             found.append(
-                f"case {result.case}: others slowed the processor all along, so its host times are longer than need be"
+                f"case {result.case}: others slowed the processor too often ({result.slowed} times), so samples made then count too"
             )
         points = [p for p in result.points if p.noisy]
         if points:

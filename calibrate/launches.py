@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from calibrate.bench import KIB, Bench, Case, peers
+from calibrate.bench import KIB, UNTRUSTED, Bench, Case, peers
 from calibrate.links import Enqueue, h2d_label, p2p_label
 from calibrate.overheads import HOOKED_WIDTH, SHORT, SMALL, Chain, bare_host, linears
 from calibrate.samples import Point
@@ -175,10 +175,7 @@ def cold_starts(
     """As `hwexec verify` makes them. Mismatch where an answer is not the resident run's."""
     starts = take(partial(cold, *inputs), cold.device, kept(cold.resident(*inputs)), before, repeats)
     if not starts.worst.bit_equal:
-        raise Mismatch(
-            "the answer of a cold start is not that of a resident run, so none of this host's figures can be trusted; look for "
-            "memory or link errors (nvidia-smi -q, dmesg)"
-        )
+        raise Mismatch(UNTRUSTED)
     return starts
 
 

@@ -80,7 +80,7 @@ class CaseResult:
     apart: int = 0
     """Samples set apart, since the host's core was slowed when they were made."""
     slowed: int = 0
-    """How often too few were left, so that all of them count."""
+    """How often too few were left, so that those count as well."""
 
     def labelled(self, label: str) -> tuple[Point, ...]:
         return tuple(p for p in self.points if p.label == label)

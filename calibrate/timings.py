@@ -42,14 +42,15 @@ def timings(result: LayersResult) -> tuple[LayerTiming, ...]:
 
 
 def _cooled(result: LayersResult, issue: LayerRun) -> float:
-    """Cold starts over runs in a loop, of the host's time in the modules.
+    """What makes layers' medians, which are of runs in a loop, add up to the host's time in the modules of a cold start.
 
     A loop finds all that it needs in the core's caches. Before a cold start the host has waited for one: on two H100 that took 5 to
     24 % longer to issue, the more the longer it had waited (results/h100-pair-3/calibration).
     """
     if not result.hooked or result.around is None:
         return 1.0
-    return max(0.0, result.hooked[0].median_ns - result.around.median_ns) / issue.whole.median_ns
+    layers_ns = float(np.median(issue.columns(), axis=0).sum())
+    return max(0.0, result.hooked[0].median_ns - result.around.median_ns) / layers_ns
 
 
 def slowed(result: LayersResult) -> Figure | None:

@@ -299,11 +299,13 @@ def run_entry(
         launch = cold.launch
     ran = as_run(plan, launch)
     predicted = None if is_warm else simulate(lower(ran, task.network, task.host), task.profile, detail=False)
-    made = len(starts.samples.raw)
-    if made < task.runs:
-        apart = f"; {len(starts.samples.apart)} more are set apart" if starts.samples.apart else ""
-        note += f"{'; ' if note else ''}{made} of {task.runs} runs, since those of a row may take {BUDGET_S:g} s together{apart}"
-    for said in (scattered, pace.apart_words(starts.samples.apart, starts.samples.full_pace)):
+    made, apart = len(starts.samples.raw), len(starts.samples.apart)
+    fewer = f"those of a row may take {BUDGET_S:g} s together"
+    for said in (
+        pace.fewer_words(made, task.runs, apart, task.runs, fewer),
+        scattered,
+        pace.apart_words(starts.samples.apart, starts.samples.full_pace),
+    ):
         note += f"{'; ' if note and said else ''}{said}"
     if not again.bit_equal:
         note += f"{'; ' if note else ''}not reproducible, compared within the tolerance of {dtype}"
@@ -348,9 +350,14 @@ def _run_peer(task: Task, peer: Peer, scene: Scene, device: Device, plain: list[
         )
         # whatever others' code raises waives no take that it made before
         starts, scattered = steadiest_starts(series, device, waived=(Exception,))
-        made, fewer = len(starts.samples.raw), ""
-        if made < task.runs:
-            fewer = f"{made} of {task.runs} runs, since a peer gets {PEER_RUNS} at most and {PEER_BUDGET_S:g} s for them"
+        made = len(starts.samples.raw)
+        fewer = pace.fewer_words(
+            made,
+            task.runs,
+            len(starts.samples.apart),
+            min(task.runs, PEER_RUNS),
+            f"a peer gets {PEER_RUNS} at most and {PEER_BUDGET_S:g} s for them",
+        )
         apart = pace.apart_words(starts.samples.apart, starts.samples.full_pace)
         about = "; ".join(text for text in (ready.about, fewer, scattered, apart) if text)
     worst: Likeness = starts.worst

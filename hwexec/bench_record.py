@@ -91,6 +91,7 @@ class Looked:
     waited_for: tuple[int, ...] = ()
     """Copies that this is the first on its stream to wait for."""
     note: str = ""
+    outputs_match: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class BenchReport:
 
     @property
     def outputs_match(self) -> bool:
-        return all(row.outputs_match for row in self.rows)
+        return all(row.outputs_match for row in self.rows) and all(look.outputs_match for look in self.looked)
 
     def limit(self, links: int) -> Limit | None:
         return next((limit for limit in self.limits if limit.links == links), None)

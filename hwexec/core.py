@@ -15,7 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -56,7 +56,7 @@ class _State:
     apart: int = 0
     """Samples set apart so far."""
     never: int = 0
-    """Times that too few samples were made at full pace, so that all of them count."""
+    """Times that too few samples were made at full pace, so that others count as well."""
 
     @property
     def stale(self) -> bool:
@@ -106,17 +106,19 @@ def at_full_pace(
         spent_ns += took_ns(made[-1])
         good.append(not (device.figures and slowed()))
         moved = not good[-1] and _seek()
-    _state.apart += good.count(False)
     if sum(good) < min(count, FEWEST):
         _state.never += 1
         return Paced(tuple(made), (), False)
+    _state.apart += good.count(False)
     pairs = list(zip(made, good, strict=True))
     return Paced(tuple(m for m, ok in pairs if ok), tuple(m for m, ok in pairs if not ok))
 
 
 def once_at_full_pace(sample: Callable[[], T], device: Device) -> T:
     """One sample, for what is taken in turn with others: the last of `MOST` where none was made at full pace."""
-    return at_full_pace(sample, device, 1).kept[-1]
+    found = at_full_pace(sample, device, 1)
+    _state.apart += len(found.kept) - 1
+    return found.kept[-1]
 
 
 def tally() -> tuple[int, int]:
@@ -140,13 +142,18 @@ def _seek() -> bool:
     """Move the held thread to the next core that runs at full pace, if there is one. Whether it moved."""
     if len(_state.allowed) < 2:
         return False
-    here = next(iter(os.sched_getaffinity(0)))
+    held = os.sched_getaffinity(0)
+    here = min(held)
+    if len(held) > 1 or here not in _state.allowed:
+        return False  # somebody else has moved the thread
     at = _state.allowed.index(here)
     for core in (*_state.allowed[at + 1 :], *_state.allowed[:at]):
-        os.sched_setaffinity(0, {core})
-        if not slowed():
-            return True
-    os.sched_setaffinity(0, {here})
+        with suppress(OSError):  # a core that has been taken away
+            os.sched_setaffinity(0, {core})
+            if not slowed():
+                return True
+    with suppress(OSError):
+        os.sched_setaffinity(0, held)
     return False
 
 

@@ -20,7 +20,7 @@ from hwexec.device import Device
 from hwexec.executor import ColdStart
 from hwexec.host_memory import memory_error
 from hwexec.peers import why
-from hwexec.starts import kept, start_cold, wake
+from hwexec.starts import kept, likeness, start_cold, wake
 from hwexec.timing import Samples, time_ns
 from hwexec.verify import OpRow, join, predict
 from sim.ops import Record, Wait
@@ -90,7 +90,7 @@ def looks(
                 found = so_far
         except Exception as error:
             note = _joined(note, f"ended early: {why(memory_error(error, device) or error)}")
-        if found.samples_ns:
+        if found.watched_ns is not None:
             remark = "timed after another look, whose profiler slows launches"
         yield replace(found, note=_joined(found.note, note))
 
@@ -107,12 +107,14 @@ def _look(
     """What is known so far, each time that there is more."""
     with ready() as cold:
         reference = kept(cold.resident(*inputs))
+        again = likeness(cold.resident(*inputs), reference)
         with steady(device):
             wake(cold, inputs)
             starts = start_cold(cold, inputs, reference, runs, budget_s, paused=0)
             looked = replace(looked, samples_ns=starts.samples.raw, issued_ns=starts.issued.median_ns)
-            if not starts.worst.within(cold.network.dtype):
-                looked = replace(looked, note="answers DIFFER")
+            worst = starts.worst
+            if not (worst.bit_equal if again.bit_equal else worst.within(cold.network.dtype)):
+                looked = replace(looked, note="answers DIFFER", outputs_match=False)
             yield looked
             if cold.launch is not cold.plan.launch:
                 yield replace(looked, note=_joined(looked.note, f"eager this time: {cold.why_eager}"))

@@ -6,10 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from hwexec.core import MOST
 from sim.report import PREDICTED, ms
 
 SLOWER = 1.25
 """A host that takes so many times as long to issue a start as was predicted is called slow."""
+
+
+SLOWED_MOST = "others slowed the processor's core in most"
 
 
 def is_slower(issued_ns: float | None, predicted_ns: float | None) -> bool:
@@ -31,10 +35,19 @@ def words(
     return f"{said}: slower than {than}, so that first copies and layers begin up to {late} ms later."
 
 
+def fewer_words(made: int, asked: int, apart: int, tried: int, limit: str) -> str:
+    """Why fewer starts count than were asked for: `limit`, or that others slowed too many of the `tried` times MOST that are made
+    at most; empty where as many do."""
+    if made >= asked:
+        return ""
+    slowed = made < tried and made + apart >= MOST * tried
+    return f"{made} of {asked} runs, since {SLOWED_MOST if slowed else limit}"
+
+
 def apart_words(apart_ns: Sequence[float], full_pace: bool) -> str:
     """What became of starts that others slowed; empty where there were none."""
     if not full_pace:
-        return "others slowed the processor's core all along, so starts made then count"
+        return "others slowed the processor's core too often, so starts made then count as well"
     if not apart_ns:
         return ""
     made = f"{len(apart_ns)} more start{'s' if len(apart_ns) > 1 else ''}"

@@ -47,13 +47,7 @@ def verify_words(report: VerifyReport) -> Iterator[str]:
     same = "bit for bit" if report.bit_equal else "not bit for bit"
     if report.cold_match and not report.bit_equal:
         same = f"within {report.error_allowed:g}"
-    made = (
-        1
-        + max(report.runs, len(report.cold_ns))
-        + len(report.apart_ns)
-        + len(report.paused_ns)
-        + len(report.roused_ns)
-    )
+    made = report.starts_made or 1 + report.runs + len(report.paused_ns) + len(report.roused_ns)
     read = " (every weight read in place from host memory)" if report.reference == IN_PLACE else ""
     yield (
         f"Answers: {made} cold starts (the first untimed) with arenas filled with 0xFF before each; "

@@ -103,6 +103,8 @@ class Starts:
     issued: Samples
     paused: Samples | None = None
     roused: Samples | None = None
+    made: int = 0
+    """All starts whose answers were compared, untimed ones and those set apart too."""
 
 
 def take(
@@ -123,10 +125,10 @@ def take(
     ahead. Starts behind which the core is slowed by others are set apart. Every answer is compared, theirs and the untimed
     one's too.
     """
-    worst = SAME
+    worst, made = SAME, 0
 
     def start(pause_s: float = 0.0, announce: Callable[[], None] | None = None) -> tuple[float, float]:
-        nonlocal worst
+        nonlocal worst, made
         before()
         device.synchronize()
         if pause_s:
@@ -141,7 +143,7 @@ def take(
         returned = time.perf_counter_ns() - began_ns
         device.synchronize()
         elapsed = time.perf_counter_ns() - began_ns
-        worst = worst.worse(likeness(output, reference))
+        worst, made = worst.worse(likeness(output, reference)), made + 1
         return float(elapsed), float(returned)
 
     with steady(device), torch.no_grad():
@@ -160,6 +162,7 @@ def take(
         Samples.of(found, lambda pair: pair[1]),
         None if rested is None else Samples.of(rested, lambda pair: pair[0]),
         None if roused is None else Samples.of(roused, lambda pair: pair[0]),
+        made,
     )
 
 

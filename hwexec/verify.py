@@ -138,6 +138,8 @@ class VerifyReport:
     """Further cold starts, which do not count: others slowed the host's core when they were made."""
     full_pace: bool = True
     """Whether those of `cold_ns` were made at the core's full pace; false where there were too few of them, and all count."""
+    starts_made: int = 0
+    """All cold starts whose answers were compared, untimed ones and those of `apart_ns` too; 0 where nobody counted."""
     not_measured: str = ""
     """Why no run with every weight in GPU memory was made, plain PyTorch's included; empty where both were."""
 
@@ -294,6 +296,7 @@ def verify(task: Task, device: Device) -> Verified:
         reference=kind,
         apart_ns=starts.samples.apart,
         full_pace=starts.samples.full_pace,
+        starts_made=starts.made,
         not_measured=task.only_planned,
     )
     return Verified(report, timelines)

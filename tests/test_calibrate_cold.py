@@ -9,10 +9,12 @@ from unittest.mock import ANY
 import pytest
 import torch
 
+from calibrate import cold
 from calibrate.cold import eager_starts, graph_starts, hook, launch, relay
 from calibrate.samples import Point
 from calibrate.ways import over_lanes
 from hwexec.cpu import CpuDevice
+from hwexec.timing import Mismatch
 from sim.models import Built
 from sim.trace import trace
 from tests.builders import FREE, figure, host, network, profile
@@ -90,6 +92,17 @@ def test_what_a_launch_takes_longer_than_the_hosts_costs_say(gpus: int) -> None:
     assert (found.value, found.low, found.high) == (pytest.approx(45_000, abs=2_000), ANY, ANY)
     assert launch(own, (), machine) is None, "nobody measured it"
     assert launch(own, (Point("launched", 0, 1, (1.0,)),), machine) is None, "no longer than the costs say"
+
+
+def test_a_wrong_answer_of_a_cold_start_is_nobodys_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()).eval()
+    built = Built(module, (torch.ones(1, 8),), 1, "fp32", None, "toy")
+    device, net = CpuDevice(1, delay_us=0.0), trace(built).network
+    monkeypatch.setattr(cold._Reference, "of", classmethod(lambda cls, *_: cls([], True)))
+    with pytest.raises(Mismatch, match="not that of a resident run"):
+        eager_starts(built, net, host(), device, repeats=1)
+    assert device.pinned == {}
+    device.close()
 
 
 def test_starts_by_graph_have_their_bytes_ahead_over_two_lanes() -> None:

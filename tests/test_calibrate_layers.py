@@ -196,6 +196,17 @@ def test_an_eager_start_is_what_the_host_takes_around_the_modules_and_until_the_
     assert (found.value, found.low, found.high, found.kind) == (48_000, 44_000, 52_000, "measured")
 
 
+def test_layers_issue_adds_up_to_a_cold_start_where_there_is_one() -> None:
+    """Rows of which no two layers are slow at once: their medians add up to less than any run."""
+    rows = ((10_000.0, 10_000.0, 40_000.0), (40_000.0, 10_000.0, 10_000.0), (10_000.0, 40_000.0, 10_000.0))
+    issue = LayerRun("issue", "eager", rows, samples(60_000.0))
+    loop = replace(result(run("resident", (1, 2, 3)), run("direct", (1, 2, 3))), around=samples(5_000.0))
+    loop = replace(loop, runs=(*loop.runs, issue))
+    assert sum(layer.issue.median_ns for layer in timings(loop)) == pytest.approx(30_000)
+    cold = replace(loop, hooked=(samples(95_000.0), samples(200_000.0)))
+    assert [layer.issue.median_ns for layer in timings(cold)] == pytest.approx([30_000] * 3)
+
+
 def test_reads_in_place_beside_copies_give_a_profile_its_busy_time_and_weight() -> None:
     """Of layers that take 10, 20 and 30 us resident, and of runs with both ways of reading what is not."""
     resident, direct, small = (10e3, 20e3, 30e3), (410e3, 20e3, 180e3), (80e3, 20e3, 60e3)
@@ -269,7 +280,7 @@ def test_cold_starts_that_cannot_be_made_cost_a_network_its_own_figures_alone(
     network = trace(made).network
     found = unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=lambda _: None)
     assert (len(found.hooked), found.launched) == (2, ())
-    assert "cold starts: not measured (GPU 1: no room); the host's costs hold" in found.notes
+    assert "cold starts by graph: not measured (GPU 1: no room); the host's costs hold" in found.notes
     assert device.pinned == {}
     device.close()
 

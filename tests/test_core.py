@@ -139,11 +139,12 @@ def test_where_the_core_is_hardly_ever_at_full_pace_all_samples_count(
     before = core.tally()
     told += [True, True, False, True, True, True, False, *[True] * 5]
     assert at_full_pace(numbered(), device, 3) == Paced(tuple(range(12)), (), False)
-    assert core.tally() == (before[0] + 10, before[1] + 1)
+    assert core.tally() == (before[0], before[1] + 1), "none of them is set apart"
     told += [True] * 4
     assert once_at_full_pace(numbered(), device) == 3, (
         "the last of four, where it is taken in turn with others"
     )
+    assert core.tally() == (before[0] + 3, before[1] + 2)
 
 
 def test_where_times_mean_nothing_nobody_looks_at_the_core(device: CpuDevice, told: list[bool]) -> None:
@@ -174,6 +175,10 @@ def test_the_thread_moves_on_to_a_core_that_nobody_slows_and_makes_one_sample_fo
     slow |= {0, 3}
     assert not at_full_pace(numbered(), device, 1).full
     assert here[-1] == 3, "where all are slow it stays"
+    here.append(7)
+    slow.add(7)
+    assert not core._seek(), "somebody else has moved the thread"
+    assert here[-1] == 7
 
 
 @pytest.fixture

@@ -110,6 +110,21 @@ def test_what_fails_in_a_look_ends_it_alone(
     assert (look.samples_ns, look.note.startswith(note)) == ((), True)
 
 
+def test_a_wrong_answer_in_a_look_fails_the_bench(
+    benched: Callable[..., BenchReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = late.start_cold
+
+    def differs(*given: Any, **more: Any) -> starts.Starts:
+        return replace(started(*given, **more), worst=starts.Likeness(False, 1e-6))
+
+    monkeypatch.setattr(late, "start_cold", differs)
+    report = benched(code=1)
+    assert all(row.outputs_match for row in report.rows)
+    (look,) = report.looked
+    assert (look.outputs_match, look.note) == (False, "answers DIFFER")
+
+
 def test_a_second_look_says_that_the_profiler_came_before_it(
     benched: Callable[..., BenchReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:

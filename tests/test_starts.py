@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hwexec import starts
+from hwexec import pace, starts
 from hwexec.cpu import CpuDevice
 from hwexec.starts import SAME, Likeness, Starts, steadiest_starts, take
 from hwexec.timing import Samples
@@ -126,3 +126,12 @@ def test_a_start_after_a_pause_may_be_announced_half_a_millisecond_before(
     assert found.roused is not None
     assert len(found.paused.raw) == len(found.roused.raw) == 2
     device.close()
+
+
+def test_a_row_of_fewer_starts_says_what_made_them_few() -> None:
+    assert pace.fewer_words(15, 15, 40, 15, "a limit") == ""
+    assert pace.fewer_words(5, 15, 3, 15, "a limit") == "5 of 15 runs, since a limit"
+    slowed = "5 of 15 runs, since others slowed the processor's core in most"
+    assert pace.fewer_words(5, 15, 55, 15, "a limit") == slowed
+    # as many as a peer gets at all
+    assert pace.fewer_words(10, 15, 30, 10, "a limit") == "10 of 15 runs, since a limit"
