@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -12,8 +12,14 @@ from calibrate.samples import Point
 from calibrate.topology import Topology
 from hwexec.arena import HostArena
 from hwexec.device import POISON, Device, Ready, Stream
+from hwexec.executor import ColdStart
+from hwexec.preparing import prepare
 from hwexec.timing import Mismatch, time_ns
 from sim.errors import InputError, require
+from sim.host import Host
+from sim.models import Built
+from sim.network import Network
+from sim.plan import Plan
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PATTERN_PERIOD = 251
@@ -277,6 +283,29 @@ class Bench:
         self._streams.clear()
 
 
+K = TypeVar("K")
+
+
+def in_turn(
+    built: Built,
+    network: Network,
+    host: Host,
+    device: Device,
+    plans: Mapping[K, Plan],
+    rounds: int,
+    measure: Callable[[ColdStart, tuple[torch.Tensor, ...]], Sequence[float]],
+) -> dict[K, tuple[float, ...]]:
+    """Samples of each plan, prepared anew in each round, one plan after the other: a host's pace drifts, and a module can be
+    prepared for one plan at a time."""
+    given = built.inputs_on(device.torch_device(0))
+    taken: dict[K, list[float]] = {key: [] for key in plans}
+    for _ in range(rounds):
+        for key, plan in plans.items():
+            with prepare(built.module, plan, given, network=network, host=host, device=device) as cold:
+                taken[key] += measure(cold, given)
+    return {key: tuple(samples) for key, samples in taken.items()}
+
+
 def never(bench: Bench) -> str | None:
     """Any host can show it."""
     return None
@@ -315,6 +344,11 @@ def peers(bench: Bench) -> tuple[tuple[int, int], ...]:
                 continue
             found.append((source, destination))
     return tuple(found)
+
+
+def pusher(bench: Bench) -> int | None:
+    """A GPU that can push to GPU 0; None where there is none."""
+    return next((source for source, destination in peers(bench) if destination == 0), None)
 
 
 def has_peers(bench: Bench) -> str | None:

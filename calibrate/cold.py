@@ -8,20 +8,19 @@ layers, PyTorch's code for them and the wait for the start before do not: on two
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
-from calibrate.bench import UNTRUSTED
+from calibrate.bench import UNTRUSTED, in_turn
 from calibrate.samples import Point
-from calibrate.ways import in_each, in_one, over_lanes
+from calibrate.ways import in_each, in_one, over_lanes, partner_of
 from hwexec.core import once_at_full_pace, steady
 from hwexec.device import Device
 from hwexec.executor import ColdStart
-from hwexec.preparing import prepare
 from hwexec.starts import kept, likeness
 from hwexec.timing import Mismatch
 from sim.host import Figure, Host
@@ -34,7 +33,7 @@ from sim.program import lower
 from sim.simulate import simulate
 
 ROUNDS = 2
-"""Preparations of each plan: in turn, since a host's pace drifts."""
+"""Preparations of each plan."""
 LAUNCHED = "launched behind its head"
 
 
@@ -44,7 +43,7 @@ def eager_starts(
     """Eager cold starts until the host has issued all: the arena in one chunk, in one for each storage, and these relayed by the
     best partner where there is one."""
     plans = {"in one chunk": in_one(network), "in a chunk each": in_each(network)}
-    if partner := _partner(host):
+    if partner := partner_of(host):
         plans["each relayed"] = in_each(network, partner)
     return _starts(plans, built, network, host, device, repeats)
 
@@ -53,32 +52,25 @@ def graph_starts(
     built: Built, network: Network, host: Host, device: Device, repeats: int
 ) -> tuple[Point, ...]:
     """The same of a graph, its arena in a head of one chunk for each of two lanes; none where the network cannot be captured."""
-    return _starts({LAUNCHED: over_lanes(network, _partner(host))}, built, network, host, device, repeats)
-
-
-def _partner(host: Host) -> int | None:
-    return next(iter(host.partners(0)), None)
+    return _starts({LAUNCHED: over_lanes(network, partner_of(host))}, built, network, host, device, repeats)
 
 
 def _starts(
     plans: Mapping[str, Plan], built: Built, network: Network, host: Host, device: Device, repeats: int
 ) -> tuple[Point, ...]:
-    given = built.inputs_on(device.torch_device(0))
-    taken: dict[str, list[float]] = {label: [] for label in plans}
-    for _ in range(ROUNDS):
-        for label, plan in plans.items():
-            with (
-                prepare(built.module, plan, given, network=network, host=host, device=device) as cold,
-                steady(device),
-                torch.no_grad(),
-            ):
-                if cold.launch is not plan.launch:
-                    return ()
-                sample = partial(_issued, cold, given, _Reference.of(cold, given))
-                sample()
-                taken[label] += [once_at_full_pace(sample, device) for _ in range(repeats)]
+    def issued(cold: ColdStart, given: tuple[torch.Tensor, ...]) -> Sequence[float]:
+        if cold.launch is not cold.plan.launch:
+            return ()
+        with steady(device), torch.no_grad():
+            sample = partial(_issued, cold, given, _Reference.of(cold, given))
+            sample()
+            return [once_at_full_pace(sample, device) for _ in range(repeats)]
+
+    taken = in_turn(built, network, host, device, plans, ROUNDS, issued)
+    if not all(taken.values()):
+        return ()
     return tuple(
-        Point(label, network.arena_bytes, 1, tuple(samples), copies=len(plans[label].chunks))
+        Point(label, network.arena_bytes, 1, samples, copies=len(plans[label].chunks))
         for label, samples in taken.items()
     )
 
@@ -97,8 +89,7 @@ class _Reference:
 
     def check(self, output: object, dtype: str) -> None:
         """Mismatch where an answer is not this one, as nearly as that repeats."""
-        found = likeness(output, self.tensors)
-        if not (found.bit_equal if self.reproducible else found.within(dtype)):
+        if not likeness(output, self.tensors).right(dtype, self.reproducible):
             raise Mismatch(UNTRUSTED)
 
 
@@ -129,7 +120,9 @@ def relay(network: Network, points: tuple[Point, ...], host: Host) -> Figure | N
     """What is left per chunk that comes over a partner, when its calls are paid for; None as for `hook`, and without a partner."""
     if len(points) < 3:
         return None
-    own, over = (_calls(plan, network, host) for plan in (in_each(network), in_each(network, _partner(host))))
+    own, over = (
+        _calls(plan, network, host) for plan in (in_each(network), in_each(network, partner_of(host)))
+    )
     return _left(points[2], points[1], host, over[0] - own[0], over[1] - own[1], points[2].copies, "chunks")
 
 
@@ -138,7 +131,7 @@ def launch(profile: Profile, points: tuple[Point, ...], host: Host) -> Figure | 
     and 10th to 90th percentile. None where nobody measured it, and where it takes no longer."""
     if not points:
         return None
-    plan = over_lanes(profile.network, _partner(host))
+    plan = over_lanes(profile.network, partner_of(host))
     said_ns = simulate(lower(plan, profile.network, host), profile, detail=False).issued_ns or 0.0
     low, value, high = (
         max(0.0, float(x) - said_ns) for x in np.percentile(points[0].samples_ns, (10, 50, 90))

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 
-from calibrate.bench import KIB, UNTRUSTED, Bench, Case, peers
+from calibrate.bench import KIB, UNTRUSTED, Bench, Case, in_turn, pusher
 from calibrate.links import Enqueue, h2d_label, p2p_label
 from calibrate.overheads import HOOKED_WIDTH, SHORT, SMALL, Chain, bare_host, linears
 from calibrate.samples import Point
 from calibrate.ways import everything
 from hwexec.device import Device, Event, Stream, forked
 from hwexec.executor import ColdStart
-from hwexec.preparing import prepare
 from hwexec.starts import Starts, kept, take
 from hwexec.timing import Mismatch, call_ns, time_ns, wall_ns
 from sim.draft import evenly
-from sim.models import Built
-from sim.network import Network
-from sim.plan import Access, Chunk, Plan
+from sim.plan import Access, Chunk
 
 LAUNCH_COPY_BYTES = 256 * KIB
 """Of each copy in a graph whose launch is measured: as plans have them, if not as large."""
-
-
 WAITED_NS = 3e6
 """How long the host waits for a GPU ahead of each start that is timed, since it has waited for the last one. A call that it made
 longer ago takes longer: 73 plans of two networks took the host 60 us more to issue for each time that their starts were e times as
@@ -46,7 +40,7 @@ def launch(bench: Bench) -> tuple[Point, ...]:
     """
     chain = Chain(bench, SHORT)
     size = min(LAUNCH_COPY_BYTES, bench.effort.largest_bytes // 64)
-    partner = next((s for s, d in peers(bench) if d == 0), None)
+    partner = pusher(bench)
     _, few, many, most = bench.effort.kernels
     alone, some, several, _ = bench.effort.copies
     shapes = [(kernels, 0, 0, 0) for kernels in bench.effort.kernels]
@@ -101,11 +95,13 @@ def start(bench: Bench) -> tuple[Point, ...]:
     plan = everything(network, Access.COPIED)
     plan = replace(plan, chunks=(Chunk(0, network.arena_bytes, (0,)),))
     plans = {"copy ahead": replace(plan, head=1), "copy in the graph": replace(plan, head=0)}
-    taken = _in_turn(
-        bench,
+    taken = in_turn(
         built,
         network,
+        bare_host(),
+        bench.device,
         plans,
+        START_ROUNDS,
         lambda cold, given: beyond_a_gate(cold, given, _evicted(bench, cold), bench.effort.repeats),
     )
     return tuple(Point(label, network.arena_bytes, 1, samples) for label, samples in taken.items())
@@ -124,7 +120,7 @@ def head(bench: Bench) -> tuple[Point, ...]:
     Loops of one call (case `issue`) find all that it needs in the core's caches; a start makes each of its calls once.
     """
     built, network = linears(1, HEAD_WIDTH if bench.device.figures else 2 * HOOKED_WIDTH)
-    partner = next((s for s, d in peers(bench) if d == 0), None)
+    partner = pusher(bench)
     paths = {"head own": (0,)} | ({} if partner is None else {"head relayed": (partner, 0)})
     plan = everything(network, Access.COPIED)
     plans = {}
@@ -132,41 +128,19 @@ def head(bench: Bench) -> tuple[Point, ...]:
         for count in HEAD_CHUNKS:
             chunks = tuple(Chunk(a, b, path) for a, b in evenly((0, network.arena_bytes), count))
             plans[label, count] = replace(plan, chunks=chunks, head=count)
-    taken = _in_turn(
-        bench,
+    taken = in_turn(
         built,
         network,
+        bare_host(partner),
+        bench.device,
         plans,
+        START_ROUNDS,
         lambda cold, given: cold_starts(cold, given, _evicted(bench, cold), bench.effort.repeats).issued.raw,
-        partner,
     )
     return tuple(
         Point(label, network.arena_bytes // count, 1, samples, copies=count * len(paths[label]))
         for (label, count), samples in taken.items()
     )
-
-
-K = TypeVar("K")
-
-
-def _in_turn(
-    bench: Bench,
-    built: Built,
-    network: Network,
-    plans: Mapping[K, Plan],
-    measure: Callable[[ColdStart, tuple[torch.Tensor, ...]], Sequence[float]],
-    partner: int | None = None,
-) -> dict[K, tuple[float, ...]]:
-    """Samples of each plan, prepared for each of its rounds: one plan after the other, as for hooks, since a host's pace drifts."""
-    given = built.inputs_on(bench.device.torch_device(0))
-    taken: dict[K, list[float]] = {key: [] for key in plans}
-    for _ in range(START_ROUNDS):
-        for key, plan in plans.items():
-            with prepare(
-                built.module, plan, given, network=network, host=bare_host(partner), device=bench.device
-            ) as cold:
-                taken[key] += measure(cold, given)
-    return {key: tuple(samples) for key, samples in taken.items()}
 
 
 def cold_starts(

@@ -19,7 +19,7 @@ import torch
 from calibrate.bench import BESIDE_BYTES, Lane
 from calibrate.cold import eager_starts, graph_starts
 from calibrate.samples import Point
-from calibrate.ways import BESIDE, beside_copies, everything, small_reads
+from calibrate.ways import BESIDE, beside_copies, everything, partner_of, small_reads
 from hwexec.arena import HostArena
 from hwexec.core import once_at_full_pace, steady
 from hwexec.device import Device
@@ -144,20 +144,22 @@ def unwatched(
                 notes.append(f"resident beside copies: not measured ({error})")
         if 0 < network.arena_bytes <= LARGE_BYTES:
             progress("cold starts")
-            try:
-                hooked = eager_starts(built, network, host, device, 2 * repeats)
-            except InputError as error:
-                notes.append(
-                    f"eager cold starts: not measured ({error}); runs in a loop and the host's costs hold"
-                )
-            try:
-                launched = graph_starts(built, network, host, device, 2 * repeats)
-            except Mismatch:
-                raise
-            except InputError as error:
-                notes.append(f"cold starts by graph: not measured ({error}); the host's costs hold")
+            task = (built, network, host, device, 2 * repeats)
+            hooked = _or_note(partial(eager_starts, *task), "eager cold starts", notes)
+            launched = _or_note(partial(graph_starts, *task), "cold starts by graph", notes)
     seconds = time.perf_counter() - began
     return Unwatched(issue, around, alone, beside, tuple(notes), seconds, hooked, launched)
+
+
+def _or_note(starts: Callable[[], tuple[Point, ...]], what: str, notes: list[str]) -> tuple[Point, ...]:
+    """Points, or where these starts cannot be made none and a note. A wrong answer is no reason to go on."""
+    try:
+        return starts()
+    except Mismatch:
+        raise
+    except InputError as error:
+        notes.append(f"{what}: not measured ({error}); the host's costs hold")
+        return ()
 
 
 def measure(
@@ -173,7 +175,7 @@ def measure(
     """The second half, with the profiler. Raises InputError where the network's kernels cannot be told apart."""
     began = time.perf_counter()
     large = network.arena_bytes > LARGE_BYTES
-    partner = next(iter(host.partners(0)), None)
+    partner = partner_of(host)
     ways: list[tuple[str, Plan]] = [("resident", everything(network, Access.RESIDENT))]
     if network.arena_bytes:
         ways.append((BESIDE, beside_copies(network)))

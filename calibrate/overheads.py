@@ -8,16 +8,15 @@ from functools import partial
 
 import torch
 
-from calibrate.bench import KIB, MIB, Bench, Case, has_peers, never, peers, several_gpus
+from calibrate.bench import KIB, MIB, Bench, Case, has_peers, in_turn, never, pusher, several_gpus
 from calibrate.links import h2d_label, p2p_label
 from calibrate.samples import Point
 from calibrate.ways import everything
 from hwexec.core import at_full_pace, once_at_full_pace
 from hwexec.device import Ready, Stream, forked
 from hwexec.executor import ColdStart
-from hwexec.preparing import prepare
 from hwexec.timing import issue_ns
-from sim.errors import require
+from sim.errors import InputError
 from sim.host import Costs, Figure, Gpu, Host, Link, Peer
 from sim.models import Built
 from sim.network import Network
@@ -87,7 +86,6 @@ def hook(bench: Bench) -> tuple[Point, ...]:
     """The executor's own eager calls on small layers: with a chunk issued ahead of each, and with nothing to issue."""
     device, host = bench.device, bare_host()
     built, network = linears(HOOKED_LAYERS, HOOKED_WIDTH)
-    given = built.inputs_on(device.torch_device(0))
     chunks = []
     for layer in network.layers:
         spans = [(network.offsets[r.storage], network.storages[r.storage].size_bytes) for r in layer.reads]
@@ -96,24 +94,21 @@ def hook(bench: Bench) -> tuple[Point, ...]:
         "hooked": replace(everything(network, Access.COPIED, launch=Launch.EAGER), chunks=tuple(chunks)),
         "unhooked": everything(network, Access.RESIDENT, launch=Launch.EAGER),
     }
-    samples: dict[str, list[float]] = {label: [] for label in plans}
 
-    def sample(cold: ColdStart) -> float:
+    def issued(cold: ColdStart, given: tuple[torch.Tensor, ...]) -> tuple[float]:
+        def sample() -> float:
+            device.synchronize()
+            began = time.perf_counter_ns()
+            cold(*given)
+            return float(time.perf_counter_ns() - began)
+
+        sample()
+        took = once_at_full_pace(sample, device)
         device.synchronize()
-        began = time.perf_counter_ns()
-        cold(*given)
-        return float(time.perf_counter_ns() - began)
+        return (took,)
 
-    for index in range(2 * bench.effort.repeats + 2):
-        # in turn: a host's pace drifts. A module can be prepared for one plan at a time
-        for label, plan in plans.items():
-            with prepare(built.module, plan, given, network=network, host=host, device=device) as cold:
-                sample(cold)
-                took = once_at_full_pace(partial(sample, cold), device)
-                device.synchronize()
-            if index >= 2:
-                samples[label].append(took)
-    return tuple(Point(label, 0, len(network.layers), tuple(taken)) for label, taken in samples.items())
+    taken = in_turn(built, network, host, device, plans, 2 * bench.effort.repeats + 2, issued)
+    return tuple(Point(label, 0, len(network.layers), samples[2:]) for label, samples in taken.items())
 
 
 def linears(layers: int, width: int) -> tuple[Built, Network]:
@@ -230,9 +225,9 @@ def blocked(bench: Bench, pushed: bool) -> tuple[Point, ...]:
     size = min(BLOCKED_BYTES, bench.effort.largest_bytes // 128)
     engine, to, source = bench.stream(h2d_label(0), 0), bench.arena(0), bench.host.tensor
     if pushed:
-        partner = next((s for s, d in peers(bench) if d == 0), None)
-        require(partner is not None, "no GPU can push to GPU 0 (no peer access)")
-        assert partner is not None
+        partner = pusher(bench)
+        if partner is None:
+            raise InputError("no GPU can push to GPU 0 (no peer access)")
         engine = bench.stream(p2p_label(partner, 0), partner)
         to, source = bench.pushed_view(partner, 0), bench.filled(partner)
 

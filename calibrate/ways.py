@@ -7,11 +7,17 @@ from itertools import pairwise
 
 from calibrate.bench import BESIDE_BYTES
 from sim.draft import evenly
+from sim.host import Host
 from sim.network import Network
 from sim.plan import Access, Chunk, Launch, Plan
 
 BESIDE = "beside"
 """The way in which all is resident while the whole arena is copied."""
+
+
+def partner_of(host: Host) -> int | None:
+    """The GPU that networks are relayed by and read at: the best partner of GPU 0, where there is one."""
+    return next(iter(host.partners(0)), None)
 
 
 def everything(

@@ -60,9 +60,8 @@ def _mapped(size_bytes: int) -> mmap.mmap:
     """
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, size_bytes)
-    memory = mmap.mmap(
-        -1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    )  # shared memory has no huge pages
+    # private: shared memory has no huge pages
+    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for advice in ("MADV_HUGEPAGE", "MADV_DONTFORK"):
         if hasattr(mmap, advice):
             with suppress(OSError):  # a kernel without them

@@ -292,7 +292,7 @@ def run_entry(
                 series = partial(start_cold, cold, inputs, reference, task.runs, BUDGET_S, paused)
             starts, scattered = steadiest_starts(series, device)
             alone = None if is_warm or not device.figures else cold.copies_alone()
-        match = starts.worst.bit_equal if again.bit_equal else starts.worst.within(dtype)
+        match = starts.worst.right(dtype, again.bit_equal)
         bytes_agree = is_warm or cold.moved_bytes == plan.copied_bytes
         eager = likeness(reference, plain)
         note = f"eager: {cold.why_eager}" if cold.why_eager else ""

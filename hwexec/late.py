@@ -86,7 +86,7 @@ def looks(
         found = Looked(row.name, row.links, row.predicted_ns or 0.0)
         note = remark
         try:
-            for so_far in _look(found, ready, inputs, profile, device, runs, budget_s):
+            for so_far in _look(found, ready, inputs, profile, runs, budget_s):
                 found = so_far
         except Exception as error:
             note = _joined(note, f"ended early: {why(memory_error(error, device) or error)}")
@@ -100,7 +100,6 @@ def _look(
     ready: Ready,
     inputs: tuple[torch.Tensor, ...],
     profile: Profile,
-    device: Device,
     runs: int,
     budget_s: float,
 ) -> Iterator[Looked]:
@@ -108,12 +107,11 @@ def _look(
     with ready() as cold:
         reference = kept(cold.resident(*inputs))
         again = likeness(cold.resident(*inputs), reference)
-        with steady(device):
+        with steady(cold.device):
             wake(cold, inputs)
             starts = start_cold(cold, inputs, reference, runs, budget_s, paused=0)
             looked = replace(looked, samples_ns=starts.samples.raw, issued_ns=starts.issued.median_ns)
-            worst = starts.worst
-            if not (worst.bit_equal if again.bit_equal else worst.within(cold.network.dtype)):
+            if not starts.worst.right(cold.network.dtype, again.bit_equal):
                 looked = replace(looked, note="answers DIFFER", outputs_match=False)
             yield looked
             if cold.launch is not cold.plan.launch:

@@ -13,9 +13,6 @@ SLOWER = 1.25
 """A host that takes so many times as long to issue a start as was predicted is called slow."""
 
 
-SLOWED_MOST = "others slowed the processor's core in most"
-
-
 def is_slower(issued_ns: float | None, predicted_ns: float | None) -> bool:
     """False where either is unknown."""
     return issued_ns is not None and predicted_ns is not None and issued_ns > SLOWER * predicted_ns
@@ -40,8 +37,9 @@ def fewer_words(made: int, asked: int, apart: int, tried: int, limit: str) -> st
     at most; empty where as many do."""
     if made >= asked:
         return ""
-    slowed = made < tried and made + apart >= MOST * tried
-    return f"{made} of {asked} runs, since {SLOWED_MOST if slowed else limit}"
+    if made < tried and made + apart >= MOST * tried:
+        limit = "others slowed the processor's core in most"
+    return f"{made} of {asked} runs, since {limit}"
 
 
 def apart_words(apart_ns: Sequence[float], full_pace: bool) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -41,6 +42,10 @@ class Likeness:
 
     def within(self, dtype: str) -> bool:
         return self.bit_equal or (self.error is not None and self.error <= TOLERANCES[dtype])
+
+    def right(self, dtype: str, reproducible: bool) -> bool:
+        """Whether an answer counts as the reference's: bit for bit, or within the tolerance where that is not `reproducible`."""
+        return self.bit_equal if reproducible else self.within(dtype)
 
     def worse(self, other: Likeness) -> Likeness:
         none = self.error is None or other.error is None
@@ -126,6 +131,7 @@ def take(
     one's too.
     """
     worst, made = SAME, 0
+    elapsed_ns, returned_ns = itemgetter(0), itemgetter(1)
 
     def start(pause_s: float = 0.0, announce: Callable[[], None] | None = None) -> tuple[float, float]:
         nonlocal worst, made
@@ -148,22 +154,19 @@ def take(
 
     with steady(device), torch.no_grad():
         start()
-        found = at_full_pace(start, device, runs, budget_ns=budget_s * 1e9, took_ns=lambda pair: pair[0])
+        found = at_full_pace(start, device, runs, budget_ns=budget_s * 1e9, took_ns=elapsed_ns)
         pauses = min(paused, len(found.kept)) if device.figures else 0
-        rested, roused = (
-            at_full_pace(partial(start, PAUSE_S, announce), device, pauses, most=TWICE)
-            if pauses and asked
-            else None
-            for announce, asked in ((None, True), (rouse, rouse is not None))
-        )
-    return Starts(
-        Samples.of(found, lambda pair: pair[0]),
-        worst,
-        Samples.of(found, lambda pair: pair[1]),
-        None if rested is None else Samples.of(rested, lambda pair: pair[0]),
-        None if roused is None else Samples.of(roused, lambda pair: pair[0]),
-        made,
-    )
+
+        def after_pauses(announce: Callable[[], None] | None = None) -> Samples | None:
+            if not pauses:
+                return None
+            rested = at_full_pace(partial(start, PAUSE_S, announce), device, pauses, most=TWICE)
+            return Samples.of(rested, elapsed_ns)
+
+        paused_starts = after_pauses()
+        roused_starts = None if rouse is None else after_pauses(rouse)
+    samples, issued = Samples.of(found, elapsed_ns), Samples.of(found, returned_ns)
+    return Starts(samples, worst, issued, paused_starts, roused_starts, made)
 
 
 def steadiest_starts(

@@ -224,7 +224,7 @@ def verify(task: Task, device: Device) -> Verified:
         launch, why_eager = cold.launch, cold.why_eager
     kind = RESIDENT if settles else IN_PLACE
     reproducible = again.bit_equal and repeats.worst.bit_equal
-    match = starts.worst.within(dtype) if not reproducible else starts.worst.bit_equal
+    match = starts.worst.right(dtype, reproducible)
     remarks, failures = [], []
     if why_eager:
         remarks.append(f"the plan is launched as {plan.launch.value}, but ran {launch.value}: {why_eager}")

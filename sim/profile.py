@@ -144,6 +144,7 @@ class Profile:
         """What it takes the host to come between two layers of an eager start."""
         return self.hook.value if self.hook is not None else costs.issue_hook_ns.value
 
+    @property
     def relay_ns(self) -> float:
         """What a copy between GPUs takes the host longer in an eager start than in a head."""
         return self.relay.value if self.relay is not None else 0.0

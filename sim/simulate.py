@@ -205,7 +205,7 @@ class _Simulation:
             Record: costs.issue_event_ns.value,
             Wait: costs.issue_event_ns.value,
         }
-        hook_ns, relay_ns = self.profile.hook_ns(costs), self.profile.relay_ns()
+        hook_ns, relay_ns = self.profile.hook_ns(costs), self.profile.relay_ns
         eager = self.program.launch is Launch.EAGER
         head, opening = self.program.head_ops, self.program.opening
         for index, op in enumerate(self.program.ops if eager else self.program.ops[:head]):
@@ -239,9 +239,8 @@ class _Simulation:
         self.announce()
         if eager:
             self.end = max(self.end, now)
-            self.issued = (
-                now + self.start_ns
-            )  # what comes behind the last operation is the host's own as well
+            # what comes behind the last operation is the host's own as well
+            self.issued = now + self.start_ns
             return
         self.issued = self.launch(now, range(head, len(self.program.ops)))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate import launches
+from calibrate import bench, launches
 from calibrate.bench import FULL, NO_FIGURES, QUICK, Bench, Case, has_peers
 from calibrate.beside import h2d_together, p2p
 from calibrate.cases import CASES, measure_cases, unsteady
@@ -179,7 +179,7 @@ def test_what_the_host_does_in_a_start_is_timed_as_it_finds_the_host_behind_anot
 
 def test_heads_of_starts_differ_by_copies_alone(device: CpuDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     programs: dict[tuple[str, int], Any] = {}
-    made = launches.prepare
+    made = bench.prepare
 
     def seen(*args: Any, **kwargs: Any) -> ColdStart:
         cold = made(*args, **kwargs)
@@ -187,7 +187,7 @@ def test_heads_of_starts_differ_by_copies_alone(device: CpuDevice, monkeypatch: 
         programs["own" if len(plan.chunks[0].path) == 1 else "relayed", plan.head] = cold.program
         return cold
 
-    monkeypatch.setattr(launches, "prepare", seen)
+    monkeypatch.setattr(bench, "prepare", seen)
     points = {(p.label, p.copies): p for p in launches.head(Bench(device, PAIR, NO_FIGURES))}
     few, many = launches.HEAD_CHUNKS
     assert sorted(points) == [

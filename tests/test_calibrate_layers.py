@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate import layers
+from calibrate import cold, layers
 from calibrate.compare import compare
 from calibrate.fit import beside_ns
 from calibrate.layers import (
@@ -25,6 +25,7 @@ from calibrate.timings import in_place, slowed, start, timings
 from calibrate.ways import beside_copies, everything, largest, small_reads
 from hwexec.cpu import CpuDevice
 from hwexec.preparing import prepare
+from hwexec.timing import Mismatch
 from sim.errors import InputError
 from sim.host import Figure
 from sim.models import Built
@@ -203,8 +204,8 @@ def test_layers_issue_adds_up_to_a_cold_start_where_there_is_one() -> None:
     loop = replace(result(run("resident", (1, 2, 3)), run("direct", (1, 2, 3))), around=samples(5_000.0))
     loop = replace(loop, runs=(*loop.runs, issue))
     assert sum(layer.issue.median_ns for layer in timings(loop)) == pytest.approx(30_000)
-    cold = replace(loop, hooked=(samples(95_000.0), samples(200_000.0)))
-    assert [layer.issue.median_ns for layer in timings(cold)] == pytest.approx([30_000] * 3)
+    started = replace(loop, hooked=(samples(95_000.0), samples(200_000.0)))
+    assert [layer.issue.median_ns for layer in timings(started)] == pytest.approx([30_000] * 3)
 
 
 def test_reads_in_place_beside_copies_give_a_profile_its_busy_time_and_weight() -> None:
@@ -281,6 +282,17 @@ def test_cold_starts_that_cannot_be_made_cost_a_network_its_own_figures_alone(
     found = unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=lambda _: None)
     assert (len(found.hooked), found.launched) == (2, ())
     assert "cold starts by graph: not measured (GPU 1: no room); the host's costs hold" in found.notes
+    assert device.pinned == {}
+    device.close()
+
+
+def test_a_wrong_answer_of_a_cold_start_ends_a_networks_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, device = built(), CpuDevice(1, delay_us=0.0)
+    device.figures = True
+    monkeypatch.setattr(cold._Reference, "of", classmethod(lambda cls, *_: cls([], True)))
+    network = trace(made).network
+    with pytest.raises(Mismatch, match="not that of a resident run"):
+        unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=lambda _: None)
     assert device.pinned == {}
     device.close()
 
