@@ -10,15 +10,22 @@ import torch
 
 from hwexec.device import Stream
 from hwexec.driver import captured_nodes
+from hwexec.fills import memsets_to_kernels
 
 _cuda: Any = torch.cuda  # much of it has no types
+_EDITED = hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph")
+"""Whether PyTorch lets a captured graph be changed before it is made ready, as it does since 2.8."""
+
+
+def _new() -> Any:
+    return _cuda.CUDAGraph(keep_graph=True) if _EDITED else _cuda.CUDAGraph()
 
 
 class CudaGraph:
     """A torch.cuda.CUDAGraph of one stream's work, or several of them, one after another."""
 
     def __init__(self, stream: Stream) -> None:
-        self.parts: list[Any] = [torch.cuda.CUDAGraph()]
+        self.parts: list[Any] = [_new()]
         self.stream = stream
         self._earlier: int | None = 0
         """Nodes of the parts before the last."""
@@ -33,7 +40,8 @@ class CudaGraph:
     def cut(self) -> None:
         self._earlier = self.nodes()
         self._end()
-        self.parts.append(torch.cuda.CUDAGraph())
+        self._make_ready()
+        self.parts.append(_new())
         self.begin()  # in the same pool: what one part leaves the next one reads
 
     def replay(self, part: int = 0) -> None:
@@ -50,6 +58,13 @@ class CudaGraph:
     def end(self) -> None:
         self._end()
         self.capturing = False
+        self._make_ready()
+
+    def _make_ready(self) -> None:
+        if _EDITED:
+            part = self.parts[-1]
+            memsets_to_kernels(part.raw_cuda_graph(), self.stream.gpu)
+            part.instantiate()
 
     def _end(self) -> None:
         with warnings.catch_warnings():
@@ -62,7 +77,8 @@ class CudaGraph:
             self.close()
             return
         try:
-            self.end()
+            self._end()
+            self.capturing = False
         except RuntimeError:
             self._clean_up()
         else:

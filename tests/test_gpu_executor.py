@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 import hwexec
 from hwexec.arena import HostArena
 from hwexec.cuda import CudaDevice
+from hwexec.driver import load_driver
 from hwexec.timing import time_ns
 from sim.errors import InputError
 from sim.models import Built, build
@@ -321,6 +323,38 @@ def test_what_cannot_be_had_is_one_line_and_leaves_the_gpu_usable(device: CudaDe
             host=host,
             device=device,
         )
+
+
+@pytest.mark.skipif(not hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph"), reason="needs PyTorch 2.8")
+@pytest.mark.parametrize(("element", "value"), [(8, 0xA5), (16, 0xBEEF), (32, 0xDEADBEEF)])
+def test_a_captured_memset_is_a_kernel_that_writes_the_same(
+    element: int, value: int, device: CudaDevice
+) -> None:
+    driver = load_driver()
+    stream, size = device.stream("compute:0", 0), 3 * MIB + 4
+    arena = device.allocate(size + 8, 0)
+    with device.capture(stream) as graph:
+        arena.add_(1)
+        write = getattr(driver, f"cuMemsetD{element}Async")
+        count = ctypes.c_size_t(size // (element // 8))
+        at = ctypes.c_uint64(arena.data_ptr() + 4)
+        assert write(at, ctypes.c_uint(value), count, ctypes.c_void_p(stream.raw.cuda_stream)) == 0
+        arena.add_(1)
+    device.fill(stream, arena, 0)
+
+    def replay() -> None:
+        with device.on(stream):
+            graph.replay()
+
+    seen = device.trace(replay)
+    assert [a.kind for a in seen if a.kind not in ("launch", "issue")] == ["kernel"] * 3
+    assert not any("Memset" in a.name for a in seen)
+    word = (value.to_bytes(element // 8, "little") * 4)[:4]
+    want = torch.tensor(list(word), dtype=torch.uint8).repeat(size // 4) + 1
+    assert torch.equal(arena[4 : 4 + size].cpu(), want)
+    assert arena[:4].tolist() == arena[-4:].tolist() == [2] * 4
+    graph.close()
+    device.close_stream(stream)
 
 
 def test_the_gate_hides_the_cost_of_issuing(device: CudaDevice) -> None:
