@@ -6,6 +6,7 @@ import io
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil, floor
 
 from rich.table import Table
 
@@ -165,7 +166,7 @@ def summary_parts(found: Summary, about: str) -> Iterator[Table | str]:
     )
     table = table_of("By network", (words[0], "plans", *ERRORS, "tau", tau, words[2], most), words)
     for case in found.cases:
-        regrets = ", ".join(f"{value:.3f} over {links}" for links, value in case.regrets) or "-"
+        regrets = ", ".join(f"{_regret_words(value)} over {links}" for links, value in case.regrets) or "-"
         table.add_row(
             case.name,
             str(case.errors.points),
@@ -186,16 +187,16 @@ def _target_table(found: Summary) -> Table:
         ("95th percentile of it", found.errors.p95, P95),
         ("worst", found.errors.worst, WORST),
     ):
-        table.add_row(what, f"{value:.2%}", f"at most {limit:.0%}", _met(True, value <= limit))
+        table.add_row(what, _part(value), f"at most {limit:.0%}", _met(True, value <= limit))
     table.add_row(
         "Kendall's tau, the least of all networks",
-        f"{min(taus):.3f}" if taus else "-",
+        _tau_words(min(taus)) if taus else "-",
         f"at least {TAU:g}",
         _met(bool(taus), all(tau >= TAU for tau in taus)),
     )
     table.add_row(
         "regret, the largest of all networks",
-        f"{max(regrets):.3f}" if regrets else "-",
+        _regret_words(max(regrets)) if regrets else "-",
         f"at most {REGRET:g}",
         _met(bool(regrets), all(regret <= REGRET for regret in regrets)),
     )
@@ -211,8 +212,23 @@ ERRORS = ("median", "95th", "worst")
 
 def error_cells(errors: Errors) -> tuple[str, ...]:
     """Under `ERRORS` and a column for tau."""
-    tau = "-" if errors.tau is None else f"{errors.tau:.3f}"
-    return (f"{errors.median:.2%}", f"{errors.p95:.2%}", f"{errors.worst:.2%}", tau)
+    tau = "-" if errors.tau is None else _tau_words(errors.tau)
+    return (_part(errors.median), _part(errors.p95), _part(errors.worst), tau)
+
+
+# what misses its target must not look as if it met it: errors and regrets are rounded up, tau is rounded down
+
+
+def _part(error: float) -> str:
+    return f"{ceil(round(error * 1e4, 6)) / 1e4:.2%}"
+
+
+def _regret_words(regret: float) -> str:
+    return f"{ceil(round(regret * 1e3, 6)) / 1e3:.3f}"
+
+
+def _tau_words(tau: float) -> str:
+    return f"{floor(round(tau * 1e3, 6)) / 1e3:.3f}"
 
 
 # Picture --------------------------------------------------------------------------------------------------------------

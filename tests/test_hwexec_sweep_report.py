@@ -8,7 +8,7 @@ import pytest
 
 from hwexec.ablate import MECHANISMS, UNCHARGED, AblationRecord, ablation, ablation_parts
 from hwexec.sweep import Point
-from hwexec.sweep_report import draw, summarise, summary_parts
+from hwexec.sweep_report import Errors, draw, error_cells, summarise, summary_parts
 from sim.plan import Launch
 from sim.tables import as_text
 from tests import golden
@@ -72,3 +72,9 @@ def test_a_target_is_met_or_not_by_what_was_found_unrounded() -> None:
     off = tuple(replace(p, predicted_ns=103.001) for p in exact[:2])
     assert verdicts((*off, *exact[2:]))[:2] == ["not met", "met"]
     assert verdicts(exact[1:2]) == ["met", "met", "met", "-", "-"]
+
+
+def test_what_misses_its_target_does_not_print_as_if_it_met_it() -> None:
+    errors = Errors(1, 0.030001, 0.0999999, 0.2, 0.89966)
+    assert error_cells(errors) == ("3.01%", "10.00%", "20.00%", "0.899")
+    assert error_cells(replace(errors, tau=0.9))[-1] == "0.900"
