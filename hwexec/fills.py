@@ -1,7 +1,7 @@
 """Memsets of a captured graph made kernels.
 
 Libraries zero workspaces ahead of some products (split-K). A graph hands such a memset to a copy engine, and layers stand still
-until that has come round to it: on two H100 7 us for one, and 14 to 22 while the engines bring weights; resnet50 has 9,
+until that has come round to it: on two H100 7 us for one, and 14 to 21 while the engines bring weights; resnet50 has 9,
 convnext_base 30 (results/h100-pair-4/trials/layers.txt). A kernel that writes the same bytes stays on the compute engine.
 """
 

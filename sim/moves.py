@@ -14,6 +14,9 @@ from sim.timeline import SpanKind, Timeline
 PART_BYTES = (32 * 2**20, 16 * 2**20, 8 * 2**20, 4 * 2**20)
 """Sizes that groups are split to where a relay is to be under way while the next part leaves host memory."""
 
+PARTS = (8, 32)
+"""A piece that stalls gives up one in so many of its bytes: coarse, then fine."""
+
 
 def _heads(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
     """So many chunks for each link, or all, ahead of the graph."""
@@ -28,11 +31,21 @@ OPENINGS = (0, 8, 24, 48)
 def _openings(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
     """With all chunks ahead of the graph, so many layers launched before the others; with the launch out of the way, more waits
     may pay."""
-    for layers in OPENINGS:
-        yield replace(draft, launch=Launch.GRAPH, head=EVERY, opening=layers)
+    yield from _opened(draft)
     yield replace(
         draft, launch=Launch.GRAPH, head=EVERY, opening=24, groups=draft.groups * 3 // 2 + 1, cuts=None
     )
+
+
+def _opened(draft: Draft) -> Iterator[Draft]:
+    for layers in OPENINGS:
+        yield replace(draft, launch=Launch.GRAPH, head=EVERY, opening=layers)
+
+
+def launched(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
+    """Its cuts by each head and each opening."""
+    yield from _heads(draft, paths)
+    yield from _opened(draft)
 
 
 def _groups(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
@@ -121,18 +134,19 @@ def _split(draft: Draft, ranges: tuple[Range, ...], piece: Range, network: Netwo
 
 
 def _shrink(draft: Draft, ranges: tuple[Range, ...], piece: Range) -> Iterator[Draft]:
-    """Let the piece before it, or the one behind it, have an eighth of its bytes."""
+    """Let the piece before it, or the one behind it, have a part of its bytes."""
     at = ranges.index(piece)
     start, stop = piece
-    eighth = aligned((stop - start) // 8)
-    if eighth == 0 or start + eighth >= stop:
-        return
-    if at > 0 and ranges[at - 1][1] == start:
-        moved = ((ranges[at - 1][0], start + eighth), (start + eighth, stop))
-        yield replace(draft, cuts=(*ranges[: at - 1], *moved, *ranges[at + 1 :]))
-    if at + 1 < len(ranges) and ranges[at + 1][0] == stop:
-        moved = ((start, stop - eighth), (stop - eighth, ranges[at + 1][1]))
-        yield replace(draft, cuts=(*ranges[:at], *moved, *ranges[at + 2 :]))
+    for part in PARTS:
+        less = aligned((stop - start) // part)
+        if less == 0 or start + less >= stop:
+            continue
+        if at > 0 and ranges[at - 1][1] == start:
+            moved = ((ranges[at - 1][0], start + less), (start + less, stop))
+            yield replace(draft, cuts=(*ranges[: at - 1], *moved, *ranges[at + 1 :]))
+        if at + 1 < len(ranges) and ranges[at + 1][0] == stop:
+            moved = ((start, stop - less), (stop - less, ranges[at + 1][1]))
+            yield replace(draft, cuts=(*ranges[:at], *moved, *ranges[at + 2 :]))
 
 
 def _merge(draft: Draft, ranges: tuple[Range, ...]) -> Iterator[Draft]:

@@ -4,8 +4,8 @@ Small networks are enumerated, so the answer there is exact among plans cut at s
 published plans and, over each set of links, from as many waits for bytes as seem best, each cut where that costs least
 (sim/cutting.py), with and without the copies inside the graph. The best of these is varied: reads move between copied and in
 place in the order of what a byte in place costs, then the graph's head, the number of waits, the sizes of parts and the links.
-At last it is improved by local moves where its timeline stalls. The number of plans tried depends on the input alone, so the
-same input gives the same plan on any machine.
+At last it, and the same cuts launched otherwise, are improved by local moves where their timelines stall. The number of plans
+tried depends on the input alone, so the same input gives the same plan on any machine.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from sim.exhaustive import every_plan
 from sim.hints import size_words
 from sim.host import Host
 from sim.memory import room_bytes
-from sim.moves import PART_BYTES, VARIATIONS, neighbours
+from sim.moves import PART_BYTES, VARIATIONS, launched, neighbours
 from sim.network import Network
-from sim.plan import Access, Launch, Plan
+from sim.plan import Launch, Plan
 from sim.profile import Profile
 from sim.program import lower
+from sim.score import Scores
 from sim.simulate import simulate
 from sim.timeline import Timeline
 
@@ -38,7 +39,9 @@ RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 """Of what a read adds in place to what its copy takes, up to which reads are made in place."""
 ROUNDS = 2
 """How often the best of the ladder is varied, one decision after the other."""
-LOCAL_MOVES = 52
+WAYS = 2
+"""Ways to launch the best of the structured plans that local moves start from."""
+LOCAL_MOVES = 36
 """Plans tried by local search on a network of up to 200 layers; fewer in proportion on longer ones."""
 
 
@@ -97,13 +100,6 @@ class Outcome:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Score:
-    value_ns: float
-    makespan_ns: float
-    settles: bool
-
-
 def search(profile: Profile, host: Host, options: Options) -> Outcome:
     """Raises InputError for a GPU or partner that is not there, a partner without a route, a profile of another host."""
     began = time.perf_counter()
@@ -126,7 +122,7 @@ def search(profile: Profile, host: Host, options: Options) -> Outcome:
         lowest,
         winner.mean_ns / lowest - 1 if lowest > 0 else 0.0,
         exact,
-        finder.evaluated,
+        finder.scores.evaluated,
         time.perf_counter() - began,
     )
 
@@ -150,80 +146,27 @@ class _Finder:
         self.budget = options.memory_budget_bytes
         if self.network.arena_bytes > room:
             self.budget = room if self.budget is None else min(self.budget, room)
-        self.evaluated = 0
-        self.scores: dict[tuple[object, ...], _Score] = {}
+        self.scores = Scores(profile, host, target, self.budget, options.runs)
         self.costs: dict[Draft, float] = {}
         self.cutters: dict[tuple[object, ...], Cutter] = {}
-        self.timelines: dict[Plan, Timeline] = {}
         self.left_out: list[tuple[str, str]] = []
         self.published = tuple(self._published())
         self.reads = self._reads_by_cost()
         layers = len(self.network.layers)
         self.moves = max(12, min(LOCAL_MOVES, LOCAL_MOVES * 200 // max(1, layers)))
 
-    # What a plan costs
-
-    def score(self, plan: Plan) -> _Score:
-        """A published plan's timeline is kept, as it will be shown; of the many others only the makespan is."""
-        key = (plan.launch, plan.sync, plan.access, plan.chunks, plan.head, plan.opening)
-        known = self.scores.get(key)
-        if known is None:
-            self.evaluated += 1
-            program = lower(plan, self.network, self.host)
-            shown = plan.name != "best"
-            timeline = simulate(program, self.profile, detail=shown)
-            if shown:
-                self.timelines[plan] = timeline
-            known = self.scores[key] = self._mean(plan, timeline.makespan_ns)
-        return known
-
-    def _mean(self, plan: Plan, makespan: float) -> _Score:
-        runs = self.options.runs
-        if runs == 1:
-            return _Score(makespan, makespan, False)
-        full = warm_ns(self.profile, self.host)
-        slower = sum(
-            (timing.direct[j] if access is Access.DIRECT else timing.peer[j]).median_ns
-            for timing, accesses in zip(self.profile.layers, plan.access, strict=True)
-            for j, access in enumerate(accesses)
-            if access in (Access.DIRECT, Access.PEER)
-        )
-        stay = makespan + (runs - 1) * (full + slower)
-        whole = self.budget is None or self.network.arena_bytes <= self.budget
-        in_place = self._in_place_bytes(plan) if whole else 0  # settled, all weights lie there
-        if in_place:
-            rate = self.host.rate(self.host.h2d_route(self.options.target)) * 1e-9
-            settle = makespan + in_place / rate + (runs - 1) * full
-            if settle < stay:
-                return _Score(settle / runs, makespan, True)
-        return _Score(stay / runs, makespan, False)
-
-    def _in_place_bytes(self, plan: Plan) -> int:
-        storages = {
-            read.storage
-            for layer, accesses in zip(self.network.layers, plan.access, strict=True)
-            for read, access in zip(layer.reads, accesses, strict=True)
-            if access in (Access.DIRECT, Access.PEER)
-        }
-        return sum(self.network.storages[s].size_bytes for s in storages)
-
-    def _holds(self, plan: Plan) -> bool:
-        """On the target, within the memory budget."""
-        return self.budget is None or plan.held_bytes(self.network) <= self.budget
-
-    def _fits(self, plan: Plan) -> bool:
-        return self._holds(plan) and plan.overfull(self.network, self.host) is None
-
     def candidate(self, name: str, plan: Plan) -> Candidate:
-        score = self.score(plan)
-        timeline = self.timelines.get(plan) or simulate(lower(plan, self.network, self.host), self.profile)
+        score = self.scores.of(plan)
+        timeline = self.scores.timelines.get(plan) or simulate(
+            lower(plan, self.network, self.host), self.profile
+        )
         return Candidate(name, plan, score.makespan_ns, score.value_ns, score.settles, timeline)
 
     # Where it looks
 
     def best(self) -> tuple[Plan, bool]:
         """The best plan found, and whether it is exact."""
-        small = every_plan(self.network, self.host, self.options.target, self.partners, self._fits)
+        small = every_plan(self.network, self.host, self.options.target, self.partners, self.scores.fits)
         plans: list[Plan] = [*self.published, *(small or ())]
         best = self._least(plans)
         exact = small is not None and all(len(path) <= 2 for path in self.paths)
@@ -240,7 +183,7 @@ class _Finder:
 
     def _better(self, a: Plan, b: Plan) -> Plan:
         """The cheaper one; the first on a tie."""
-        return b if self.score(b).value_ns < self.score(a).value_ns else a
+        return b if self.scores.of(b).value_ns < self.scores.of(a).value_ns else a
 
     def _published(self) -> Iterator[Plan]:
         partner = published_partner(self.host, self.options.target)
@@ -255,7 +198,7 @@ class _Finder:
                 continue
             plan = baseline.make(setting)
             reason = plan.overfull(self.network, self.host)
-            if not self._holds(plan):
+            if not self.scores.holds(plan):
                 reason = f"holds {size_words(plan.held_bytes(self.network))}, over the memory budget"
             if reason is None:
                 yield plan
@@ -281,7 +224,15 @@ class _Finder:
                 best = self._least_draft(best, vary(best, self.paths))
             if best == before:
                 break
-        return self._plan(self._improve(best))
+        return self._plan(min(map(self._improve, self._ways_to_launch(best)), key=self._cost))
+
+    def _ways_to_launch(self, best: Draft) -> list[Draft]:
+        """The same cuts launched as the best is and otherwise: `WAYS` different plans, cheapest first. Local moves from one do not
+        lead where they do from another."""
+        found: dict[Plan, Draft] = {}
+        for draft in sorted((best, *map(self._fit, launched(best, self.paths))), key=self._cost):
+            found.setdefault(self._plan(draft), draft)
+        return list(found.values())[:WAYS]
 
     def _all_in_place(self) -> Iterator[Draft]:
         """Nothing held on the target: every read from host memory, or from partners' where that is faster."""
@@ -308,7 +259,7 @@ class _Finder:
     def _cost(self, draft: Draft) -> float:
         if draft not in self.costs:
             plan = self._plan(draft)
-            self.costs[draft] = self.score(plan).value_ns if self._fits(plan) else float("inf")
+            self.costs[draft] = self.scores.of(plan).value_ns if self.scores.fits(plan) else float("inf")
         return self.costs[draft]
 
     def _least_draft(self, best: Draft, drafts: Iterable[Draft]) -> Draft:

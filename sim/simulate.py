@@ -3,7 +3,8 @@
 Rules
 - Streams run their operations in order; an operation starts when it is issued and the one before it is done.
 - A stream goes on from a wait no sooner than what a wait costs after it came there, and no sooner than what one that blocks
-  costs after the event: one that stands still learns of the event late, and one that comes a moment after it as late.
+  costs after the event: one that stands still learns of the event late, and one that comes a moment after it as late. While the
+  target's own lane carries copies, no wait of its layers costs less than one that blocks, however long ago the event was.
 - A copy pays its latency, then is a flow over every link of its route. A kernel that reads in place is a flow, then
   runs for its resident time, so that alone on an idle link it takes what the profile says. Where its link carries copies,
   it first waits behind what they have under way, and gets no more than a copy's share for its first stretch.
@@ -177,9 +178,10 @@ class _Simulation:
         self.carried: dict[str, int] = dict.fromkeys(capacity, 0)
         """Copies under way on each link, latency included."""
         self.beside = [profile.beside_ns(layer) for layer in range(len(profile.layers))]
+        self.slows = any(self.beside)
         inbound = (op for op in program.ops if isinstance(op, Copy) and op.source is None)
-        self.inbound_left = sum(op.destination == target for op in inbound) if any(self.beside) else 0
-        """Copies of host memory to the target that have not landed, where those slow its layers."""
+        self.inbound_left = sum(op.destination == target for op in inbound)
+        """Copies of host memory to the target that have not landed."""
         eager = program.launch is Launch.EAGER
         self.start_ns = (profile.start_ns(self.costs) if eager else self.costs.start_graph_ns.value) / 2
         """Half before the first operation, half after the last."""
@@ -288,13 +290,14 @@ class _Simulation:
                 timing = self.profile.layers[op.layer]
                 begin = now
                 in_place = any(a in (Access.DIRECT, Access.PEER) for a in op.access)
-                if (in_place or self.inbound_left > 0) and now > env.now:
+                beside = self.slows and self.inbound_left > 0
+                if (in_place or beside) and now > env.now:
                     yield env.timeout(now - env.now)
                 if in_place:
                     yield from self.read_in_place(op, timing)
                     now = env.now
                 now += timing.resident.median_ns
-                if self.inbound_left > 0 and self.carried[self.lane]:
+                if self.slows and self.inbound_left > 0 and self.carried[self.lane]:
                     now += self.beside[op.layer]
                 self.span(name, SpanKind.RUN, begin, now, self.label(op), index, layer=op.layer)
             elif isinstance(op, Copy):
@@ -323,16 +326,20 @@ class _Simulation:
                 event = self.events[op.event]
                 if not event.triggered:
                     yield event
-                if (happened := self.happened[op.event]) > now:
+                happened, (over, blocked) = self.happened[op.event], self.wait_ns(op)
+                if blocked > over and self.inbound_left > 0 and name == self.compute:
+                    if now > env.now:
+                        yield env.timeout(now - env.now)
+                    if self.carried[self.lane]:
+                        over = blocked
+                held = happened + max(0.0, blocked - over)
+                if held > now:
                     if self.detail and not is_landing(name):  # nothing else runs there
                         copy = self.behind[op.event]
                         chunk, cause = -1 if copy is None else copy.chunk, cause_of(copy)
-                        self.span(
-                            name, SpanKind.STALL, now, happened, "stall", index, chunk=chunk, cause=cause
-                        )
-                    now = happened
-                over, blocked = self.wait_ns(op)
-                now = max(now + over, happened + blocked)
+                        self.span(name, SpanKind.STALL, now, held, "stall", index, chunk=chunk, cause=cause)
+                    now = held
+                now += over
         self.end = max(self.end, now)
 
     def wait_ns(self, op: Wait) -> tuple[float, float]:

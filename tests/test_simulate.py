@@ -210,6 +210,34 @@ def test_a_wait_that_blocks_costs_more_than_one_that_is_over() -> None:
     assert begins(own, 1048) == 1048 + 3
 
 
+def test_beside_copies_a_wait_that_is_over_costs_as_much_as_one_that_blocks() -> None:
+    costs = replace(FREE, wait_ns=figure(3), wait_blocked_ns=figure(50))
+    net, machine = network(1024, 1024, 10_240), host(2, costs=costs, nvlink=1000)
+
+    def starts(last: tuple[int, ...]) -> list[float]:
+        chunks = (Chunk(0, 1024, (0,)), Chunk(1024, 2048, (0,)), Chunk(2048, 12_288, last))
+        timeline = simulate(lower(copied(net, *chunks), net, machine), profile(net, machine, run=3000))
+        return [s.start_ns for s in timeline.of(SpanKind.RUN)][:2]
+
+    # the second layer's chunk has landed at 2048; the last is under way over the same lane, or over another's
+    assert starts((0,)) == [1024 + 50, 1024 + 50 + 3000 + 50]
+    assert starts((1, 0)) == [1024 + 50, 1024 + 50 + 3000 + 3]
+
+
+def test_a_layer_that_comes_a_moment_after_its_copy_stalls_for_it_as_well() -> None:
+    costs = replace(FREE, wait_ns=figure(3), wait_blocked_ns=figure(50))
+    net, machine = network(0, 1000), host(costs=costs)
+    program = lower(copied(net, Chunk(0, 1000, (0,))), net, machine)
+
+    def stalls(run: float) -> list[tuple[float, float, str]]:
+        timeline = simulate(program, profile(net, machine, run=run))
+        return [(s.start_ns, s.stop_ns, s.cause) for s in timeline.of(SpanKind.STALL)]
+
+    # what a wait costs in any case is no stall
+    assert stalls(1010) == [(1010, 1000 + 50 - 3, "chunk 0 over pcie0")]
+    assert stalls(1047) == []
+
+
 def test_a_wait_for_a_head_that_blocks_costs_the_larger() -> None:
     costs = replace(FREE, wait_head_ns=figure(5), wait_land_ns=figure(6), wait_ns=figure(3))
     net = network(1000)
