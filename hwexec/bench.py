@@ -198,7 +198,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         with suppress(device.out_of_memory, InputError):
             rates = tuple(max(pair) for pair in zip(rates, pinned_rates(device, task.gpus), strict=True))
             together = max(filter(None, (together, together_rate(device, task.gpus))), default=None)
-        slow = [row for row in rows if late.is_late(row, rates)]
+        slow = [row for row in rows if late.is_late(row, rates, task.profile.kind)]
         left += [f"a look into {row.label}" for row in slow]
         plans = {(entry.name, entry.links): entry.plan for entry in planned}
         again = [(row, partial(_prepared, task, plans[row.name, row.links], device, inputs)) for row in slow]

@@ -26,15 +26,16 @@ from hwexec.verify import OpRow, join, predict
 from sim.ops import Record, Wait
 from sim.picture import stream_label
 from sim.plan import Launch
-from sim.profile import Profile
+from sim.profile import Profile, ProfileKind
 from sim.program import Program
 from sim.report import ms
 from sim.timeline import SpanKind
 
 SLOW_LINKS = 1.15
 """Copies that take so many times as long as the links allow are slow."""
-LATE = 1.25
-"""Starts that took so many times as long as predicted are late."""
+LATE = 1.06
+"""Starts that took so many times as long as predicted are late: of thirty best plans 29 were 3 % off at most
+(results/h100-pair-4/bench/again.txt), the other 9 %."""
 SHARE = 1 / 3
 """Of what a start is late by: an operation that begins later than predicted by more than this is late itself."""
 GATED = 5
@@ -55,10 +56,10 @@ def slow_copies(row: Row, rates: Sequence[float]) -> tuple[float, float] | None:
     return (rate, most) if most > SLOW_LINKS * rate else None
 
 
-def is_late(row: Row, rates: Sequence[float]) -> bool:
+def is_late(row: Row, rates: Sequence[float], kind: ProfileKind) -> bool:
     """Whether a best plan came late in all its starts, and neither for the host nor for the links, whose bytes per second `rates`
-    are."""
-    if row.name != "best" or row.predicted_ns is None or not row.samples_ns:
+    are. Nothing is late by an estimate."""
+    if row.name != "best" or row.predicted_ns is None or not row.samples_ns or kind != "measured":
         return False
     samples = Samples(row.samples_ns)
     known = pace.is_slower(row.issued_ns, row.predicted_issued_ns) or slow_copies(row, rates) is not None

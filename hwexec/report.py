@@ -311,7 +311,7 @@ def _late(report: BenchReport) -> Iterator[str]:
     """Best plans that came late for no known cause, and what a look into each found."""
     label = PREDICTED[report.profile_kind]
     for row in report.rows:
-        if not late.is_late(row, report.pinned_bytes_per_s):
+        if not late.is_late(row, report.pinned_bytes_per_s, report.profile_kind):
             continue
         looks = [look for look in report.looked if (look.name, look.links) == (row.name, row.links)]
         other = (

@@ -140,7 +140,7 @@ def test_best_plans_that_come_late_for_no_known_cause_are_told() -> None:
     ]
     for known in (
         replace(LATE, samples_ns=(2.1e6, 3.2e6, 4.9e6)),
-        replace(LATE, samples_ns=(2.4e6, 2.4e6, 2.41e6)),
+        replace(LATE, samples_ns=(2.1e6, 2.1e6, 2.11e6)),
         replace(LATE, issued_ns=0.3e6),
         replace(LATE, copies_ns=2.9e6),
         replace(LATE, name="pt+dha"),

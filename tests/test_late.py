@@ -34,7 +34,7 @@ def benched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Be
     monkeypatch.setattr(commands, "open_device", lambda name, gpus: Stopwatch(gpus))
     monkeypatch.setattr(limit, "PROBE_BYTES", 2**20)
     monkeypatch.setattr(starts, "WAKE_S", 0.0)
-    monkeypatch.setattr(late, "is_late", lambda row, rates: (row.name, row.links) == ("best", 2))
+    monkeypatch.setattr(late, "is_late", lambda row, *_: (row.name, row.links) == ("best", 2))
 
     def run(*more: str, code: int = 0) -> BenchReport:
         args = ("bench", "--model", MODEL, "--host", "p3.8xlarge", "-d", "0,2", "-e", "best", "--runs", "3")
@@ -81,7 +81,7 @@ def test_a_plan_in_time_is_not_looked_into(
     def watched(*_: object) -> None:
         raise AssertionError("nothing is to be looked into")
 
-    monkeypatch.setattr(late, "is_late", lambda row, rates: False)
+    monkeypatch.setattr(late, "is_late", lambda row, *_: False)
     monkeypatch.setattr(Stopwatch, "trace", watched)
     assert benched().looked == ()
 
@@ -128,7 +128,7 @@ def test_a_wrong_answer_in_a_look_fails_the_bench(
 def test_a_second_look_says_that_the_profiler_came_before_it(
     benched: Callable[..., BenchReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(late, "is_late", lambda row, rates: row.name == "best")
+    monkeypatch.setattr(late, "is_late", lambda row, *_: row.name == "best")
     assert [(look.links, look.note) for look in benched().looked] == [
         (1, ""),
         (2, "timed after another look, whose profiler slows launches"),
@@ -173,8 +173,14 @@ def test_a_plan_that_is_eager_this_time_is_not_watched(
 
 def test_where_times_are_no_figures_nothing_is_late() -> None:
     row = Row("best", 2, "graph", 1, 0, 1e6, None, True, True, 0.0, "", 3, ())
-    assert not late.is_late(row, (1e9, 1e9))
-    assert late.is_late(replace(row, samples_ns=(2e6, 2e6, 2e6)), (1e9, 1e9))
+    assert not late.is_late(row, (1e9, 1e9), "measured")
+
+
+def test_late_is_a_twentieth_and_more_of_a_prediction_by_measured_times() -> None:
+    row = Row("best", 2, "graph", 1, 0, 1e6, None, True, True, 0.0, "", 3, (1.07e6,) * 3)
+    assert late.is_late(row, (1e9, 1e9), "measured")
+    assert not late.is_late(replace(row, samples_ns=(1.05e6,) * 3), (1e9, 1e9), "measured")
+    assert not late.is_late(row, (1e9, 1e9), "estimated")
 
 
 # What was first late
@@ -196,7 +202,7 @@ def test_the_first_to_begin_late_is_found_in_the_order_of_the_prediction() -> No
 
 
 def test_a_watched_start_in_time_has_nothing_late() -> None:
-    look = timeline(0, 50, 190, 190, watched_us=1090)
+    look = timeline(0, 50, 190, 190, watched_us=950)
     assert (late.late_by_ns(look), late.first_late(look)) == (0.0, None)
     assert late.first_late(replace(look, watched_ns=None)) is None
 
@@ -213,7 +219,7 @@ def test_what_the_profiler_makes_the_host_slower_by_does_not_count() -> None:
     found = late.first_late(look)
     assert found is not None
     assert found.label == "3-Linear"
-    in_time = replace(look, watched_ns=1.4e6)
+    in_time = replace(look, watched_ns=1.3e6)
     assert (late.late_by_ns(in_time), late.first_late(in_time)) == (0.0, None)
     assert late.host_ns(replace(look, watched_issued_ns=5e4)) == 0.0, "a faster host makes nothing late"
 
