@@ -1,8 +1,9 @@
 """Memsets of a captured graph made kernels.
 
 Libraries zero workspaces ahead of some products (split-K). A graph hands such a memset to a copy engine, and layers stand still
-until that has come round to it: on two H100 7 us for one, and 14 to 21 while the engines bring weights; resnet50 has 9,
-convnext_base 30 (results/h100-pair-4/trials/layers.txt). A kernel that writes the same bytes stays on the compute engine.
+until that has come round to it: on two H100 7 us for one, and 14 to 21 in four of five networks while the engines bring weights;
+resnet50 has 9, convnext_base 30 (results/h100-pair-4/trials/layers.txt). A kernel that writes the same bytes stays on the
+compute engine.
 """
 
 from __future__ import annotations
@@ -91,8 +92,7 @@ def memsets_to_kernels(graph: int, gpu: int) -> int:
         return 0
     try:
         found = [node for node in _nodes(driver, graph) if _is_memset(driver, node)]
-        function = _fill(gpu) if found else None
-        return 0 if function is None else sum(_replace(driver, graph, node, function) for node in found)
+        return sum(_replace(driver, graph, node, _fill(gpu)) for node in found)
     except (_Refused, AttributeError):  # a driver that lacks one of these calls
         return 0
 
@@ -107,14 +107,13 @@ def _checked(code: int) -> None:
 
 
 @cache
-def _fill(gpu: int) -> int | None:
-    """The kernel in the context of `gpu`, which is current, for as long as the process lasts; None where it cannot be had."""
+def _fill(gpu: int) -> int:
+    """The kernel in the context of `gpu`, which is current, as long as the process lasts. _Refused where it cannot be had now."""
     driver = load_driver()
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    if driver.cuModuleLoadData(ctypes.byref(module), _PTX) != 0:
-        return None
-    code = driver.cuModuleGetFunction(ctypes.byref(function), module, b"fill")
-    return function.value if code == 0 else None
+    _checked(driver.cuModuleLoadData(ctypes.byref(module), _PTX))
+    _checked(driver.cuModuleGetFunction(ctypes.byref(function), module, b"fill"))
+    return function.value or 0
 
 
 def _nodes(driver: Any, graph: int) -> Sequence[int]:
@@ -138,7 +137,7 @@ def _is_memset(driver: Any, node: int) -> bool:
 
 
 def _replace(driver: Any, graph: int, node: int, function: int) -> bool:
-    """Whether a kernel stands in the place of this memset now. Where it does not, the graph is as it was."""
+    """Whether a kernel stands in the place of this memset now. Where it does not, the graph writes what it wrote."""
     owner, old = ctypes.c_void_p(graph), ctypes.c_void_p(node)
     memset = _Memset()
     try:

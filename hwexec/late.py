@@ -13,7 +13,6 @@ from functools import partial
 
 import torch
 
-from hwexec import pace
 from hwexec.bench_record import Looked, Row, labelled
 from hwexec.core import steady
 from hwexec.device import Device
@@ -36,6 +35,8 @@ SLOW_LINKS = 1.15
 LATE = 1.06
 """Starts that took so many times as long as predicted are late: of thirty best plans 29 were 3 % off at most
 (results/h100-pair-4/bench/again.txt), the other 9 %."""
+KNOWN = 1 / 2
+"""Of what starts are late by: where host and links took longer by this much, the cause is known."""
 SHARE = 1 / 3
 """Of what a start is late by: an operation that begins later than predicted by more than this is late itself."""
 GATED = 5
@@ -62,8 +63,13 @@ def is_late(row: Row, rates: Sequence[float], kind: ProfileKind) -> bool:
     if row.name != "best" or row.predicted_ns is None or not row.samples_ns or kind != "measured":
         return False
     samples = Samples(row.samples_ns)
-    known = pace.is_slower(row.issued_ns, row.predicted_issued_ns) or slow_copies(row, rates) is not None
-    return not known and not samples.noisy and _is_late(samples.median_ns, row.predicted_ns)
+    if samples.noisy or not _is_late(samples.median_ns, row.predicted_ns):
+        return False
+    host_ns = max(0.0, (row.issued_ns or 0.0) - (row.predicted_issued_ns or row.issued_ns or 0.0))
+    links_ns = 0.0
+    if row.copies_ns and (most := sum(rates[: row.lanes])):
+        links_ns = max(0.0, row.copies_ns - row.copied_bytes / most * 1e9)
+    return host_ns + links_ns < KNOWN * (samples.median_ns - row.predicted_ns)
 
 
 def _is_late(time_ns: float, predicted_ns: float) -> bool:

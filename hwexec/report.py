@@ -321,7 +321,7 @@ def _late(report: BenchReport) -> Iterator[str]:
         )
         yield (
             f"Late: {row.label} took {ms(Samples(row.samples_ns).median_ns)} ms in start after start, "
-            f"{label} {ms(row.predicted_ns or 0.0)}, though host and links were as they should be{other}."
+            f"{label} {ms(row.predicted_ns or 0.0)}, which host and links do not explain{other}."
         )
         yield from (late.words(look, label) for look in looks)
 

@@ -31,21 +31,11 @@ OPENINGS = (0, 8, 24, 48)
 def _openings(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
     """With all chunks ahead of the graph, so many layers launched before the others; with the launch out of the way, more waits
     may pay."""
-    yield from _opened(draft)
+    for layers in OPENINGS:
+        yield replace(draft, launch=Launch.GRAPH, head=EVERY, opening=layers)
     yield replace(
         draft, launch=Launch.GRAPH, head=EVERY, opening=24, groups=draft.groups * 3 // 2 + 1, cuts=None
     )
-
-
-def _opened(draft: Draft) -> Iterator[Draft]:
-    for layers in OPENINGS:
-        yield replace(draft, launch=Launch.GRAPH, head=EVERY, opening=layers)
-
-
-def launched(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
-    """Its cuts by each head and each opening."""
-    yield from _heads(draft, paths)
-    yield from _opened(draft)
 
 
 def _groups(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:

@@ -4,8 +4,8 @@ Small networks are enumerated, so the answer there is exact among plans cut at s
 published plans and, over each set of links, from as many waits for bytes as seem best, each cut where that costs least
 (sim/cutting.py), with and without the copies inside the graph. The best of these is varied: reads move between copied and in
 place in the order of what a byte in place costs, then the graph's head, the number of waits, the sizes of parts and the links.
-At last it, and the same cuts launched otherwise, are improved by local moves where their timelines stall. The number of plans
-tried depends on the input alone, so the same input gives the same plan on any machine.
+At last it is improved by local moves where its timeline stalls. The number of plans tried depends on the input alone, so the
+same input gives the same plan on any machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sim.exhaustive import every_plan
 from sim.hints import size_words
 from sim.host import Host
 from sim.memory import room_bytes
-from sim.moves import PART_BYTES, VARIATIONS, launched, neighbours
+from sim.moves import PART_BYTES, VARIATIONS, neighbours
 from sim.network import Network
 from sim.plan import Launch, Plan
 from sim.profile import Profile
@@ -39,9 +39,7 @@ RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 """Of what a read adds in place to what its copy takes, up to which reads are made in place."""
 ROUNDS = 2
 """How often the best of the ladder is varied, one decision after the other."""
-WAYS = 2
-"""Ways to launch the best of the structured plans that local moves start from."""
-LOCAL_MOVES = 36
+LOCAL_MOVES = 52
 """Plans tried by local search on a network of up to 200 layers; fewer in proportion on longer ones."""
 
 
@@ -224,15 +222,7 @@ class _Finder:
                 best = self._least_draft(best, vary(best, self.paths))
             if best == before:
                 break
-        return self._plan(min(map(self._improve, self._ways_to_launch(best)), key=self._cost))
-
-    def _ways_to_launch(self, best: Draft) -> list[Draft]:
-        """The same cuts launched as the best is and otherwise: `WAYS` different plans, cheapest first. Local moves from one do not
-        lead where they do from another."""
-        found: dict[Plan, Draft] = {}
-        for draft in sorted((best, *map(self._fit, launched(best, self.paths))), key=self._cost):
-            found.setdefault(self._plan(draft), draft)
-        return list(found.values())[:WAYS]
+        return self._plan(self._improve(best))
 
     def _all_in_place(self) -> Iterator[Draft]:
         """Nothing held on the target: every read from host memory, or from partners' where that is faster."""

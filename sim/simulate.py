@@ -326,20 +326,21 @@ class _Simulation:
                 event = self.events[op.event]
                 if not event.triggered:
                     yield event
-                happened, (over, blocked) = self.happened[op.event], self.wait_ns(op)
-                if blocked > over and self.inbound_left > 0 and name == self.compute:
+                over, blocked = self.wait_ns(op)
+                least = over
+                if self.inbound_left > 0 and name == self.compute:
                     if now > env.now:
                         yield env.timeout(now - env.now)
                     if self.carried[self.lane]:
-                        over = blocked
-                held = happened + max(0.0, blocked - over)
-                if held > now:
-                    if self.detail and not is_landing(name):  # nothing else runs there
-                        copy = self.behind[op.event]
-                        chunk, cause = -1 if copy is None else copy.chunk, cause_of(copy)
-                        self.span(name, SpanKind.STALL, now, held, "stall", index, chunk=chunk, cause=cause)
-                    now = held
-                now += over
+                        least = max(over, blocked)
+                goes_on = max(now + least, self.happened[op.event] + max(over, blocked))
+                # what a wait costs in any case is no stall, nor is there anything else on a landing stream
+                if self.detail and not is_landing(name):
+                    copy = self.behind[op.event]
+                    chunk, cause = -1 if copy is None else copy.chunk, cause_of(copy)
+                    stop = goes_on - over
+                    self.span(name, SpanKind.STALL, now, stop, "stall", index, chunk=chunk, cause=cause)
+                now = goes_on
         self.end = max(self.end, now)
 
     def wait_ns(self, op: Wait) -> tuple[float, float]:

@@ -135,13 +135,13 @@ def test_best_plans_that_come_late_for_no_known_cause_are_told() -> None:
         return [w for w in report.bench_words(replace(MEASURED, rows=(row,))) if w.startswith("Late:")]
 
     assert said(LATE) == [
-        "Late: best over 2 took 3.18 ms in start after start, predicted 2.00, though host and links were as they should be: "
+        "Late: best over 2 took 3.18 ms in start after start, predicted 2.00, which host and links do not explain: "
         "`hwexec verify` of its plan shows which operations are late."
     ]
     for known in (
         replace(LATE, samples_ns=(2.1e6, 3.2e6, 4.9e6)),
         replace(LATE, samples_ns=(2.1e6, 2.1e6, 2.11e6)),
-        replace(LATE, issued_ns=0.3e6),
+        replace(LATE, issued_ns=0.9e6),
         replace(LATE, copies_ns=2.9e6),
         replace(LATE, name="pt+dha"),
     ):
@@ -177,7 +177,7 @@ def looked_into(look: bench_record.Looked) -> list[str]:
 
 def test_what_was_found_of_a_late_plan_is_told_behind_it() -> None:
     assert looked_into(LOOKED) == [
-        "Late: best over 2 took 3.18 ms in start after start, predicted 2.00, though host and links were as they should be.",
+        "Late: best over 2 took 3.18 ms in start after start, predicted 2.00, which host and links do not explain.",
         "Looked into best over 2: prepared anew it took 3.17 ms in 3 starts, 3.10 behind a gate; a watched start took 3.20 ms, "
         "and what first began late by more than 0.40 was layer 24-Conv2d layer2.0.conv1, at 2.11 ms, 1.21 after its predicted "
         "time, while chunk 5 (1.25 MiB), GPU 1 to GPU 0, had landed at 0.90 and 23-ReLU layer1.2.relu before it had ended at 0.88.",

@@ -197,6 +197,37 @@ def test_a_driver_that_refuses_leaves_the_graph_as_it_was(driver: Driver, call: 
     assert driver.nodes[last].before == [memset]
 
 
+def test_a_memset_that_cannot_be_taken_away_writes_the_same_beside_its_kernel(driver: Driver) -> None:
+    first, second, memset, last = product(driver)
+    driver.refuses.add("cuGraphDestroyNode")
+    assert fills.memsets_to_kernels(1, 0) == 0
+    (fill,) = driver.kernels()
+    assert fill.before == driver.nodes[memset].before == [first, second]
+    assert [driver.nodes[at] for at in driver.nodes[last].before] == [driver.nodes[memset], fill]
+
+
+def test_a_module_that_could_not_be_loaded_is_tried_again(driver: Driver) -> None:
+    product(driver)
+    driver.refuses.add("cuModuleLoadData")
+    assert fills.memsets_to_kernels(1, 0) == 0
+    driver.refuses.clear()
+    assert fills.memsets_to_kernels(1, 0) == 1
+
+
+def test_parameters_lie_where_the_driver_looks_for_them() -> None:
+    """Offsets of CUDA_MEMSET_NODE_PARAMS_v1 and CUDA_KERNEL_NODE_PARAMS_v1 in cuda.h, 64 bits."""
+
+    def offsets(kind: type[ctypes.Structure], *names: str) -> list[int]:
+        return [getattr(kind, name).offset for name in names]
+
+    memset = offsets(fills._Memset, "to", "pitch", "value", "element", "width", "height")
+    assert (memset, ctypes.sizeof(fills._Memset)) == ([0, 8, 16, 20, 24, 32], 40)
+    kernel = offsets(
+        fills._Kernel, "function", "gridx", "gridz", "blockx", "shared_bytes", "arguments", "extra"
+    )
+    assert (kernel, ctypes.sizeof(fills._Kernel)) == ([0, 8, 16, 20, 32, 40, 48], 56)
+
+
 def test_a_driver_without_such_calls_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fills, "load_driver", object)
     assert fills.memsets_to_kernels(1, 0) == 0

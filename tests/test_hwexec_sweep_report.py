@@ -78,3 +78,7 @@ def test_what_misses_its_target_does_not_print_as_if_it_met_it() -> None:
     errors = Errors(1, 0.030001, 0.0999999, 0.2, 0.89966)
     assert error_cells(errors) == ("3.01%", "10.00%", "20.00%", "0.899")
     assert error_cells(replace(errors, tau=0.9))[-1] == "0.900"
+    points = tuple(point(name, 1, 100.0, took) for name, took in (("best", 103.01), ("pt", 100.0)))
+    found = summarise(points)
+    assert found is not None
+    assert "1.031 over 1" in as_text(*summary_parts(found, "some"))

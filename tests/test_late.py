@@ -86,6 +86,15 @@ def test_a_plan_in_time_is_not_looked_into(
     assert benched().looked == ()
 
 
+def test_what_an_estimate_says_makes_no_plan_late(
+    benched: Callable[..., BenchReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[str] = []
+    monkeypatch.setattr(late, "is_late", lambda row, rates, kind: kinds.append(kind) is not None)
+    assert benched().looked == ()
+    assert set(kinds) == {"estimated"}
+
+
 @pytest.mark.parametrize(
     ("error", "note"),
     [
@@ -176,11 +185,25 @@ def test_where_times_are_no_figures_nothing_is_late() -> None:
     assert not late.is_late(row, (1e9, 1e9), "measured")
 
 
-def test_late_is_a_twentieth_and_more_of_a_prediction_by_measured_times() -> None:
+def test_late_is_what_took_six_hundredths_longer_than_measured_times_say() -> None:
     row = Row("best", 2, "graph", 1, 0, 1e6, None, True, True, 0.0, "", 3, (1.07e6,) * 3)
     assert late.is_late(row, (1e9, 1e9), "measured")
     assert not late.is_late(replace(row, samples_ns=(1.05e6,) * 3), (1e9, 1e9), "measured")
     assert not late.is_late(row, (1e9, 1e9), "estimated")
+
+
+def test_what_host_and_links_took_longer_is_no_riddle() -> None:
+    """A start that was to take 10 ms and took 11.2, its 550 MB over a lane of 55 GB/s."""
+    row = Row("best", 1, "graph", 550_000_000, 0, 1e7, None, True, True, 0.0, "", 3, (1.12e7,) * 3)
+
+    def unknown(**more: float) -> bool:
+        return late.is_late(replace(row, lanes=1, predicted_issued_ns=1e5, **more), (55e9,), "measured")
+
+    assert unknown(copies_ns=1e7, issued_ns=1e5)
+    assert not unknown(copies_ns=1.07e7, issued_ns=1e5)
+    assert not unknown(copies_ns=1e7, issued_ns=8e5)
+    assert not unknown(copies_ns=1.04e7, issued_ns=4e5)
+    assert unknown(copies_ns=1.02e7, issued_ns=2e5)
 
 
 # What was first late

@@ -234,12 +234,9 @@ def test_storages_of_a_few_bytes_break_no_move(seed: int) -> None:
     assert found.bound_ns <= found.best.makespan_ns * (1 + 1e-9)
 
 
-def test_local_moves_start_from_more_than_one_way_to_launch() -> None:
-    """resnet50 over both lanes: all copies in the graph, or ahead of two graphs, cost the same by the same cuts, and what moves
-    make of the second is 1.4 % faster."""
+def test_local_moves_shift_bytes_finely_where_eighths_are_too_coarse() -> None:
+    """resnet50 over both lanes: the relayed half of its last chunks lands after the other one by less than an eighth of it."""
     machine = find_host("h100-pair")
     timings = find_profile(machine, Request("resnet50"))
     assert timings is not None
-    found = search(timings, machine, Options())
-    assert found.best.plan.opening > 0
-    assert found.gap < 0.045
+    assert search(timings, machine, Options()).gap < 0.045

@@ -238,7 +238,7 @@ def slow_to_launch(**costs: float) -> Host:
 
 
 @pytest.mark.parametrize(
-    "cost", [{}, {"launch_cross_ns": 1_000_000}, {"launch_copy_ns": 200_000}, {"launch_first_ns": 1_000_000}]
+    "cost", [{}, {"launch_cross_ns": 1_000_000}, {"launch_copy_ns": 100_000}, {"launch_first_ns": 1_000_000}]
 )
 def test_copies_over_partners_stay_out_of_a_graph_that_is_slow_to_launch_with_them(
     cost: dict[str, float],

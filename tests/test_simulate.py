@@ -212,16 +212,30 @@ def test_a_wait_that_blocks_costs_more_than_one_that_is_over() -> None:
 
 def test_beside_copies_a_wait_that_is_over_costs_as_much_as_one_that_blocks() -> None:
     costs = replace(FREE, wait_ns=figure(3), wait_blocked_ns=figure(50))
-    net, machine = network(1024, 1024, 10_240), host(2, costs=costs, nvlink=1000)
+    machine = host(2, costs=costs, nvlink=1000)
 
-    def starts(last: tuple[int, ...]) -> list[float]:
-        chunks = (Chunk(0, 1024, (0,)), Chunk(1024, 2048, (0,)), Chunk(2048, 12_288, last))
+    def second(size: int, last: tuple[int, ...]) -> tuple[float, list[float]]:
+        """When the second layer starts, and how long layers stood still; the chunk behind its own has `size` bytes."""
+        net = network(1024, 1024, size)
+        chunks = (Chunk(0, 1024, (0,)), Chunk(1024, 2048, (0,)), Chunk(2048, net.arena_bytes, last))
         timeline = simulate(lower(copied(net, *chunks), net, machine), profile(net, machine, run=3000))
-        return [s.start_ns for s in timeline.of(SpanKind.RUN)][:2]
+        stalls = [s.duration_ns for s in timeline.of(SpanKind.STALL) if s.stream == "compute:0"]
+        return timeline.of(SpanKind.RUN)[1].start_ns, stalls[1:2]
 
-    # the second layer's chunk has landed at 2048; the last is under way over the same lane, or over another's
-    assert starts((0,)) == [1024 + 50, 1024 + 50 + 3000 + 50]
-    assert starts((1, 0)) == [1024 + 50, 1024 + 50 + 3000 + 3]
+    # the second layer comes to its chunk at 4074, which has landed at 2048
+    assert second(10_240, (0,)) == (4074 + 50, [50 - 3])
+    # the lane is another's, or has done by then
+    assert second(10_240, (1, 0))[0] == 4074 + 3
+    assert second(1024, (0,)) == (4074 + 3, [])
+
+
+def test_beside_copies_a_push_waits_no_longer() -> None:
+    costs = replace(FREE, wait_ns=figure(3), wait_blocked_ns=figure(50))
+    net, machine = network(1024, 1024, 10_240), host(2, costs=costs, nvlink=0.5)
+    chunks = (Chunk(0, 1024, (1, 0)), Chunk(1024, 2048, (1, 0)), Chunk(2048, 12_288, (0,)))
+    timeline = simulate(lower(copied(net, *chunks), net, machine), profile(net, machine))
+    first, second = (s for s in timeline.of(SpanKind.COPY) if s.stream == "p2p:1>0")
+    assert (first.start_ns, second.start_ns) == (1024 + 50, 1024 + 50 + 2048 + 3)
 
 
 def test_a_layer_that_comes_a_moment_after_its_copy_stalls_for_it_as_well() -> None:
