@@ -1,4 +1,4 @@
-"""The SimPy interpreter: a program and a profile to a predicted timeline. The only user of simpy.
+"""The SimPy interpreter: a program and a profile to a predicted timeline.
 
 Rules
 - Streams run their operations in order; an operation starts when it is issued and the one before it is done.
@@ -9,9 +9,8 @@ Rules
   runs for its resident time, so that alone on an idle link it takes what the profile says. Where its link carries copies,
   it first waits behind what they have under way, and gets no more than a copy's share for its first stretch.
 - Layers that begin while host memory is copied to their GPU take longer by the profile's measured part.
-- Flows share each link max-min fairly by weight; rates are computed anew when a flow starts or ends (Bertsekas & Gallager,
-  Data Networks, section 6.5.2: progressive filling). A read in place alone keeps its link busy however few bytes it makes of
-  it (its requests are small), so its flow is as many bytes as the link could have carried in its time.
+- Flows share links (sim/fabric.py). A read in place alone keeps its link busy however few bytes it makes of it (its requests
+  are small), so its flow is as many bytes as the link could have carried in its time.
 - Eager: the host thread pays for each operation before it may start. Graph: the host thread issues the head, then launches,
   which submits copies one after the other and layers last: a copy may start when it is submitted, a layer after all that. An
   opening is a launch of its own, in its place in the head.
@@ -20,123 +19,19 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
 
 import simpy
 
 from sim.errors import require
+from sim.fabric import Fabric
 from sim.host import Costs, Host
 from sim.ops import HOST, Copy, Op, Record, Run, Wait, compute_stream, is_landing
 from sim.plan import Access, Launch
 from sim.profile import LayerTiming, Profile
 from sim.program import Program, cause_of
-from sim.timeline import LinkUse, Span, SpanKind, Timeline
+from sim.timeline import Span, SpanKind, Timeline
 
 Process = Generator[simpy.Event, None, None]
-
-
-@dataclass(slots=True, eq=False)
-class Flow:
-    """Bytes under way. `rate` is the present one, bytes per nanosecond."""
-
-    route: tuple[str, ...]
-    left_bytes: float
-    weight: float
-    done: simpy.Event
-    rate: float = 0.0
-
-
-class Fabric:
-    """Links that flows share. `capacity` is bytes per nanosecond by link name."""
-
-    def __init__(
-        self, env: simpy.Environment, capacity: dict[str, float], keep_use: bool = True, share: bool = True
-    ) -> None:
-        self.env = env
-        self.capacity = capacity
-        self.share = share
-        self.flows: list[Flow] = []
-        self.use: list[LinkUse] = []
-        self.keep_use = keep_use
-        self._since = env.now
-        self._generation = 0
-
-    def transfer(self, route: tuple[str, ...], size_bytes: float, weight: float = 1.0) -> simpy.Event:
-        """An event that happens when `size_bytes` have crossed every link of `route`."""
-        flow = Flow(route, size_bytes, weight, self.env.event())
-        self._advance()
-        self.flows.append(flow)
-        self._share()
-        return flow.done
-
-    def _advance(self) -> None:
-        """Book what flowed since the last change."""
-        now, since = self.env.now, self._since
-        if now > since:
-            carried: dict[str, float] = {}
-            for flow in self.flows:
-                flow.left_bytes -= flow.rate * (now - since)
-                if self.keep_use:
-                    for link in flow.route:
-                        carried[link] = carried.get(link, 0.0) + flow.rate
-            self.use.extend(
-                LinkUse(link, since, now, rate * 1e9) for link, rate in carried.items() if rate > 0
-            )
-        self._since = now
-
-    def _share(self) -> None:
-        """Give every flow its fair rate and set one timer for the first that ends (SimPy events cannot be cancelled)."""
-        self._generation += 1
-        if not self.flows:
-            return
-        if self.share:
-            fair_rates(self.flows, self.capacity)
-        else:
-            for flow in self.flows:
-                fair_rates([flow], self.capacity)
-        first = min(self.flows, key=lambda f: f.left_bytes / f.rate)
-        delay = max(0.0, first.left_bytes / first.rate)
-        generation = self._generation
-        timer = self.env.timeout(delay)
-
-        def ring(_: simpy.Event) -> None:
-            if generation == self._generation:
-                self._finish(first)
-
-        assert timer.callbacks is not None
-        timer.callbacks.append(ring)
-
-    def _finish(self, first: Flow) -> None:
-        """End `first` by its event, whatever floating point left of it, and all that end at the same instant."""
-        self._advance()
-        ended = [f for f in self.flows if f is first or f.left_bytes <= f.rate * 1e-6]
-        self.flows = [f for f in self.flows if f not in ended]
-        for flow in ended:
-            flow.done.succeed()
-        self._share()
-
-
-def fair_rates(flows: list[Flow], capacity: dict[str, float]) -> None:
-    """Set each flow's rate: weighted max-min by progressive filling."""
-    if len(flows) == 1:
-        only = flows[0]
-        only.rate = min(capacity[link] for link in only.route)
-        return
-    left = {link: capacity[link] for flow in flows for link in flow.route}
-    open_flows = list(flows)
-    while open_flows:
-        weights: dict[str, float] = {}
-        for flow in open_flows:
-            for link in flow.route:
-                weights[link] = weights.get(link, 0.0) + flow.weight
-        level = min(left[link] / weight for link, weight in weights.items())
-        full = {link for link, weight in weights.items() if left[link] / weight <= level * (1 + 1e-12)}
-        fixed = [f for f in open_flows if not full.isdisjoint(f.route)]
-        for flow in fixed:
-            flow.rate = level * flow.weight
-            for link in flow.route:
-                left[link] = max(0.0, left[link] - flow.rate)
-        open_flows = [f for f in open_flows if f not in fixed]
 
 
 def simulate(program: Program, profile: Profile, *, detail: bool = True, share: bool = True) -> Timeline:

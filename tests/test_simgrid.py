@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pytest
 import simpy
 
-from sim.simulate import Fabric
+from sim.fabric import Fabric
 
 pytestmark = pytest.mark.simgrid
 

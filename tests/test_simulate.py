@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.account import account
+from sim.fabric import Fabric
 from sim.host import Figure, Host
 from sim.network import Network
 from sim.ops import Copy, Run
 from sim.plan import Access, Chunk, Launch, Plan, Sync
 from sim.profile import Timing
 from sim.program import lower
-from sim.simulate import Fabric, simulate
+from sim.simulate import simulate
 from sim.timeline import SpanKind, Timeline
 from tests import strategies as some
 from tests.builders import FREE, copied, figure, host, network, profile
