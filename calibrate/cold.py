@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -21,7 +20,7 @@ from calibrate.ways import in_each, in_one, over_lanes, partner_of
 from hwexec.core import once_at_full_pace, steady
 from hwexec.device import Device
 from hwexec.executor import ColdStart
-from hwexec.starts import kept, likeness
+from hwexec.starts import Reference, likeness
 from hwexec.timing import Mismatch
 from sim.host import Figure, Host
 from sim.models import Built
@@ -62,7 +61,7 @@ def _starts(
         if cold.launch is not cold.plan.launch:
             return ()
         with steady(device), torch.no_grad():
-            sample = partial(_issued, cold, given, _Reference.of(cold, given))
+            sample = partial(_issued, cold, given, Reference.of(partial(cold.resident, *given)))
             sample()
             return [once_at_full_pace(sample, device) for _ in range(repeats)]
 
@@ -75,32 +74,16 @@ def _starts(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Reference:
-    """A resident run's answer, and whether a second gave the same bits."""
-
-    tensors: list[torch.Tensor]
-    reproducible: bool
-
-    @classmethod
-    def of(cls, cold: ColdStart, given: tuple[torch.Tensor, ...]) -> _Reference:
-        first = kept(cold.resident(*given))
-        return cls(first, likeness(cold.resident(*given), first).bit_equal)
-
-    def check(self, output: object, dtype: str) -> None:
-        """Mismatch where an answer is not this one, as nearly as that repeats."""
-        if not likeness(output, self.tensors).right(dtype, self.reproducible):
-            raise Mismatch(UNTRUSTED)
-
-
-def _issued(cold: ColdStart, given: tuple[torch.Tensor, ...], reference: _Reference) -> float:
+def _issued(cold: ColdStart, given: tuple[torch.Tensor, ...], reference: Reference) -> float:
+    """Mismatch where the answer is not the reference's, as nearly as that repeats."""
     cold.evict()
     cold.device.synchronize()
     began = time.perf_counter_ns()
     output = cold(*given)
     took = float(time.perf_counter_ns() - began)
     cold.device.synchronize()
-    reference.check(output, cold.network.dtype)
+    if not likeness(output, reference.tensors).right(cold.network.dtype, reference.reproducible):
+        raise Mismatch(UNTRUSTED)
     return took
 
 

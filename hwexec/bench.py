@@ -23,7 +23,7 @@ from hwexec.preparing import prepare
 from hwexec.starts import (
     PAUSED,
     Likeness,
-    kept,
+    Reference,
     likeness,
     nothing,
     plain_answer,
@@ -273,8 +273,7 @@ def run_entry(
     with _prepared(task, plan, device, inputs) as cold:
         device.synchronize()
         set_up_s = time.perf_counter() - began
-        reference = kept(cold.resident(*inputs))
-        again = likeness(cold.resident(*inputs), reference)
+        reference = Reference.of(partial(cold.resident, *inputs))
         with steady(device):
             wake(cold, inputs)
             if is_warm:
@@ -282,19 +281,19 @@ def run_entry(
                     take,
                     partial(cold.resident, *inputs),
                     device,
-                    reference,
+                    reference.tensors,
                     nothing,
                     task.runs,
                     BUDGET_S,
                     paused,
                 )
             else:
-                series = partial(start_cold, cold, inputs, reference, task.runs, BUDGET_S, paused)
+                series = partial(start_cold, cold, inputs, reference.tensors, task.runs, BUDGET_S, paused)
             starts, scattered = steadiest_starts(series, device)
             alone = None if is_warm or not device.figures else cold.copies_alone()
-        match = starts.worst.right(dtype, again.bit_equal)
+        match = starts.worst.right(dtype, reference.reproducible)
         bytes_agree = is_warm or cold.moved_bytes == plan.copied_bytes
-        eager = likeness(reference, plain)
+        eager = likeness(reference.tensors, plain)
         note = f"eager: {cold.why_eager}" if cold.why_eager else ""
         launch = cold.launch
     ran = as_run(plan, launch)
@@ -307,7 +306,7 @@ def run_entry(
         pace.apart_words(starts.samples.apart, starts.samples.full_pace),
     ):
         note += f"{'; ' if note and said else ''}{said}"
-    if not again.bit_equal:
+    if not reference.reproducible:
         note += f"{'; ' if note else ''}not reproducible, compared within the tolerance of {dtype}"
     if not bytes_agree:
         note += f"{'; ' if note else ''}moved {cold.moved_bytes} bytes, {plan.copied_bytes} planned"

@@ -13,13 +13,14 @@ from functools import partial
 
 import torch
 
+from hwexec import pace
 from hwexec.bench_record import Looked, Row, labelled
 from hwexec.core import steady
 from hwexec.device import Device
 from hwexec.executor import ColdStart
 from hwexec.host_memory import memory_error
 from hwexec.peers import why
-from hwexec.starts import kept, likeness, start_cold, wake
+from hwexec.starts import Reference, start_cold, wake
 from hwexec.timing import Samples, time_ns
 from hwexec.verify import OpRow, join, predict
 from sim.ops import Record, Wait
@@ -51,10 +52,13 @@ Ready = Callable[[], ColdStart]
 def slow_copies(row: Row, rates: Sequence[float]) -> tuple[float, float] | None:
     """Of a row whose copies by themselves took longer than links of these `rates` allow, their rate and the links', bytes per
     second; None of any other."""
-    if not row.copies_ns:
-        return None
-    rate, most = row.copied_bytes / row.copies_ns * 1e9, sum(rates[: row.lanes])
+    rate, most = _copy_rates(row, rates)
     return (rate, most) if most > SLOW_LINKS * rate else None
+
+
+def _copy_rates(row: Row, rates: Sequence[float]) -> tuple[float, float]:
+    """Of the row's copies by themselves, and of their links; both 0 where nobody timed them."""
+    return (row.copied_bytes / row.copies_ns * 1e9, sum(rates[: row.lanes])) if row.copies_ns else (0.0, 0.0)
 
 
 def is_late(row: Row, rates: Sequence[float], kind: ProfileKind) -> bool:
@@ -65,11 +69,10 @@ def is_late(row: Row, rates: Sequence[float], kind: ProfileKind) -> bool:
     samples = Samples(row.samples_ns)
     if samples.noisy or not _is_late(samples.median_ns, row.predicted_ns):
         return False
-    host_ns = max(0.0, (row.issued_ns or 0.0) - (row.predicted_issued_ns or row.issued_ns or 0.0))
-    links_ns = 0.0
-    if row.copies_ns and (most := sum(rates[: row.lanes])):
-        links_ns = max(0.0, row.copies_ns - row.copied_bytes / most * 1e9)
-    return host_ns + links_ns < KNOWN * (samples.median_ns - row.predicted_ns)
+    rate, most = _copy_rates(row, rates)
+    links_ns = max(0.0, 1 - rate / most) * (row.copies_ns or 0.0) if most else 0.0
+    known_ns = pace.longer_ns(row.issued_ns, row.predicted_issued_ns) + links_ns
+    return known_ns < KNOWN * (samples.median_ns - row.predicted_ns)
 
 
 def _is_late(time_ns: float, predicted_ns: float) -> bool:
@@ -112,13 +115,12 @@ def _look(
 ) -> Iterator[Looked]:
     """What is known so far, each time that there is more."""
     with ready() as cold:
-        reference = kept(cold.resident(*inputs))
-        again = likeness(cold.resident(*inputs), reference)
+        reference = Reference.of(partial(cold.resident, *inputs))
         with steady(cold.device):
             wake(cold, inputs)
-            starts = start_cold(cold, inputs, reference, runs, budget_s, paused=0)
+            starts = start_cold(cold, inputs, reference.tensors, runs, budget_s, paused=0)
             looked = replace(looked, samples_ns=starts.samples.raw, issued_ns=starts.issued.median_ns)
-            if not starts.worst.right(cold.network.dtype, again.bit_equal):
+            if not starts.worst.right(cold.network.dtype, reference.reproducible):
                 looked = replace(looked, note="answers DIFFER", outputs_match=False)
             yield looked
             if cold.launch is not cold.plan.launch:
@@ -156,9 +158,7 @@ def _gated_ns(cold: ColdStart, inputs: tuple[torch.Tensor, ...]) -> float | None
 
 def host_ns(looked: Looked) -> float:
     """What the host took longer to issue the watched start than predicted: that much the profiler makes all of it late."""
-    if looked.watched_issued_ns is None or looked.predicted_issued_ns is None:
-        return 0.0
-    return max(0.0, looked.watched_issued_ns - looked.predicted_issued_ns)
+    return pace.longer_ns(looked.watched_issued_ns, looked.predicted_issued_ns)
 
 
 def late_by_ns(looked: Looked) -> float:

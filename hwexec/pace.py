@@ -18,6 +18,11 @@ def is_slower(issued_ns: float | None, predicted_ns: float | None) -> bool:
     return issued_ns is not None and predicted_ns is not None and issued_ns > SLOWER * predicted_ns
 
 
+def longer_ns(issued_ns: float | None, predicted_ns: float | None) -> float:
+    """What the host took longer to issue a start than predicted; 0 where it did not, or either is unknown."""
+    return 0.0 if issued_ns is None or predicted_ns is None else max(0.0, issued_ns - predicted_ns)
+
+
 def words(
     what: str, issued_ns: float | None, predicted_ns: float | None, label: str = PREDICTED["measured"]
 ) -> str:
@@ -27,7 +32,7 @@ def words(
     said = f"Host: {what} was issued in {ms(issued_ns)} ms, {label} {ms(predicted_ns)}"
     if not is_slower(issued_ns, predicted_ns):
         return f"{said}."
-    late = ms(issued_ns - predicted_ns)
+    late = ms(longer_ns(issued_ns, predicted_ns))
     than = "when it was calibrated" if label == PREDICTED["measured"] else label
     return f"{said}: slower than {than}, so that first copies and layers begin up to {late} ms later."
 

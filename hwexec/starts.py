@@ -96,6 +96,23 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """The answer of a run that others are held against, and how like it a second such run's is."""
+
+    tensors: list[torch.Tensor]
+    again: Likeness
+
+    @classmethod
+    def of(cls, run: Callable[[], Any]) -> Reference:
+        first = kept(run())
+        return cls(first, likeness(run(), first))
+
+    @property
+    def reproducible(self) -> bool:
+        return self.again.bit_equal
+
+
+@dataclass(frozen=True, slots=True)
 class Starts:
     """One thing started many times: wall-clock times from the request to the answer synchronised, and the worst answer.
 

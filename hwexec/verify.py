@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 from hwexec.core import FEWEST
 from hwexec.device import Device
@@ -14,7 +15,7 @@ from hwexec.starts import (
     PAUSED,
     TOLERANCES,
     Likeness,
-    kept,
+    Reference,
     likeness,
     nothing,
     plain_answer,
@@ -202,19 +203,18 @@ def verify(task: Task, device: Device) -> Verified:
     ) as cold:
         device.synchronize()
         set_up_s = time.perf_counter() - began
-        run = cold.resident if settles else cold.in_place
-        reference = kept(run(*inputs))
-        again = likeness(run(*inputs), reference)
-        eager = None if plain is None else likeness(reference, plain)
+        run = partial(cold.resident if settles else cold.in_place, *inputs)
+        reference = Reference.of(run)
+        eager = None if plain is None else likeness(reference.tensors, plain)
         repeats = take(
-            lambda: run(*inputs),
+            run,
             device,
-            reference,
+            reference.tensors,
             nothing,
             task.runs if settles else min(task.runs, FEWEST),
             paused=PAUSED if settles else 0,
         )
-        starts = start_cold(cold, inputs, reference, task.runs)
+        starts = start_cold(cold, inputs, reference.tensors, task.runs)
         moved, relayed = cold.moved_bytes, cold.relayed_bytes
         timelines: tuple[Timeline, ...] = ()
         if device.figures:
@@ -223,15 +223,16 @@ def verify(task: Task, device: Device) -> Verified:
             timelines = (predict(cold, task.profile), measured)
         launch, why_eager = cold.launch, cold.why_eager
     kind = RESIDENT if settles else IN_PLACE
-    reproducible = again.bit_equal and repeats.worst.bit_equal
+    reproducible = reference.reproducible and repeats.worst.bit_equal
     match = starts.worst.right(dtype, reproducible)
     remarks, failures = [], []
     if why_eager:
         remarks.append(f"the plan is launched as {plan.launch.value}, but ran {launch.value}: {why_eager}")
     if not reproducible:
         remarks.append(
-            f"the {kind} run does not give the same bits twice (difference {_error(again.worse(repeats.worst))}), so cold "
-            f"answers are compared within {TOLERANCES[dtype]:g}, as {dtype} allows"
+            f"the {kind} run does not give the same bits twice (difference "
+            f"{_error(reference.again.worse(repeats.worst))}), so cold answers are compared within "
+            f"{TOLERANCES[dtype]:g}, as {dtype} allows"
         )
     if eager is not None and not eager.bit_equal:
         remarks.append(

@@ -14,8 +14,8 @@ from sim.timeline import SpanKind, Timeline
 PART_BYTES = (32 * 2**20, 16 * 2**20, 8 * 2**20, 4 * 2**20)
 """Sizes that groups are split to where a relay is to be under way while the next part leaves host memory."""
 
-PARTS = (8, 32)
-"""A piece that stalls gives up one in so many of its bytes: coarse, then fine."""
+SHRINK_BY = (8, 32)
+"""A piece that stalls gives up one in so many of its bytes: coarsely, then finely."""
 
 
 def _heads(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
@@ -127,8 +127,8 @@ def _shrink(draft: Draft, ranges: tuple[Range, ...], piece: Range) -> Iterator[D
     """Let the piece before it, or the one behind it, have a part of its bytes."""
     at = ranges.index(piece)
     start, stop = piece
-    for part in PARTS:
-        less = aligned((stop - start) // part)
+    for one_in in SHRINK_BY:
+        less = aligned((stop - start) // one_in)
         if less == 0 or start + less >= stop:
             continue
         if at > 0 and ranges[at - 1][1] == start:

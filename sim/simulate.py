@@ -192,7 +192,7 @@ class _Simulation:
                     yield from self.read_in_place(op, timing)
                     now = env.now
                 now += timing.resident.median_ns
-                if self.slows and self.inbound_left > 0 and self.carried[self.lane]:
+                if self.inbound_left > 0 and self.carried[self.lane]:
                     now += self.beside[op.layer]
                 self.span(name, SpanKind.RUN, begin, now, self.label(op), index, layer=op.layer)
             elif isinstance(op, Copy):
@@ -227,19 +227,18 @@ class _Simulation:
                     if now > env.now:
                         yield env.timeout(now - env.now)
                     if self.carried[self.lane]:
-                        least = max(over, blocked)
-                goes_on = max(now + least, self.happened[op.event] + max(over, blocked))
-                # what a wait costs in any case is no stall, nor is there anything else on a landing stream
-                if self.detail and not is_landing(name):
+                        least = blocked
+                goes_on = max(now + least, self.happened[op.event] + blocked)
+                held = goes_on - over  # what a wait costs in any case is no stall
+                if self.detail and held > now and not is_landing(name):  # nothing else runs there
                     copy = self.behind[op.event]
                     chunk, cause = -1 if copy is None else copy.chunk, cause_of(copy)
-                    stop = goes_on - over
-                    self.span(name, SpanKind.STALL, now, stop, "stall", index, chunk=chunk, cause=cause)
+                    self.span(name, SpanKind.STALL, now, held, "stall", index, chunk=chunk, cause=cause)
                 now = goes_on
         self.end = max(self.end, now)
 
     def wait_ns(self, op: Wait) -> tuple[float, float]:
-        """What a wait costs that is over, from when its stream came there, and one that blocks, from its event."""
+        """What a wait costs that is over, from when its stream came there, and one that blocks, from its event: no less."""
         costs = self.costs
         over, blocked = costs.wait_ns, costs.wait_blocked_ns
         if op.cross_device:
@@ -249,7 +248,7 @@ class _Simulation:
                 over = costs.wait_land_ns
             elif op.stream == self.compute:
                 over = costs.wait_head_ns
-        return over.value, blocked.value
+        return over.value, max(over.value, blocked.value)
 
     def read_in_place(self, op: Run, timing: LayerTiming) -> Process:
         """One flow per place a layer reads from: host memory over its own PCIe lane, a partner over the peer route."""

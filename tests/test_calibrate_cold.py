@@ -9,11 +9,11 @@ from unittest.mock import ANY
 import pytest
 import torch
 
-from calibrate import cold
 from calibrate.cold import eager_starts, graph_starts, hook, launch, relay
 from calibrate.samples import Point
 from calibrate.ways import over_lanes
 from hwexec.cpu import CpuDevice
+from hwexec.starts import SAME, Reference
 from hwexec.timing import Mismatch
 from sim.models import Built
 from sim.trace import trace
@@ -98,7 +98,7 @@ def test_a_wrong_answer_of_a_cold_start_is_nobodys_figure(monkeypatch: pytest.Mo
     module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()).eval()
     built = Built(module, (torch.ones(1, 8),), 1, "fp32", None, "toy")
     device, net = CpuDevice(1, delay_us=0.0), trace(built).network
-    monkeypatch.setattr(cold._Reference, "of", classmethod(lambda cls, *_: cls([], True)))
+    monkeypatch.setattr(Reference, "of", classmethod(lambda cls, *_: cls([], SAME)))
     with pytest.raises(Mismatch, match="not that of a resident run"):
         eager_starts(built, net, host(), device, repeats=1)
     assert device.pinned == {}

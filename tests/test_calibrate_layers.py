@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate import cold, layers
+from calibrate import layers
 from calibrate.compare import compare
 from calibrate.fit import beside_ns
 from calibrate.layers import (
@@ -25,6 +25,7 @@ from calibrate.timings import in_place, slowed, start, timings
 from calibrate.ways import beside_copies, everything, largest, small_reads
 from hwexec.cpu import CpuDevice
 from hwexec.preparing import prepare
+from hwexec.starts import SAME, Reference
 from hwexec.timing import Mismatch
 from sim.errors import InputError
 from sim.host import Figure
@@ -289,7 +290,7 @@ def test_cold_starts_that_cannot_be_made_cost_a_network_its_own_figures_alone(
 def test_a_wrong_answer_of_a_cold_start_ends_a_networks_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     made, device = built(), CpuDevice(1, delay_us=0.0)
     device.figures = True
-    monkeypatch.setattr(cold._Reference, "of", classmethod(lambda cls, *_: cls([], True)))
+    monkeypatch.setattr(Reference, "of", classmethod(lambda cls, *_: cls([], SAME)))
     network = trace(made).network
     with pytest.raises(Mismatch, match="not that of a resident run"):
         unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=lambda _: None)
