@@ -167,7 +167,11 @@ class _Assembly:
         return self.keep(lambda: fit_route(name, found), lambda: fit_route(name, found, refuse=False))
 
     def figure(self, constant: Constant, case: str, what: str) -> Figure:
-        note = "; its fit was refused" if any(r.startswith(case) for r in self.refused) else ""
+        note = (
+            "; its fit was refused"
+            if any(r.startswith((f"{case}:", f"{case} ")) for r in self.refused)
+            else ""
+        )
         source = f"calibrate case {case} ({what}){note}"
         if not self.figures:
             return Figure(constant.value, "assumed", f"no figure, GPUs were played by threads; {source}")
@@ -224,6 +228,7 @@ class _Assembly:
             wait_cross_ns=figure(*across),
             wait_blocked_ns=figure(*blocked),
             wait_cross_blocked_ns=figure(*cross_blocked),
+            wait_beside_ns=figure(*self.beside((same, "wait-graph"))),
             wait_land_ns=figure(self.wait("wait-cross-stream", "wait cross stream"), "wait-cross-stream"),
             wait_head_ns=figure(self.wait("wait-head", "wait same head"), "wait-head"),
             start_ns=figure(self.answer(1), "answer"),
@@ -293,6 +298,13 @@ class _Assembly:
             told = fit.constant("wait_ns"), case
         least = 0.0 if over[0] is None else over[0].value
         return told if told[0] is not None and told[0].value >= least else over
+
+    def beside(self, over: Told) -> Told:
+        """What a wait takes beside copies, and the case that says so: never less than one that is `over` without any, and as that
+        where nobody measured it, as in earlier calibrations."""
+        found = self.wait("wait-beside", "wait beside")
+        least = 0.0 if over[0] is None else over[0].value
+        return over if found is None or found.value < least else (found, "wait-beside")
 
     def launch(self, *, with_copies: bool) -> Fit:
         """Of graphs of kernels alone, or of the others: what a copy adds is told by comparing calls for graphs that have some,

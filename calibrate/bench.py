@@ -88,6 +88,8 @@ class Lane:
     copy: Ready
     copies: int = 8
     """How many; twice as many each time that the work outlasts them."""
+    ahead: Ready | None = None
+    """What the stream does before the first of them."""
 
     def sample(self, stream: Stream, enqueue: Callable[[], object], *, busy: bool = True) -> float:
         """Nanoseconds of `enqueue` on `stream`, from when the first copy is done, while others are under way.
@@ -100,6 +102,8 @@ class Lane:
 
         def work() -> None:
             if busy:
+                if self.ahead is not None:
+                    self.ahead()
                 self.copy()
                 device.record(self.stream, begun)
                 for _ in range(self.copies):
@@ -241,10 +245,11 @@ class Bench:
         *,
         size_bytes: int = 0,
         count: int = 1,
+        edges: int = 0,
     ) -> Point:
         """The own time of `enqueue` while `lane` brings host memory to the same GPU all along."""
         found = [lane.sample(stream, enqueue) for _ in range(self.effort.repeats + 1)]
-        return Point(label, size_bytes, count, tuple(found[1:]))
+        return Point(label, size_bytes, count, tuple(found[1:]), edges)
 
     def together(self, flows: Sequence[Flow]) -> tuple[Point, ...]:
         """Flows started at once; each flow's own time, events on its own stream.

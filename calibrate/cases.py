@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -55,7 +55,6 @@ def measure_cases(
     """
     bench = Bench(device, topology, effort)
     results: dict[str, CaseResult] = {}
-    fresh: list[Case] = []
     try:
         for case in cases:
             result = store.case(case.name)
@@ -65,23 +64,31 @@ def measure_cases(
                 store.keep_case(result)
                 said = f"waived: {result.waived}" if result.waived else f"{result.seconds:.1f} s"
                 progress.ended(case.name, case.seconds * pace, said)
-                fresh.append(case)
             results[case.name] = result
-        for case in fresh if looks_again(device, effort) else ():
-            if case.second_look and not results[case.name].waived:
-                progress.begins(f"{case.name} again")
-                again = _measured(case, bench, store)
-                results[case.name] = better(results[case.name], again, case.second_look)
-                store.keep_case(results[case.name])
-                progress.ended(f"{case.name} again", case.seconds * pace, f"the {case.second_look} look kept")
+        for case in looks_left(cases, store, device, effort):
+            progress.begins(f"{case.name} again")
+            again = _measured(case, bench, store)
+            results[case.name] = better(results[case.name], again, case.second_look)
+            store.keep_case(results[case.name])
+            progress.ended(f"{case.name} again", case.seconds * pace, f"the {case.second_look} look kept")
     finally:
         _close(bench)
     return tuple(results.values())
 
 
-def looks_again(device: Device, effort: Effort) -> bool:
-    """Whether cases get their second look: a quick calibration has one minute in all, and threads have no figures."""
-    return device.figures and effort is not QUICK
+LOOKS = 2
+"""Looks at a case that has a second one."""
+
+
+def looks_left(cases: Sequence[Case], store: Store, device: Device, effort: Effort) -> Iterator[Case]:
+    """Cases whose second look is still to be made, those of an interrupted run among them. None in a quick calibration, which has
+    one minute in all, nor of threads, which have no figures."""
+    if not device.figures or effort is QUICK:
+        return
+    for case in cases:
+        found = store.case(case.name)
+        if case.second_look and (found is None or (found.looks < LOOKS and not found.waived)):
+            yield case
 
 
 def better(first: CaseResult, second: CaseResult, how: str) -> CaseResult:
@@ -89,13 +96,13 @@ def better(first: CaseResult, second: CaseResult, how: str) -> CaseResult:
     one beside it; the first alone where the second came to nothing.
     """
     if second.waived:
-        return first
+        return replace(first, looks=LOOKS)
 
     def worth(result: CaseResult) -> float:
         return sum(p.each_ns if how == "faster" else min(1.0, p.spread) for p in result.points)
 
     kept, other = (second, first) if worth(second) < worth(first) else (first, second)
-    return replace(kept, looks=2, other=other.points)
+    return replace(kept, looks=LOOKS, other=other.points)
 
 
 def _close(bench: Bench) -> None:

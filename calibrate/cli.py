@@ -66,7 +66,7 @@ _OUT = click.Path(file_okay=False, path_type=Path)
     "--gpus",
     callback=_numbers,
     metavar="0,1",
-    help="Measure these only, as nvidia-smi numbers them: 0,1.  [default: all]",
+    help="Measure these only, of those that are visible, in the order of nvidia-smi: 0,1.  [default: all]",
 )
 @click.option(
     "--quick", is_flag=True, help="Fewer repeats and smaller copies. Changes nothing with --device cpu."

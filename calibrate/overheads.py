@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 
@@ -13,7 +14,7 @@ from calibrate.links import h2d_label, p2p_label
 from calibrate.samples import Point
 from calibrate.ways import everything
 from hwexec.core import at_full_pace, once_at_full_pace
-from hwexec.device import Ready, Stream, forked
+from hwexec.device import Event, Ready, Stream, forked
 from hwexec.executor import ColdStart
 from hwexec.timing import issue_ns
 from sim.errors import InputError
@@ -172,43 +173,76 @@ def waits(bench: Bench, gpu: int, how: str) -> tuple[Point, ...]:
     """
     device, chain = bench.device, Chain(bench)
     engine = bench.stream(h2d_label(gpu), gpu)
-    most = max(bench.effort.chains[:2])
-    copies = [
-        (bench.arena(gpu)[at * SMALL : (at + 1) * SMALL], bench.host.tensor[at * SMALL : (at + 1) * SMALL])
-        for at in range(most)
-    ]
-    events = [device.event() for _ in copies]
-
-    wait = device.wait_outside if how == "head" else device.wait
-
-    def bring() -> None:
-        for (to, source), event in zip(copies, events, strict=True):
-            device.copy(engine, to, source)
-            device.record(engine, event)
+    small = _Small(bench, engine, gpu)
 
     def body(kernels: int, waited: int) -> None:
         with forked(device, chain.stream, [] if how == "head" else [engine]):
             if how != "head":
-                bring()
-            every = most // waited if waited else kernels + LEAD
-            for at in range(-LEAD, kernels):
-                if at >= 0 and at < most and waited and at % every == 0:
-                    wait(chain.stream, events[at])
-                chain.kernel()
+                small.bring()
+            small.behind(chain, kernels, waited, device.wait_outside if how == "head" else device.wait)
 
     def on_stream(kernels: int, waited: int) -> None:
         with device.on(chain.stream):
             body(kernels, waited)
 
     if how == "head":
-        bring()
+        small.bring()
     found = []
-    for kernels, waited in ((most, 0), (2 * most, 0), (most, most // 4), (most, most // 2), (most, most)):
-        enqueue = lambda k=kernels, w=waited: on_stream(k, w)  # noqa: E731
+    for kernels, waited in small.chains():
+        enqueue = partial(on_stream, kernels, waited)
         take = bench.timed if how == "stream" else bench.captured
         label = f"wait {'same' if gpu == 0 else 'cross'} {how}"
         found.append(take(label, [chain.stream], enqueue, count=kernels + LEAD, edges=waited))
     return tuple(found)
+
+
+def waits_beside(bench: Bench) -> tuple[Point, ...]:
+    """The same on GPU 0, as graphs behind a head, while its lane goes on behind the copies that they wait for."""
+    device, chain, lane = bench.device, Chain(bench), bench.lane(0)
+    small = _Small(bench, lane.stream, 0)
+    lane.ahead = small.bring
+    small.bring()  # a capture finds events that have been recorded
+    found = []
+    for kernels, waited in small.chains():
+        with device.capture(chain.stream) as graph:
+            small.behind(chain, kernels, waited, device.wait_outside)
+        try:
+            found.append(
+                bench.beside(
+                    "wait beside", chain.stream, graph.replay, lane, count=kernels + LEAD, edges=waited
+                )
+            )
+        finally:
+            graph.close()
+    return tuple(found)
+
+
+class _Small:
+    """4 KiB copies to a GPU with an event behind each, and chains of kernels that wait for some of them."""
+
+    def __init__(self, bench: Bench, engine: Stream, gpu: int) -> None:
+        self.device, self.engine = bench.device, engine
+        self.most = max(bench.effort.chains[:2])
+        parts = [slice(at * SMALL, (at + 1) * SMALL) for at in range(self.most)]
+        self.copies = [(bench.arena(gpu)[part], bench.host.tensor[part]) for part in parts]
+        self.events = [bench.device.event() for _ in parts]
+
+    def bring(self) -> None:
+        for (to, source), event in zip(self.copies, self.events, strict=True):
+            self.device.copy(self.engine, to, source)
+            self.device.record(self.engine, event)
+
+    def chains(self) -> tuple[tuple[int, int], ...]:
+        """Kernels behind the lead, and how many of them wait."""
+        most = self.most
+        return (most, 0), (2 * most, 0), (most, most // 4), (most, most // 2), (most, most)
+
+    def behind(self, chain: Chain, kernels: int, waited: int, wait: Callable[[Stream, Event], None]) -> None:
+        every = self.most // waited if waited else kernels + LEAD
+        for at in range(-LEAD, kernels):
+            if 0 <= at < self.most and waited and at % every == 0:
+                wait(chain.stream, self.events[at])
+            chain.kernel()
 
 
 BLOCKED_BYTES = 256 * KIB
@@ -288,6 +322,7 @@ OVERHEAD_CASES = (
         )
         for gpu, where in ((0, ""), (1, "cross-"))
     ),
+    Case("wait-beside", "waits for a head that is there, in a graph, while its lane goes on", waits_beside),
     *(
         Case(
             f"wait-{where}blocked",

@@ -14,7 +14,7 @@ import torch
 
 from calibrate.assemble import Assembled, GpuFacts, assemble
 from calibrate.bench import FULL, NO_FIGURES, QUICK, Case, Effort
-from calibrate.cases import CASES, Progress, looks_again, lost, measure_cases, unsteady
+from calibrate.cases import CASES, Progress, looks_left, lost, measure_cases, unsteady
 from calibrate.cold import hook, launch, relay
 from calibrate.identity import (
     GpuState,
@@ -33,6 +33,7 @@ from calibrate.timings import in_place, slowed, start, timings
 from calibrate.topology import Topology, Wire, from_identity
 from hwexec.device import Device
 from hwexec.host_memory import check_model, memory_error
+from hwexec.timing import Mismatch
 from sim.catalog import Request
 from sim.errors import InputError
 from sim.host import Host
@@ -142,8 +143,7 @@ def run(
             f"{store.folder}: going on from {kept} before, with {how}; pass --fresh to measure all again"
         )
     pace = 0.3 if ask.quick else 1.0
-    again = looks_again(device, effort)
-    looks = sum(c.seconds * pace * (1 + (bool(c.second_look) and again)) for c in left)
+    looks = sum(c.seconds * pace for c in (*left, *looks_left(cases, store, device, effort)))
     progress.plan(looks + NETWORK_SECONDS * len(missing))
     results = measure_cases(device, topology, effort, cases, store, progress, pace)
     draft = assemble(ask.name, opened.about, opened.gpus, results, keep_bad=True, figures=device.figures)
@@ -216,6 +216,8 @@ def _networks(
             check_model(network, device)
             built = build(request.model, batch=request.samples, dtype=request.precision, seq=request.seq)
             return do(built, progress=lambda way: progress.begins(f"{what}: {way}"))
+        except Mismatch:
+            raise
         except (InputError, MemoryError, RuntimeError) as error:
             line = error if isinstance(error, InputError) else memory_error(error, device)
             if line is None:

@@ -16,10 +16,11 @@ from calibrate.layers import LayersResult
 from calibrate.samples import CaseResult, Point
 from calibrate.store import CALIBRATION, CASE, LAYERS, SESSION, Calibration
 from calibrate.timings import slowed
+from sim import origins
 from sim.catalog import find_host, host_names
 from sim.errors import InputError, require
 from sim.files import HOST, PROFILE, FileKind, read_record
-from sim.host import Costs, Figure, Host
+from sim.host import Figure, Host
 from sim.output import write_file
 from sim.profile import Profile, Timing
 from sim.tables import put, say
@@ -127,8 +128,7 @@ def plot(record: Calibration, path: str, *, force: bool = False) -> None:
 def figures(host: Host) -> Iterator[tuple[str, Figure]]:
     for link in host.links:
         yield f"link {link.name}, bytes/s", link.bytes_per_s
-    for name in Costs.__dataclass_fields__:
-        yield name, getattr(host.costs, name)
+    yield from origins.figures(host)
 
 
 def _host(host: Host, console: Console) -> None:

@@ -97,9 +97,10 @@ class Store:
                 found.name == session.name,
                 f"{path.parent}: holds what was measured of {found.name}, and now it is {session.name}; choose another --out",
             )
-        if fresh and path.parent.is_dir():
-            shutil.rmtree(path.parent)
-            shutil.rmtree(self._layers(session.name), ignore_errors=True)
+        if (
+            found is None or fresh
+        ):  # cases without a session are what is left of a state that was being removed
+            self._forget(session.name, everything=fresh)
             found = None
         if found is not None:
             same = "pass --quick" if found.effort == "quick" else "leave out --quick"
@@ -108,6 +109,7 @@ class Store:
                 ("GPUs", [g.name for g in found.gpus], [g.name for g in session.gpus], "pass --fresh"),
                 ("GPUs", found.uuids, session.uuids, "pass --fresh"),
                 ("driver", found.provenance.driver, session.provenance.driver, "pass --fresh"),
+                ("PyTorch", found.provenance.torch, session.provenance.torch, "pass --fresh"),
             ):
                 if had != has:
                     raise InputError(
@@ -116,6 +118,15 @@ class Store:
                     )
             return
         self.put(path, SESSION, session)
+
+    def _forget(self, name: str, *, everything: bool) -> None:
+        """Remove the state and, with `everything`, what else was made for `name`; the session last."""
+        state = self.folder / "state"
+        for case in state.glob("case-*.yaml"):
+            case.unlink()
+        if everything:
+            for folder in (self._layers(name), self.folder / "profiles" / name, state):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _before(self, path: Path, fresh: bool) -> Session | None:
         try:

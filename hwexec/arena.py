@@ -23,6 +23,7 @@ from hwexec.core import cpus_of
 from hwexec.device import Device
 from hwexec.host_memory import check_free
 from sim.errors import InputError, require
+from sim.hints import first_line
 from sim.memory import pack
 from sim.network import Network
 from sim.tracker import StorageTable
@@ -326,15 +327,27 @@ class Binding:
         self._rest = [(slot.tensor, slot.on(region(network, arena, slot.storage))) for slot in slots]
         self._meta: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Tensors of the meta device cannot be re-pointed: the object lends its identity to another, which is kept here."""
-        for slot, (tensor, view) in zip(slots, self._rest, strict=True):
-            if slot.original.is_meta:
-                stand_in = view.detach()
-                if isinstance(tensor, torch.nn.Parameter):
-                    stand_in = torch.nn.Parameter(stand_in, requires_grad=tensor.requires_grad)
-                swap(tensor, stand_in)
-                self._meta.append((tensor, stand_in))
-        self.rest()
+        try:
+            for slot, (tensor, view) in zip(slots, self._rest, strict=True):
+                if slot.original.is_meta:
+                    self._lend(slot, tensor, view.detach())
+            self.rest()
+        except BaseException:
+            self._give_back()
+            raise
         self._versions = [slot.tensor._version for slot in slots]
+
+    def _lend(self, slot: Slot, tensor: torch.Tensor, stand_in: torch.Tensor) -> None:
+        if isinstance(tensor, torch.nn.Parameter):
+            stand_in = torch.nn.Parameter(stand_in, requires_grad=tensor.requires_grad)
+        try:
+            swap(tensor, stand_in)
+        except RuntimeError as error:
+            raise InputError(
+                f"{slot.names[0]!r} is on the meta device and cannot be given bytes ({first_line(error)}); let go of what else "
+                "refers to it, or build the module on the CPU"
+            ) from None
+        self._meta.append((tensor, stand_in))
 
     def views(self, storage: int, region: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """Pairs for `point`: the tensors of one storage, and views of them over other bytes."""
@@ -348,10 +361,13 @@ class Binding:
         for slot, version, (_, at_rest) in zip(self.slots, self._versions, self._rest, strict=True):
             if slot.tensor._version != version and not slot.original.is_meta:
                 slot.original.copy_(at_rest)
+        self._give_back()
+        self.slots, self.by_storage, self._rest, self._versions = (), {}, [], []
+
+    def _give_back(self) -> None:
         point([(slot.tensor, slot.original) for slot in self.slots if not slot.original.is_meta])
-        for tensor, stand_in in self._meta:
-            swap(tensor, stand_in)
-        self.slots, self.by_storage, self._rest, self._versions, self._meta = (), {}, [], [], []
+        while self._meta:
+            swap(*self._meta.pop())
 
 
 swap: Callable[[torch.Tensor, torch.Tensor], None] = torch.utils.swap_tensors

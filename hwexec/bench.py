@@ -179,7 +179,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
                 # one plan may need what this machine has not; without the warm run nothing is shown
                 if entry.name == "warm":
                     raise
-                done(Waived(entry.name, str(error)))
+                done(Waived(entry.label, str(error)))
             else:
                 done(found)
         for peer in peers:

@@ -47,6 +47,8 @@ class _State:
 
     held: bool = False
     """Whether a thread is held to its core already; sections of sections change nothing."""
+    free: frozenset[int] = frozenset()
+    """Cores that the held thread might have run on before it was."""
     allowed: tuple[int, ...] = ()
     """Cores that the held thread may be moved to, near the one where it was found."""
     fastest_ns: float = float("inf")
@@ -195,7 +197,7 @@ def _on_one_core() -> Iterator[None]:
     before: set[int] = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     core = ctypes.CDLL(None).sched_getcpu() if before else -1
     try:
-        _state.held = True
+        _state.held, _state.free = True, frozenset(before)
         if core in before:
             _state.allowed = tuple(sorted(_near(core) & before)) or (core,)
             os.sched_setaffinity(0, {core})
@@ -203,7 +205,7 @@ def _on_one_core() -> Iterator[None]:
         _choose()
         yield
     finally:
-        _state.held, _state.allowed = False, ()
+        _state.held, _state.free, _state.allowed = False, frozenset(), ()
         if core in before:
             os.sched_setaffinity(0, before)
 
@@ -237,12 +239,12 @@ def _choose() -> None:
 
 
 def cpus_of(node: int) -> set[int]:
-    """The processors of a NUMA node that this process may use; none where the system does not tell."""
+    """The processors of a NUMA node that this thread may use, or might before it was held to one; none where nobody tells."""
     try:
         text = Path(f"/sys/devices/system/node/node{node}/cpulist").read_text().strip()
         parts = [part.partition("-") for part in text.split(",") if part]
         found = {cpu for low, _, high in parts for cpu in range(int(low), int(high or low) + 1)}
-        return found & os.sched_getaffinity(0)
+        return found & (_state.free or os.sched_getaffinity(0))
     except (OSError, ValueError):
         return set()
 

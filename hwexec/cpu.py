@@ -248,6 +248,9 @@ class CpuDevice:
         with torch.no_grad():
             destination.copy_(source)
 
+    def read(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
+        destination.copy_(source)
+
     def fill(self, stream: Stream, destination: torch.Tensor, byte: int) -> None:
         self._keep(lambda: self.fill(stream, destination, byte))
         self._do(stream, lambda: _fill(destination, byte))

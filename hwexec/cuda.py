@@ -24,7 +24,7 @@ from hwexec.core import collector_off
 from hwexec.cuda_graph import CudaGraph
 from hwexec.cupti import watched
 from hwexec.device import Activity, CaptureError, Event, Memory, Ready, Stream
-from hwexec.driver import EXTERNAL, NO_CONTEXT, driver_error, labelled, load_driver
+from hwexec.driver import EXTERNAL, NO_CONTEXT, driver_error, labelled, load_driver, new_stream
 from sim.errors import InputError, require
 from sim.hints import first_line
 
@@ -45,6 +45,8 @@ class CudaDevice:
         # streams that share a hardware queue wait for each other's copies, and the default of 8 queues is soon shared; the
         # driver reads this when it first starts, and asking whether CUDA is there starts it
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+        # as `calibrate` and nvidia-smi number them: a host's file says what each number can do
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         require(
             torch.cuda.is_available(),
             "no CUDA device: this machine or this build of PyTorch has none; device 'cpu' plays one, without figures",
@@ -53,8 +55,8 @@ class CudaDevice:
         self._driver = load_driver()
         self._callers: dict[tuple[int, ...], Any] = {}
         self._edges: dict[tuple[int, int], tuple[Ready, Ready, Ready, Ready]] = {}
-        self._spare: dict[int, list[Any]] = {}
-        """Streams given back, by GPU: fewer streams share fewer queues."""
+        self._spare: dict[tuple[int, str], list[Any]] = {}
+        """Streams given back, by GPU and by what they are for (see `stream`)."""
         self._switch = True
         """Whether a copy must be issued with its stream's GPU current; that takes microseconds, and drivers differ."""
 
@@ -147,12 +149,26 @@ class CudaDevice:
     # Streams and events
 
     def stream(self, name: str, gpu: int) -> Stream:
-        spare = self._spare.setdefault(gpu, [])
-        return Stream(name, gpu, spare.pop() if spare else _cuda.Stream(device=gpu))
+        """One that nothing else has, and that has never been for anything but what the name says ahead of its first colon.
+
+        A stream that has brought host memory makes its later waits and records on that copy engine's queue, behind all copies
+        that others have on it: landings took place 2 to 3.5 ms late, once the lane had come to its end
+        (results/h100-pair-5/trials/probe.txt). PyTorch's own streams are 32 a GPU, and the 33rd is the first again.
+        """
+        spare = self._spare.setdefault((gpu, _purpose(name)), [])
+        return Stream(name, gpu, spare.pop() if spare else self._new_stream(gpu))
+
+    def _new_stream(self, gpu: int) -> Any:
+        if self._driver is None:
+            return _cuda.Stream(device=gpu)
+        with torch.cuda.device(gpu):
+            torch.cuda.set_device(gpu)  # binds the GPU's context to this thread
+            raw = new_stream(self._driver)
+        return _cuda.ExternalStream(raw, device=gpu)
 
     def close_stream(self, stream: Stream) -> None:
-        """PyTorch's streams come from a pool and are never destroyed: the next stream is this one again."""
-        self._spare[stream.gpu].append(stream.raw)
+        """It is the next one's of its kind: libraries keep memory for each stream that they have run on."""
+        self._spare[stream.gpu, _purpose(stream.name)].append(stream.raw)
 
     def on(self, stream: Stream) -> _On:
         return _On(self, stream)
@@ -303,6 +319,13 @@ class CudaDevice:
         with torch.no_grad():
             destination.copy_(source, non_blocking=True)
 
+    def read(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
+        """A copy of PyTorch's would be the copy engine's: its elementwise operators are kernels."""
+        if destination.numel() % 8 == 0:
+            destination, source = destination.view(torch.int64), source.view(torch.int64)
+        with torch.no_grad():
+            torch.bitwise_or(source, 0, out=destination)
+
     def fill(self, stream: Stream, destination: torch.Tensor, byte: int) -> None:
         with torch.cuda.stream(stream.raw):
             destination.fill_(byte)
@@ -339,6 +362,10 @@ class CudaDevice:
 
     def close(self) -> None:
         pass
+
+
+def _purpose(name: str) -> str:
+    return name.partition(":")[0]
 
 
 class _On:

@@ -200,6 +200,11 @@ class Device(Protocol):
         """Values of a tensor of this shape and dtype that lies anywhere, into one on the stream's GPU; `stream` is current."""
         ...
 
+    def read(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
+        """Bytes, both tensors uint8 and contiguous, by a kernel on the stream, which is current: `source` is pinned host memory as
+        a `view` for its GPU, and no copy engine is asked for it."""
+        ...
+
     def fill(self, stream: Stream, destination: torch.Tensor, byte: int) -> None: ...
 
     def gate(self, stream: Stream, hold_ns: float) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch.utils import dlpack
 
 EXTERNAL = 1  # CU_EVENT_WAIT_EXTERNAL: a captured wait for an event that lives outside of the graph
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the legacy default stream does not wait for it
 NO_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not touched the GPU yet
 
 
@@ -24,6 +25,8 @@ def load_driver() -> Any:
         driver.cuStreamWaitEvent.restype = ctypes.c_int
         driver.cuEventRecord.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         driver.cuEventRecord.restype = ctypes.c_int
+        driver.cuStreamCreate.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+        driver.cuStreamCreate.restype = ctypes.c_int
     except (OSError, AttributeError):
         return None
     return driver
@@ -35,6 +38,15 @@ def driver_error(driver: Any, code: int) -> str:
     driver.cuGetErrorString(code, ctypes.byref(text))
     said = (text.value or b"no description").decode()
     return f"{said} ({(name.value or b'CUDA error').decode()}, {code})"
+
+
+def new_stream(driver: Any) -> int:
+    """The handle of a stream of the current GPU, PyTorch's own being few. RuntimeError where the driver refuses."""
+    raw = ctypes.c_void_p()
+    code = driver.cuStreamCreate(ctypes.byref(raw), NON_BLOCKING)
+    if code or not raw.value:
+        raise RuntimeError(f"a new stream: {driver_error(driver, code)}")
+    return raw.value
 
 
 def captured_nodes(stream: int) -> int | None:

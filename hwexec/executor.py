@@ -20,11 +20,12 @@ from hwexec.device import CaptureError, Device, Event
 from hwexec.graphs import Captured, capture
 from hwexec.hooks import LayerHooks, Learned, learn
 from hwexec.host_memory import memory_error
+from hwexec.inputs import Inputs
 from hwexec.rouse import Rouse
 from hwexec.script import do
-from hwexec.stage import Inputs, Stage
+from hwexec.stage import Stage
 from hwexec.timing import Samples, time_ns
-from hwexec.walk import Marks, Pairs
+from hwexec.walk import Marks
 from sim.errors import InputError, require
 from sim.hints import first_line
 from sim.ops import Copy
@@ -162,7 +163,7 @@ class ColdStart:
         """
         self._open()
         output = self._start("cold", args, kwargs)
-        self._hot = True
+        self._hot, self._full = True, False  # what had been settled may be older than what was brought
         return output
 
     def warm(self, *args: Any, **kwargs: Any) -> Any:
@@ -228,8 +229,8 @@ class ColdStart:
         self.device.synchronize()
         if self.launch is not Launch.EAGER:
             captured = self._graphs["cold"]
-            seen = self.device.trace(lambda: self._replay(captured, (), self._ahead(captured)))
-            self._hot = True
+            seen = self.device.trace(lambda: self._replay(captured, lambda: None, self._ahead(captured)))
+            self._hot, self._full = True, False
             return spans.of_graph(self.program, seen, captured.layer_nodes)
         self._hooks.remove()
         try:
@@ -238,7 +239,7 @@ class ColdStart:
             with torch.no_grad(), self.device.on(self._stage.compute):
                 self._eager("cold", marks)
             self.device.synchronize()
-            self._hot = True
+            self._hot, self._full = True, False
             return spans.of_rows(self.program, marks.rows())
         finally:
             self._hooks.remove()
@@ -280,13 +281,14 @@ class ColdStart:
         begun = captured is not None and captured.head is not None
         try:
             begun = ahead = captured is not None and self._ahead(captured)
-            inputs = self._inputs.given(args, kwargs)  # while the first copies are under way
+            given = self._inputs.given(args, kwargs)  # while the first copies are under way
+            bring = partial(self._inputs.bring, self._stage.compute, given, self._inputs.stage(given))
             begun = True
             if captured is not None:
-                return self._replay(captured, inputs, ahead)
+                return self._replay(captured, bring, ahead)
             with torch.no_grad(), self.device.on(self._stage.compute):
                 self._settled()
-                self._assign(inputs)
+                bring()
                 return self._eager(kind)
         except self.device.out_of_memory as error:
             self._give_up()
@@ -333,15 +335,11 @@ class ColdStart:
         do(head.copies)
         return True
 
-    def _replay(self, captured: Captured, inputs: Pairs, ahead: bool) -> Any:
-        """A start by its graph, behind its head where that is not `ahead` already."""
+    def _replay(self, captured: Captured, bring: Callable[[], None], ahead: bool) -> Any:
+        """A start by its graph, behind its head where that is not `ahead` already; `bring` brings the inputs."""
         with self.device.on(self._stage.compute):
             self._settled()
-            return captured.start(partial(self._assign, inputs), ahead=ahead)
-
-    def _assign(self, inputs: Pairs) -> None:
-        for fixed, given in inputs:
-            self.device.assign(self._stage.compute, fixed, given)
+            return captured.start(bring, ahead=ahead)
 
     def _settled(self) -> None:
         """On from the end of `settle`, where one is under way."""

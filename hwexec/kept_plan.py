@@ -44,6 +44,12 @@ class KeptPlan:
                 odd is None, f"plan {self.name!r}: {odd!r} in its {what}; words there are as in {example!r}"
             )
 
+    @property
+    def gpus(self) -> frozenset[int]:
+        """Its target and all that its chunks cross."""
+        paths = (path for word in self.chunks.split() for path in word.partition("@")[2].split(">"))
+        return frozenset({self.target, *(int(gpu) for gpu in paths if gpu)})
+
     def plan(self, network: Network) -> Plan:
         """The plan that was kept. InputError where its reads are not those of `network`."""
         runs = [(word[0], int(word[1:])) for word in self.access.split()]

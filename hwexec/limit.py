@@ -49,17 +49,18 @@ def together_rate(device: Device, gpus: tuple[int, ...]) -> float | None:
 def _rate(device: Device, gpus: tuple[int, ...]) -> float:
     """Bytes per second that all these GPUs are brought, one large copy each at the same time."""
     with ExitStack() as stack:
-        lanes, copies = [], []
+        lanes, copies, arenas = [], [], []
         for gpu in gpus:
             host = HostArena(device, PROBE_BYTES, gpu)
             stack.callback(host.close)
-            arena = device.allocate(PROBE_BYTES, gpu)
+            arenas.append(arena := device.allocate(PROBE_BYTES, gpu))
             stream = device.stream("h2d:probe", gpu)
             stack.callback(device.close_stream, stream)
             lanes.append(stream)
             copies.append(device.ready_copy(stream, arena, host.tensor))
         samples = time_ns(lambda: do(copies), device, lanes)
-        copies.clear()  # they hold the arenas
+        copies.clear()
+        arenas.clear()
         del arena
     device.trim()
     return len(gpus) * PROBE_BYTES / samples.median_ns * 1e9

@@ -327,8 +327,9 @@ def _late(report: BenchReport) -> Iterator[str]:
 
 
 def _against_peers(report: BenchReport) -> Iterator[str]:
-    peers = [row for row in report.rows if row.name.startswith("peer:")]
-    best = [row for row in report.rows if row.name == "best"]
+    right = [row for row in report.rows if row.outputs_match]
+    peers = [row for row in right if row.name.startswith("peer:")]
+    best = [row for row in right if row.name == "best"]
     if not peers or not best:
         return
     rival = min(peers, key=lambda row: Samples(row.samples_ns).median_ns)

@@ -6,10 +6,8 @@ import gc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from hwexec.arena import Binding, Extents, HostArena, Weights, load, point, region, slots_of
 from hwexec.device import POISON, Device, Event, Graph, Stream
@@ -315,66 +313,6 @@ class Stage:
         device.synchronize()
         self._bring(self.compute, self._kept)
         device.synchronize()
-
-
-class Inputs:
-    """A module's inputs at addresses that never move; each start copies its own into them."""
-
-    def __init__(
-        self, device: Device, gpu: int, model: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self._model = model
-        leaves, self._spec = pytree.tree_flatten((args, kwargs))
-        where = device.torch_device(gpu)
-        self._leaves = [
-            leaf.detach().clone().to(where) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
-        ]
-        tensors = [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
-        flat = not kwargs and len(tensors) == len(args) and all(isinstance(a, torch.Tensor) for a in args)
-        self._tensors: list[torch.Tensor] | None = tensors if flat else None
-        """All inputs, where all are tensors given by position."""
-
-    def fixed(self) -> Any:
-        """The module's arguments by position and by keyword."""
-        return pytree.tree_unflatten(self._leaves, self._spec)
-
-    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pairs:
-        """Each tensor, with what a start was given for it. InputError where they are not like the example's."""
-        flat = self._tensors
-        if flat is not None and not kwargs and len(args) == len(flat):
-            for fixed, given in zip(flat, args, strict=True):
-                if (
-                    type(given) is not torch.Tensor
-                    or given.dtype != fixed.dtype
-                    or given.shape != fixed.shape
-                ):
-                    break
-            else:
-                return list(zip(flat, args, strict=True))
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        who, pairs = self._model, []
-        require(
-            spec == self._spec,
-            f"{who}: the inputs are not built like the example's; give as many, by the same names",
-        )
-        for number, (fixed, given) in enumerate(zip(self._leaves, leaves, strict=True)):
-            if not isinstance(fixed, torch.Tensor) or not isinstance(given, torch.Tensor):
-                require(
-                    fixed is given or (type(fixed) is type(given) and bool(fixed == given)),
-                    f"{who}: input {number} is {given!r}, but {fixed!r} in the example; prepare the module again for that",
-                )
-                continue
-            require(
-                (given.shape, given.dtype) == (fixed.shape, fixed.dtype),
-                f"{who}: input {number} is {given.dtype} {list(given.shape)}, but {fixed.dtype} {list(fixed.shape)} in the "
-                "example; a prepared module takes that only",
-            )
-            pairs.append((fixed, given))
-        return pairs
-
-    def clear(self) -> None:
-        self._leaves.clear()
-        self._tensors = None
 
 
 @contextmanager

@@ -108,9 +108,12 @@ def _run_cases(
     call: SweepCall, file: Path, host: Host, device: Device, cases: Sequence[tuple[Request, Network, Profile]]
 ) -> SweepRecord:
     made = commands.made(device, host, call.gpus[0], (f"host:{host.digest}",))
-    points: list[Point] = []
-    if file.exists() and not call.force:
-        points += _before(file, host, device, call.seed, call.runs)
+    before = _before(file, host, device, call) if file.exists() and not call.force else None
+    points = [] if before is None else list(before.points)
+    # of the call that measured last: a call that finds all done has measured nothing
+    record = before or SweepRecord(
+        host.name, host.digest, device.kind, device.figures, call.seed, made, made, ()
+    )
     for at, (request, network, profile) in enumerate(cases, 1):
         model, dtype, batch, seq = request.model, request.precision, request.samples, request.seq
         built = build(model, batch=batch, dtype=dtype, seq=seq)
@@ -122,10 +125,9 @@ def _run_cases(
                     bar.tell(what + ("" if point is None else _told(point)), left)
                     points += [] if point is None else [point]
         finally:  # an interrupted case keeps what it has
-            record = SweepRecord(
-                host.name, host.digest, device.kind, device.figures, call.seed, made, made, tuple(points)
-            )
-            write_record(file, SWEEP, record, force=True)
+            if len(points) > len(record.points) or not points:
+                record = replace(record, provenance=made, predicted_by=made, points=tuple(points))
+                write_record(file, SWEEP, record, force=True)
     return record
 
 
@@ -281,20 +283,26 @@ class _Bar:
         self.bar.update(self.task, total=self.bar.tasks[0].completed + left)
 
 
-def _before(file: Path, host: Host, device: Device, seed: int, runs: int) -> tuple[Point, ...]:
+def _before(file: Path, host: Host, device: Device, call: SweepCall) -> SweepRecord:
     record = read_record(file, SWEEP)
     require(
-        (record.host_digest, record.device, record.seed) == (host.digest, device.kind, seed),
+        (record.host_digest, record.device, record.seed) == (host.digest, device.kind, call.seed),
         f"{file}: of another host, device or seed ({record.host}, {record.device}, {record.seed}); start over with --force, "
         "write elsewhere with --out, or take up a host's new constants with --again",
     )
+    used = frozenset[int]().union(*(point.plan.gpus for point in record.points))
+    require(
+        used <= set(call.gpus) and all(p.plan.target == call.gpus[0] for p in record.points),
+        f"{file}: has plans on GPUs {', '.join(map(str, sorted(used)))}, and now it is {', '.join(map(str, call.gpus))}; go on "
+        "with the same --gpus, start over with --force, or write elsewhere with --out",
+    )
     note(f"{file}: going on from {len(record.points)} points")
     most = max((len(p.samples_ns) for p in record.points), default=0)
-    if most and most != runs:
+    if most and most != call.runs:
         note(
-            f"{file}: those have {most} starts; --runs {runs} holds for the others, or start over with --force"
+            f"{file}: those have {most} starts; --runs {call.runs} holds for the others, or start over with --force"
         )
-    return record.points
+    return record
 
 
 def _profile(folder: str | None, request: Request, seq: int | None) -> str | None:

@@ -93,6 +93,8 @@ class Costs:
     """Stream that stands still at a wait, from the event on the same device until it goes on; instead of `wait_ns`."""
     wait_cross_blocked_ns: Figure
     """The same from an event of another device; instead of `wait_cross_ns`."""
+    wait_beside_ns: Figure
+    """Compute stream, for each wait that is over while host memory is still copied to its GPU; no less than `wait_ns`."""
     wait_land_ns: Figure
     """Landing stream, outside of the graph, for each wait on a push of the head that another device makes."""
     wait_head_ns: Figure

@@ -167,7 +167,13 @@ class _Finder:
         small = every_plan(self.network, self.host, self.options.target, self.partners, self.scores.fits)
         plans: list[Plan] = [*self.published, *(small or ())]
         best = self._least(plans)
-        exact = small is not None and all(len(path) <= 2 for path in self.paths)
+        # where memory is short a partner's may be read, and such plans are not enumerated
+        peers = (
+            self.budget is not None
+            and bool(self.partners)
+            and any(timing.peer for timing in self.profile.layers)
+        )
+        exact = small is not None and not peers and all(len(path) <= 2 for path in self.paths)
         if not exact or best is None:
             found = self._structured()
             best = found if best is None else self._better(best, found)

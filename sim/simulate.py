@@ -4,7 +4,7 @@ Rules
 - Streams run their operations in order; an operation starts when it is issued and the one before it is done.
 - A stream goes on from a wait no sooner than what a wait costs after it came there, and no sooner than what one that blocks
   costs after the event: one that stands still learns of the event late, and one that comes a moment after it as late. While the
-  target's own lane carries copies, no wait of its layers costs less than one that blocks, however long ago the event was.
+  target's own lane carries copies, a wait of its layers costs more, however long ago the event was.
 - A copy pays its latency, then is a flow over every link of its route. A kernel that reads in place is a flow, then
   runs for its resident time, so that alone on an idle link it takes what the profile says. Where its link carries copies,
   it first waits behind what they have under way, and gets no more than a copy's share for its first stretch.
@@ -227,9 +227,9 @@ class _Simulation:
                     if now > env.now:
                         yield env.timeout(now - env.now)
                     if self.carried[self.lane]:
-                        least = blocked
+                        least = max(over, self.costs.wait_beside_ns.value)
                 goes_on = max(now + least, self.happened[op.event] + blocked)
-                held = goes_on - over  # what a wait costs in any case is no stall
+                held = goes_on - least  # what a wait costs in any case is no stall
                 if self.detail and held > now and not is_landing(name):  # nothing else runs there
                     copy = self.behind[op.event]
                     chunk, cause = -1 if copy is None else copy.chunk, cause_of(copy)

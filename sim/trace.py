@@ -106,7 +106,11 @@ def _forward_failed(built: Built, tracker: LayerTracker, error: Exception) -> st
             f"{message}; a network is traced without values, so what it runs may depend on shapes only: take the "
             "branch on values out of its forward"
         )
-    return f"{message}; check that its forward takes inputs of {', '.join(str(tuple(i.shape)) for i in built.inputs)}"
+    return f"{message}; check that its forward takes inputs of {', '.join(_like(i) for i in built.inputs)}"
+
+
+def _like(given: Any) -> str:
+    return str(tuple(given.shape)) if isinstance(given, torch.Tensor) else repr(given)
 
 
 class _Autocast(torch.autocast):

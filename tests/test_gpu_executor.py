@@ -369,3 +369,37 @@ def test_the_gate_hides_the_cost_of_issuing(device: CudaDevice) -> None:
     assert torch.equal(arena.cpu(), host.tensor)
     assert torch.equal(host.view(0).cpu(), host.tensor)
     host.close()
+
+
+def test_streams_are_their_own_and_keep_to_what_they_were_made_for(device: CudaDevice) -> None:
+    streams = [device.stream(f"land:{k}", 0) for k in range(40)]
+    lane = device.stream("h2d:0", 0)
+    handles = [stream.raw.cuda_stream for stream in (*streams, lane)]
+    assert len(set(handles)) == 41, "PyTorch's own are 32 a GPU, and the 33rd is the first again"
+    for stream in (lane, *streams):
+        device.close_stream(stream)
+    again = [device.stream(f"land:{k}", 0) for k in range(41)]
+    assert set(handles[:40]) < {stream.raw.cuda_stream for stream in again}
+    assert handles[40] not in {stream.raw.cuda_stream for stream in again}, "it has copied"
+    for stream in again:
+        device.close_stream(stream)
+
+
+@pytest.mark.parametrize("launch", Launch)
+def test_inputs_in_host_memory_ask_no_copy_engine(launch: Launch, device: CudaDevice) -> None:
+    """A copy of theirs would stand behind all weights that are under way."""
+    built = build("resnet18")
+    net = trace(built).network
+    inputs = [
+        torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(k)).contiguous(memory_format=order)
+        for k, order in enumerate((torch.contiguous_format, torch.channels_last))
+    ]
+    with prepared(built, net, dealt(net, launch, 1, 4 * MIB), device) as cold:
+        for given in (*inputs, *inputs):
+            want = tensors(cold.resident(given.to("cuda:0")))
+            cold.evict()
+            assert same(tensors(cold(given)), want)
+            assert same(tensors(cold.warm(given.pin_memory())), want)
+        cold.evict()
+        seen = device.trace(lambda: cold(inputs[0]))
+        assert sum(a.kind == "h2d" for a in seen) == len(cold.plan.chunks)

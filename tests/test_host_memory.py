@@ -127,7 +127,7 @@ def test_a_prepare_or_a_start_that_finds_none_leaves_nothing_behind(
     assert threading.active_count() == threads
     with cold_start(made, dealt(made, launch), device) as cold:
         with monkeypatch.context() as patch:
-            patch.setattr(device, "assign", refuse)
+            patch.setattr(device, "read", refuse)
             with pytest.raises(InputError, match="out of host memory"):
                 cold(*made.inputs)
         assert torch.equal(cold(*made.inputs), made.answer), "the next start is sound"

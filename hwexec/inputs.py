@@ -1,0 +1,143 @@
+"""A module's inputs: where it reads them, and how a start's own come there.
+
+Those in host memory go through no copy engine: its queue is full of weights by then, and a copy behind them was 0.9 to 2.9 ms
+late (results/h100-pair-5/trials/inputs.txt). They are staged in pinned memory while the first weights are under way, and a kernel
+ahead of the first layer reads them there in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from hwexec.arena import HostArena
+from hwexec.device import Device, Stream
+from hwexec.walk import Pairs
+from sim.draft import aligned
+from sim.errors import require
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Staged:
+    """One input's place in pinned host memory, the same as bytes that the GPU reads, and the bytes that they go to."""
+
+    host: torch.Tensor
+    source: torch.Tensor
+    destination: torch.Tensor
+
+
+class Inputs:
+    """A module's inputs at addresses that never move; each start brings its own to them."""
+
+    def __init__(
+        self, device: Device, gpu: int, model: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._model = model
+        leaves, self._spec = pytree.tree_flatten((args, kwargs))
+        where = device.torch_device(gpu)
+        self._leaves = [
+            leaf.detach().clone().to(where) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
+        ]
+        tensors = [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
+        flat = not kwargs and len(tensors) == len(args) and all(isinstance(a, torch.Tensor) for a in args)
+        self._tensors: list[torch.Tensor] | None = tensors if flat else None
+        """All inputs, where all are tensors given by position."""
+        self._device, self._read = device, device.event()
+        self._unread = False
+        """Whether a kernel may still read what is staged, until `_read`."""
+        plain = [t for t in tensors if type(t) is torch.Tensor and t.layout is torch.strided]
+        sizes = [aligned(tensor.nbytes) for tensor in plain]
+        self._host = HostArena(device, sum(sizes), gpu)
+        starts = accumulate(sizes, initial=0)
+        self._staged = {id(t): self._places(t, at, gpu) for t, at in zip(plain, starts, strict=False)}
+
+    def _places(self, fixed: torch.Tensor, at: int, gpu: int) -> _Staged:
+        """Where a host's tensor is staged, laid out as `fixed` is, and both as bytes that the GPU reads and writes."""
+        mine = self._host.tensor[at : at + fixed.nbytes]
+        # a clone is dense, whatever its strides
+        like = mine.view(fixed.dtype) if fixed.nbytes else torch.empty(0, dtype=fixed.dtype)
+        source = self._host.view(gpu)[at : at + fixed.nbytes]
+        return _Staged(like.as_strided(fixed.shape, fixed.stride()), source, _bytes(fixed))
+
+    def fixed(self) -> Any:
+        """The module's arguments by position and by keyword."""
+        return pytree.tree_unflatten(self._leaves, self._spec)
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pairs:
+        """Each tensor, with what a start was given for it. InputError where they are not like the example's."""
+        flat = self._tensors
+        if flat is not None and not kwargs and len(args) == len(flat):
+            for fixed, given in zip(flat, args, strict=True):
+                if (
+                    type(given) is not torch.Tensor
+                    or given.dtype != fixed.dtype
+                    or given.shape != fixed.shape
+                ):
+                    break
+            else:
+                return list(zip(flat, args, strict=True))
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        who, pairs = self._model, []
+        require(
+            spec == self._spec,
+            f"{who}: the inputs are not built like the example's; give as many, by the same names",
+        )
+        for number, (fixed, given) in enumerate(zip(self._leaves, leaves, strict=True)):
+            if not isinstance(fixed, torch.Tensor) or not isinstance(given, torch.Tensor):
+                require(
+                    fixed is given or (type(fixed) is type(given) and bool(fixed == given)),
+                    f"{who}: input {number} is {given!r}, but {fixed!r} in the example; prepare the module again for that",
+                )
+                continue
+            require(
+                (given.shape, given.dtype) == (fixed.shape, fixed.dtype),
+                f"{who}: input {number} is {given.dtype} {list(given.shape)}, but {fixed.dtype} {list(fixed.shape)} in the "
+                "example; a prepared module takes that only",
+            )
+            pairs.append((fixed, given))
+        return pairs
+
+    def stage(self, pairs: Pairs) -> list[_Staged]:
+        """Those given in host memory, copied to where the GPU can read them. Blocks while it still reads the last start's."""
+        here = [pair for pair in pairs if self._is_staged(*pair)]
+        if here and self._unread:
+            self._device.wait_on_host(self._read)
+            self._unread = False
+        found = []
+        for fixed, given in here:
+            staged = self._staged[id(fixed)]
+            staged.host.copy_(given)
+            found.append(staged)
+        return found
+
+    def bring(self, stream: Stream, pairs: Pairs, staged: Sequence[_Staged]) -> None:
+        """All of them to where the module reads them; `stream` is current."""
+        for fixed, given in pairs:
+            if not self._is_staged(fixed, given):
+                self._device.assign(stream, fixed, given)
+        for place in staged:
+            self._device.read(stream, place.destination, place.source)
+        if staged:
+            self._device.record(stream, self._read)
+            self._unread = True
+
+    def _is_staged(self, fixed: torch.Tensor, given: torch.Tensor) -> bool:
+        return given.device.type == "cpu" and id(fixed) in self._staged
+
+    def clear(self) -> None:
+        self._leaves.clear()
+        self._staged.clear()
+        self._tensors = None
+        self._host.close()
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a dense tensor's bytes, in the order in which they lie."""
+    whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    start = tensor.storage_offset() * tensor.itemsize
+    return whole.set_(tensor.untyped_storage(), start, (tensor.nbytes,), (1,))
