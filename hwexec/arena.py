@@ -12,7 +12,7 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,12 +166,9 @@ def slots_of(module: torch.nn.Module, network: Network) -> tuple[Slot, ...]:
 
     Tensors without bytes are in no storage: -1.
     """
+    check_tensors(module)
     tensors: dict[int, tuple[torch.Tensor, list[str]]] = {}
-    for name, tensor in [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]:
-        _check_plain(name, tensor)
+    for name, tensor in _named(module):
         tensors.setdefault(id(tensor), (tensor, []))[1].append(name)
     table = StorageTable(module)
     by_name = {storage.name: index for index, storage in enumerate(network.storages)}
@@ -202,6 +199,22 @@ def slots_of(module: torch.nn.Module, network: Network) -> tuple[Slot, ...]:
         index = -1 if at_table is None else index_of[at_table]
         found.append(Slot(tuple(names), tensor, index, tensor.data, any(n in persistent for n in names)))
     return tuple(found)
+
+
+def check_tensors(module: torch.nn.Module) -> None:
+    """InputError where a tensor of a module cannot be bound: its bytes cannot be moved, or another binding has it."""
+    for name, tensor in _named(module):
+        require(
+            id(tensor) not in _bound,
+            f"{name!r} is in use by another ColdStart; close that, or prepare a copy (copy.deepcopy)",
+        )
+        _check_plain(name, tensor)
+
+
+def _named(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers, a tied one by each of its names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _dtype(tensor: torch.Tensor) -> str:
@@ -255,6 +268,11 @@ def region(network: Network, arena: torch.Tensor, storage: int) -> torch.Tensor:
     return arena[start : start + network.storages[storage].size_bytes]
 
 
+def _alone(part: torch.Tensor) -> torch.Tensor:
+    """The same bytes as a storage that has no others."""
+    return torch.from_numpy(part.numpy()) if part.numel() else part
+
+
 def _lies(slot: Slot) -> tuple[object, ...]:
     """Equal for tensors that are the same bytes read the same way: tied ones, one object or two."""
     like = slot.original
@@ -274,6 +292,10 @@ class _Loader:
         if slot is None or not slot.persistent:
             raise InputError(f"{origin} has {name!r}, which the module has not; give the model's own weights")
         want = slot.original
+        require(
+            isinstance(tensor, torch.Tensor),
+            f"{origin}: {name!r} is a {type(tensor).__name__}; pass a tensor",
+        )
         require(
             tensor.shape == want.shape and tensor.dtype == want.dtype,
             f"{origin}: {name!r} is {_dtype(tensor)} {list(tensor.shape)}, but {_dtype(want)} {list(want.shape)} in the "
@@ -316,6 +338,10 @@ def _load_files(loader: _Loader, paths: Sequence[Path]) -> None:
     loader.finish(names)
 
 
+_bound: weakref.WeakValueDictionary[int, Binding] = weakref.WeakValueDictionary()
+"""Who has a tensor now, by the tensor's identity, which is nobody else's as long as a binding holds it."""
+
+
 class Binding:
     """A module whose tensors are views of arenas. At rest they are CPU views of the host arena."""
 
@@ -324,7 +350,9 @@ class Binding:
         self.by_storage: dict[int, list[Slot]] = {}
         for slot in slots:
             self.by_storage.setdefault(slot.storage, []).append(slot)
-        self._rest = [(slot.tensor, slot.on(region(network, arena, slot.storage))) for slot in slots]
+        # each a storage of its own, as in the module: a copy of one in use (copy.deepcopy) has its bytes alone
+        own = {at: _alone(region(network, arena, at)) for at in self.by_storage}
+        self._rest = [(slot.tensor, slot.on(own[slot.storage])) for slot in slots]
         self._meta: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Tensors of the meta device cannot be re-pointed: the object lends its identity to another, which is kept here."""
         try:
@@ -336,6 +364,7 @@ class Binding:
             self._give_back()
             raise
         self._versions = [slot.tensor._version for slot in slots]
+        _bound.update((id(slot.tensor), self) for slot in slots)
 
     def _lend(self, slot: Slot, tensor: torch.Tensor, stand_in: torch.Tensor) -> None:
         if isinstance(tensor, torch.nn.Parameter):
@@ -362,12 +391,22 @@ class Binding:
             if slot.tensor._version != version and not slot.original.is_meta:
                 slot.original.copy_(at_rest)
         self._give_back()
+        for slot in self.slots:
+            _bound.pop(id(slot.tensor), None)
         self.slots, self.by_storage, self._rest, self._versions = (), {}, [], []
 
     def _give_back(self) -> None:
         point([(slot.tensor, slot.original) for slot in self.slots if not slot.original.is_meta])
+        stuck: RuntimeError | None = None
         while self._meta:
-            swap(*self._meta.pop())
+            try:
+                swap(*self._meta.pop())
+            except RuntimeError as error:
+                stuck = error
+        if stuck is not None:
+            raise InputError(
+                f"a tensor cannot go back to the meta device ({first_line(stuck)}); let go of what else refers to it first"
+            )
 
 
 swap: Callable[[torch.Tensor, torch.Tensor], None] = torch.utils.swap_tensors

@@ -49,7 +49,13 @@ def capture(module: torch.nn.Module, stage: Stage, kind: str, forward: Callable[
     head = stage.head() if kind == "cold" and program.head_ops else None
     walk: Walk | None = None
     try:
-        with stage.pointed(kind), torch.no_grad(), device.capture(stage.compute) as graph:
+        # out of inference mode, whose outputs a later replay could not write
+        with (
+            torch.inference_mode(False),
+            stage.pointed(kind),
+            torch.no_grad(),
+            device.capture(stage.compute) as graph,
+        ):
             walk = stage.walk(kind, graph=graph, head=head)
             walk.begin()
             with follow(module, network, stage.find, walk.reach, walk.near):

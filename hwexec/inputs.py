@@ -7,11 +7,13 @@ ahead of the first layer reads them there in place.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import numpy
 import torch
 from torch.utils import _pytree as pytree
 
@@ -82,6 +84,8 @@ class Inputs:
             else:
                 return list(zip(flat, args, strict=True))
         leaves, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self._spec:  # the same names, it may be, in another order
+            leaves, spec = pytree.tree_flatten(_in_order((args, kwargs), self.fixed()))
         who, pairs = self._model, []
         require(
             spec == self._spec,
@@ -89,9 +93,11 @@ class Inputs:
         )
         for number, (fixed, given) in enumerate(zip(self._leaves, leaves, strict=True)):
             if not isinstance(fixed, torch.Tensor) or not isinstance(given, torch.Tensor):
+                _refuse_array(who, number, given)
                 require(
-                    fixed is given or (type(fixed) is type(given) and bool(fixed == given)),
-                    f"{who}: input {number} is {given!r}, but {fixed!r} in the example; prepare the module again for that",
+                    _same(fixed, given),
+                    f"{who}: input {number} is {shown(given)}, but {shown(fixed)} in the example; prepare the module "
+                    "again for that",
                 )
                 continue
             require(
@@ -111,7 +117,8 @@ class Inputs:
         found = []
         for fixed, given in here:
             staged = self._staged[id(fixed)]
-            staged.host.copy_(given)
+            with torch.no_grad():
+                staged.host.copy_(given)
             found.append(staged)
         return found
 
@@ -134,6 +141,49 @@ class Inputs:
         self._staged.clear()
         self._tensors = None
         self._host.close()
+
+
+def check_example(who: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """InputError where an example's input is of a kind that no start could bring."""
+    for number, leaf in enumerate(pytree.tree_leaves((args, kwargs))):
+        _refuse_array(who, number, leaf)
+
+
+def shown(value: object) -> str:
+    """A value in a few words on one line, whatever it says of itself."""
+    if isinstance(value, torch.Tensor):
+        return f"a {value.dtype} tensor {list(value.shape)}"
+    return " ".join(reprlib.repr(value).split())
+
+
+def _refuse_array(who: str, number: int, value: object) -> None:
+    require(
+        not isinstance(value, numpy.ndarray),
+        f"{who}: input {number} is a numpy array; pass torch.from_numpy(...) of it",
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two inputs that are no tensors are alike; a NaN is like a NaN."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    try:
+        return bool(one == other) or bool(one != one and other != other)
+    except Exception:  # of a kind that cannot say
+        return False
+
+
+def _in_order(given: Any, example: Any) -> Any:
+    """`given` with each mapping in the example's order: keywords mean the same in any."""
+    if type(given) is not type(example):
+        return given
+    if type(given) is dict and given.keys() == example.keys():
+        return {key: _in_order(given[key], value) for key, value in example.items()}
+    if type(given) in (list, tuple) and len(given) == len(example):
+        return type(given)(map(_in_order, given, example))
+    return given
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

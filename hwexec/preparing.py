@@ -2,73 +2,191 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from hwexec.arena import Weights
+from hwexec.arena import Weights, check_tensors
 from hwexec.cpu import CpuDevice
 from hwexec.cuda import CudaDevice
 from hwexec.device import Device
 from hwexec.executor import ColdStart
+from hwexec.inputs import check_example, shown
 from sim.errors import InputError, require
+from sim.files import PlanFile
 from sim.host import Host
-from sim.network import Network
+from sim.made_for import check_network, other_host
+from sim.models import DTYPES
+from sim.network import Network, Read, Storage
 from sim.plan import Plan
-from sim.program import lower
+from sim.program import Program, lower
 from sim.trace import trace_module
 
 
-def open_device(device: Device | str | None = None, gpus: int = 4) -> Device:
+def open_device(device: Device | str | torch.device | None = None, gpus: int = 4) -> Device:
     """A device by name: "cuda" (also for None) or "cpu", whose times are no figures. InputError where there is no CUDA."""
+    if isinstance(device, torch.device):
+        require(
+            device.type != "cuda" or device.index is None,
+            f"device {device}: the plan says which GPUs it uses; pass 'cuda'",
+        )
+        device = device.type
     if device is None or device == "cuda":
         return CudaDevice()
     if device == "cpu":
         return CpuDevice(gpus)
     if isinstance(device, str):
         raise InputError(f"device {device!r}: there is 'cuda' and 'cpu'; choose one of them")
+    _check("device", hasattr(device, "torch_device"), device, "'cuda', 'cpu' or a hwexec.Device")
     return device
 
 
 def prepare(
     module: torch.nn.Module,
-    plan: Plan,
+    plan: Plan | PlanFile,
     example_inputs: Any,
     *,
     network: Network | None = None,
     host: Host,
-    device: Device | str | None = None,
+    device: Device | str | torch.device | None = None,
     weights: Weights | None = None,
     settles: bool = True,
 ) -> ColdStart:
     """Make a module ready for cold starts by a plan.
 
-    `example_inputs` is a tensor, a tuple of positional arguments or a mapping of keyword arguments; later inputs must have
-    its shapes and dtypes. `network` is traced from the module where it is None. `weights`: None for the module's own, a
-    state_dict, or paths of safetensors files. With `settles` the target GPU has room for all weights. Without, it holds what
-    the plan brings there and no more: `settle` and `resident` are refused, `warm` reads in place what the plan does.
+    A `plan` as its file has it (`sim.files.read_plan`) must have been made for this host and this network; of a plan
+    alone nobody knows. `example_inputs` is a tensor, a tuple of positional arguments or a mapping of keyword arguments;
+    later inputs must have its shapes and dtypes. `network` is traced from the module where it is None. `weights`: None
+    for the module's own, a state_dict, or paths of safetensors files. With `settles` the target GPU has room for all
+    weights. Without, it holds what the plan brings there and no more: `settle` and `resident` are refused, `warm` reads
+    in place what the plan does.
     Raises InputError, and leaves nothing behind, where something does not fit.
     """
+    _check_kinds(module, plan, network, host, weights)
     args, kwargs = _arguments(example_inputs)
+    name = type(module).__name__
     require(
         not module.training,
-        f"{type(module).__name__} is in training mode, whose results are not the same twice; call eval() first",
+        f"{name} is in training mode, whose results are not the same twice; call eval() first",
     )
-    if network is None:
-        require(
-            not kwargs,
-            f"{type(module).__name__}: inputs by keyword cannot be traced here; trace the network first and give network=",
-        )
-        network = trace_module(module, args).network
-    program = lower(plan, network, host)
-    own = device is None or isinstance(device, str)
-    return ColdStart(
-        module, program, args, kwargs, open_device(device, len(host.gpus)), weights, own, settles
-    )
+    check_tensors(module)
+    check_example(name, args, kwargs)
+    file = plan if isinstance(plan, PlanFile) else None
+    plan = plan.plan if isinstance(plan, PlanFile) else plan
+    if file is not None:
+        _check_host(file, host)
+    # what is made in inference mode could be written in no other, and starts may be made in either
+    with torch.inference_mode(False), torch.no_grad():
+        if network is None:
+            require(
+                not kwargs,
+                f"{name}: inputs by keyword cannot be traced here; trace the network first and give network=",
+            )
+            network = trace_module(module, args).network
+            if file is not None:  # a module says nothing of these
+                network = replace(network, model=file.model, seq=file.seq)
+        if file is not None:
+            _check_network(file, network)
+        program = _lowered(plan, network, host)
+        opened = open_device(device, len(host.gpus))
+        return ColdStart(module, program, args, kwargs, opened, weights, opened is not device, settles)
 
 
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example, Mapping):
         return (), dict(example)
     return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+def _check(what: str, right: bool, value: object, wanted: str) -> None:
+    require(right, f"{what} {shown(value)} is a {type(value).__name__}; pass {wanted}")
+
+
+def _check_kinds(module: object, plan: object, network: object, host: object, weights: object) -> None:
+    _check("module", isinstance(module, torch.nn.Module), module, "a torch.nn.Module")
+    _check(
+        "plan",
+        isinstance(plan, Plan | PlanFile),
+        plan,
+        "a sim.plan.Plan, or what sim.files.read_plan(path) gives",
+    )
+    _check(
+        "network",
+        network is None or isinstance(network, Network),
+        network,
+        "a sim.network.Network, or leave it out to have the module traced",
+    )
+    _check(
+        "host",
+        isinstance(host, Host),
+        host,
+        "a sim.host.Host: sim.catalog.find_host(name) gives one that ships, sim.files.read_host(path) one of a file",
+    )
+    paths = weights if isinstance(weights, Sequence) else [weights]
+    _check(
+        "weights",
+        weights is None or isinstance(weights, Mapping) or all(isinstance(p, str | Path) for p in paths),
+        weights,
+        "a state_dict, or paths of safetensors files",
+    )
+
+
+def _check_host(file: PlanFile, host: Host) -> None:
+    differs = other_host(file, host)
+    require(
+        not differs,
+        f"plan {file.plan.name!r}: {differs}; search again for {host.name}, pass as host= the one that it was made for, or "
+        "the file's .plan to run it all the same",
+    )
+
+
+def _check_network(file: PlanFile, network: Network) -> None:
+    require(
+        file.dtype == network.dtype,
+        _of_two_dtypes(file.plan, f"made for {file.model}", file.dtype, network.dtype),
+    )
+    check_network(f"plan {file.plan.name!r}", file, network)
+
+
+def _lowered(plan: Plan, network: Network, host: Host) -> Program:
+    """Raises InputError where the plan does not fit; it names both dtypes where the plan would fit in another."""
+    try:
+        return lower(plan, network, host)
+    except InputError:
+        fits = [name for name in DTYPES if name != network.dtype and _fits(plan, network, host, name)]
+        if not fits:
+            raise
+        there = " or ".join(fits)
+        raise InputError(_of_two_dtypes(plan, f"fits {network.model}", there, network.dtype)) from None
+
+
+def _fits(plan: Plan, network: Network, host: Host, dtype: str) -> bool:
+    """Whether a plan is one for a network whose weights had another dtype."""
+    new, old = DTYPES[dtype].itemsize, DTYPES[network.dtype].itemsize
+
+    def scaled(size_bytes: int, storage: Storage) -> int:
+        return size_bytes * new // old if storage.dtype == network.dtype else size_bytes
+
+    def read_so(read: Read) -> Read:
+        return replace(read, touched_bytes=scaled(read.touched_bytes, network.storages[read.storage]))
+
+    storages = tuple(replace(s, size_bytes=scaled(s.size_bytes, s)) for s in network.storages)
+    layers = tuple(replace(ly, reads=tuple(map(read_so, ly.reads))) for ly in network.layers)
+    with suppress(InputError):
+        plan.check(replace(network, layers=layers, storages=storages), host)
+        return True
+    return False
+
+
+def _of_two_dtypes(plan: Plan, made_for: str, there: str, here: str) -> str:
+    return (
+        f"plan {plan.name!r}: {made_for} in {there}, but the module is in {here}; search again with --dtype {here}, or "
+        f"prepare the module in {there}"
+    )

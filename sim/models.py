@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -24,6 +24,7 @@ from sim.errors import InputError, require
 from sim.hf import SHAPES, hf_shape, make_transformer
 from sim.hints import error_line, unknown
 from sim.later import Later, weak
+from sim.tracker import ROOT
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_BATCH = 65536
@@ -198,6 +199,7 @@ def _build_factory(recipe: _Recipe) -> tuple[nn.Module, tuple[Tensor, ...]]:
             f"model {recipe.name!r}: the factory returned {type(made).__name__}; it must return a torch.nn.Module or a "
             "(module, inputs) tuple"
         )
+    check_not_scripted(made, recipe.name)
     for key, parameter in made.named_parameters():
         require(
             not nn.parameter.is_lazy(parameter),
@@ -208,6 +210,16 @@ def _build_factory(recipe: _Recipe) -> tuple[nn.Module, tuple[Tensor, ...]]:
     # before the inputs are read: they too may still have to be filled
     _settle(made, recipe, late, vary=False)
     return made, (recipe.image(_IMAGE_SIZE),) if given is None else _example_inputs(recipe, given)
+
+
+def check_not_scripted(module: nn.Module, name: str) -> None:
+    """InputError where a module or a part of it is TorchScript."""
+    scripted = [key or ROOT for key, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    require(
+        not scripted,
+        f"model {name!r}: module {''.join(scripted[:1])!r} is TorchScript, which shows no operators; give the module that "
+        "it was made from",
+    )
 
 
 def _load_factory(name: str) -> Callable[[], object]:
@@ -247,6 +259,11 @@ def _load_factory(name: str) -> Callable[[], object]:
 
 def _example_inputs(recipe: _Recipe, given: object) -> tuple[Tensor, ...]:
     """The factory's inputs with `recipe.batch` samples. One sample is repeated; more are taken as they are."""
+    if isinstance(given, Mapping):
+        raise InputError(
+            f"model {recipe.name!r}: example inputs by keyword ({', '.join(map(repr, given))}) are not taken; wrap the "
+            "module in one whose forward takes them by position, and give a tuple"
+        )
     inputs = (given,) if isinstance(given, Tensor) else given
     if not isinstance(inputs, tuple | list) or not inputs or not all(isinstance(i, Tensor) for i in inputs):
         raise InputError(f"model {recipe.name!r}: example inputs must be a tensor or a tuple of tensors")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import flop_registry
 
-from sim.errors import InputError, require
+from sim.errors import InputError
 from sim.hints import error_line
-from sim.models import DTYPES, Built, build
+from sim.meta import bare, meta_autocast
+from sim.models import DTYPES, Built, build, check_not_scripted
 from sim.network import Layer, Network, Read, Storage
 from sim.tracker import ROOT, Call, LayerTracker, Listener, StorageTable, tensors_in
 
@@ -66,42 +69,78 @@ def trace_model(name: str, *, batch: int = 1, dtype: str = "fp32", seq: int | No
 
 
 def trace_module(module: torch.nn.Module, inputs: tuple[Any, ...]) -> Trace:
-    """Trace a module that has no name here: its class gives the name, its first weight the dtype, its first tensor the batch."""
+    """Trace a module without a name here: its class gives one, its first weight the dtype, its first tensor the batch.
+
+    Traced is a copy without bytes, on the meta device. Where that cannot be (a forward looks at values, a module cannot
+    be copied), the module itself runs once, with copies of its inputs.
+    """
     tensors = [a for a in inputs if isinstance(a, Tensor)]
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
     floats = [p.dtype for p in module.parameters() if p.is_floating_point()]
     dtype = next((n for n, d in DTYPES.items() if floats and d is floats[0]), "fp32")
-    return trace(Built(module, inputs, batch, dtype, None, type(module).__name__))
+    built = Built(module, inputs, batch, dtype, None, type(module).__name__)
+    check_not_scripted(module, built.name)
+    try:
+        with bare(module, inputs) as copied:
+            return _run(replace(built, module=copied.module, inputs=copied.inputs), copied.check)
+    except _Lost:
+        raise
+    except Exception:
+        pass  # to values, below
+    cloned: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), inputs)
+    return _run(replace(built, inputs=cloned))
+
+
+class _Lost(InputError):
+    """A forward writes what a cold start brings. No other way to run it would help."""
 
 
 def trace(built: Built) -> Trace:
-    """Run `built` once and record layers, storages and operators. No hook stays; buffers that a forward writes are written.
+    """Run `built` once and record layers, storages and operators. No hook stays.
 
-    Raises InputError where the module's forward fails, and there names the layer it had reached.
+    Raises InputError where the module's forward fails, and there names the layer it had reached, or where it is about
+    to write one of the module's own tensors.
     """
-    scripted = [
-        name or ROOT for name, m in built.module.named_modules() if isinstance(m, torch.jit.ScriptModule)
-    ]
-    require(
-        not scripted,
-        f"model {built.name!r}: module {''.join(scripted[:1])!r} is TorchScript, which shows no operators; give the "
-        "module that it was made from",
-    )
+    check_not_scripted(built.module, built.name)
+    return _run(built)
+
+
+def _run(built: Built, check: Callable[[Tensor], None] | None = None) -> Trace:
+    """`check` is shown every tensor that an operator takes."""
     table = StorageTable(built.module)
-    recorder = _Recorder(table)
-    tracker = LayerTracker(built.module, table.find, recorder)
+
+    def find(tensor: Tensor) -> int | None:
+        if check is not None:
+            check(tensor)
+        return table.find(tensor)
+
+    recorder = _Recorder(table, built.name)
+    tracker = LayerTracker(built.module, find, recorder)
     try:
-        with torch.inference_mode(), _meta_autocast(), tracker:
+        with torch.inference_mode(), meta_autocast(), tracker:
             built.module(*built.inputs)
+    except _Lost:
+        raise
     except Exception as error:
         raise InputError(_forward_failed(built, tracker, error)) from error
     return recorder.trace(built)
 
 
+_OTHER_DEVICE = re.compile(r"expected device|same device")
+
+
 def _forward_failed(built: Built, tracker: LayerTracker, error: Exception) -> str:
     where = f"in layer {tracker.layer}" if tracker.layer >= 0 else "before its first layer"
     message = f"model {built.name!r} stopped {where}, module {tracker.module!r}: {error_line(error)}"
-    if "meta" in str(error) or isinstance(error, NotImplementedError):
+    says = str(error)
+    if "quantize" in error_line(error):  # further lines may name the files of kernels for others
+        return f"{message}; quantized operators cannot be traced: give the module as it was before it was quantized"
+    if "meta" in says and "cpu" in says and _OTHER_DEVICE.search(says):
+        return (
+            f"{message}; a network is traced on the meta device, and there its forward met a tensor of the CPU: make it "
+            "on its input's device (device=x.device), or register it as a buffer"
+        )
+    if "meta" in says or isinstance(error, NotImplementedError):
         return (
             f"{message}; a network is traced without values, so what it runs may depend on shapes only: take the "
             "branch on values out of its forward"
@@ -110,27 +149,7 @@ def _forward_failed(built: Built, tracker: LayerTracker, error: Exception) -> st
 
 
 def _like(given: Any) -> str:
-    return str(tuple(given.shape)) if isinstance(given, torch.Tensor) else repr(given)
-
-
-class _Autocast(torch.autocast):
-    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
-        super().__init__("cpu" if device_type == "meta" else device_type, *args, **kwargs)
-
-
-@contextmanager
-def _meta_autocast() -> Iterator[None]:
-    """Let models name the meta device to torch.autocast, which does not know it; often they only switch it off there."""
-    autocast, enabled = torch.autocast, torch.is_autocast_enabled
-
-    def is_enabled(device_type: str | None = None) -> bool:
-        return False if device_type == "meta" else enabled() if device_type is None else enabled(device_type)
-
-    torch.autocast, torch.is_autocast_enabled = _Autocast, is_enabled  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        torch.autocast, torch.is_autocast_enabled = autocast, enabled  # type: ignore[misc]
+    return str(tuple(given.shape)) if isinstance(given, Tensor) else " ".join(reprlib.repr(given).split())
 
 
 # -- what an operator costs -------------------------------------------------------------------------------------------
@@ -295,8 +314,9 @@ class _Draft:
 class _Recorder(Listener):
     """Gathers layers and operators, then numbers storages in the order in which they are needed."""
 
-    def __init__(self, table: StorageTable) -> None:
+    def __init__(self, table: StorageTable, model: str) -> None:
         self._table = table
+        self._model = model
         self._layers: list[_Draft] = []
         self._early: list[Op] = []
         self._first: dict[str, int] = {}
@@ -306,6 +326,13 @@ class _Recorder(Listener):
 
     def layer_starts(self, layer: int, name: str, kind: str) -> None:
         self._layers.append(_Draft(name, kind))
+
+    def weights_written(self, layer: int, name: str, storages: tuple[int, ...]) -> None:
+        tensor = self._table.held[storages[0]].name
+        raise _Lost(
+            f"model {self._model!r}: layer {layer} ({name}) writes its own tensor {tensor!r}; a cold start brings every "
+            "weight anew, so what a run writes is lost: take it out of forward"
+        )
 
     def operator_ended(self, layer: int, call: Call) -> None:
         op, touched = _op(call)

@@ -83,6 +83,9 @@ class Listener:
     def layer_starts(self, layer: int, name: str, kind: str) -> None:
         """The first operator of this layer comes next. Layers count from 0 in each forward of the root."""
 
+    def weights_written(self, layer: int, name: str, storages: tuple[int, ...]) -> None:
+        """The operator of `layer`, of module `name`, that comes next writes these storages in place."""
+
     def operator_starts(self, layer: int, storages: tuple[int, ...]) -> None:
         """An operator of `layer` that reads these storages comes next. -1 before the first layer: it counts for layer 0."""
 
@@ -184,6 +187,10 @@ class LayerTracker:
             self.layer += 1
             self._layer_call = frame.number
             self._listener.layer_starts(self.layer, frame.name, frame.kind)
+        written = [self._find(tensor) for tensor in _written(func, args, kwargs)]
+        lost = tuple(dict.fromkeys(storage for storage in written if storage is not None))
+        if lost:
+            self._listener.weights_written(self.layer, frame.name, lost)
         self._listener.operator_starts(self.layer, tuple(dict.fromkeys(storage for storage, _ in reads)))
         result = func(*args, **kwargs)
         self._listener.operator_ended(self.layer, Call(func, args, kwargs, result, tuple(reads)))
@@ -256,6 +263,25 @@ def _nature(func: Any) -> Literal["composite", "silent", "copy", "kernel"]:
     aliases = [r.alias_info for r in func._schema.returns]
     view = bool(aliases) and all(a is not None and not a.is_write for a in aliases)
     return "silent" if view else "kernel"
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors among an operator's arguments whose bytes it writes."""
+    for position, name in _places_written(func):
+        yield from tensors_in(args[position] if position < len(args) else kwargs.get(name))
+
+
+@lru_cache(maxsize=4096)
+def _places_written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Of what an operator writes among its arguments, the position and the name."""
+    # detach_ says that it writes, and leaves every byte as it is
+    if not isinstance(func, torch._ops.OpOverload) or str(func.overloadpacket) == "aten.detach_":
+        return ()
+    return tuple(
+        (position, argument.name)
+        for position, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:

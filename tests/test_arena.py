@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,25 @@ def test_a_module_on_the_meta_device_is_filled_from_a_state_dict() -> None:
     assert all(p.is_meta for p in bare.parameters())
     with pytest.raises(InputError, match=r"meta device and has no bytes; give weights="):
         bound(bare, made.network)
+
+
+def test_a_meta_tensor_that_something_else_refers_to_is_named_and_the_others_are_as_they_were() -> None:
+    made = toys.text(("linear", "norm"), tied=False)
+    with torch.device("meta"):
+        bare = toys.Text(["linear", "norm"], 16, False).eval()
+    state, before = made.module.state_dict(), fingerprint(bare)
+    *_, last = slots_of(bare, made.network)
+    kept = weakref.ref(last.tensor)
+    with pytest.raises(InputError, match=r"^'head.weight' is on the meta device .* \(.*weakref") as caught:
+        bound(bare, made.network, state)
+    assert "\n" not in str(caught.value)
+    assert fingerprint(bare) == before
+    assert all(p.is_meta for p in bare.parameters())
+    del kept, caught
+    _, binding = bound(bare, made.network, state)
+    assert torch.equal(bare(*made.inputs), made.answer)
+    binding.release()
+    assert fingerprint(bare) == before
 
 
 def test_safetensors_files_are_read_straight_into_the_arena(tmp_path: Path) -> None:

@@ -245,6 +245,32 @@ def test_what_is_loaded_between_starts_is_what_the_next_one_brings() -> None:
 
 
 @pytest.mark.parametrize("launch", [Launch.GRAPH, Launch.EAGER])
+@pytest.mark.parametrize("how", ["a start", "a watched start"])
+def test_what_was_settled_is_forgotten_once_other_weights_are_brought(launch: Launch, how: str) -> None:
+    """Warm runs read what had been settled before: the old weights, in layers that are read in place."""
+    made, other = toys.text(("linear",), tied=False), toys.text(("linear",), tied=False)
+    for p in other.module.parameters():
+        p.data.mul_(0.5)
+    with torch.no_grad():
+        want = other.module(*made.inputs)
+    net, plan = made.network, dealt(made, launch, direct=(len(made.network.layers) - 1,))
+    (read,) = net.layers[-1].reads
+    brought = (Chunk(0, net.offsets[read.storage], (0,)),)
+    with cold_start(made, replace(plan, chunks=brought), CpuDevice(2)) as cold:
+        cold(*made.inputs)
+        cold.settle()
+        assert torch.equal(cold.warm(*made.inputs), made.answer)
+        made.module.load_state_dict(other.module.state_dict())
+        if how == "a start":
+            assert torch.equal(cold(*made.inputs), want)
+        else:
+            cold.timeline()
+        assert torch.equal(cold.warm(*made.inputs), want)
+        cold.settle()
+        assert torch.equal(cold.warm(*made.inputs), want)
+
+
+@pytest.mark.parametrize("launch", [Launch.GRAPH, Launch.EAGER])
 def test_a_plans_copies_are_timed_by_themselves_and_leave_the_weights_as_they_were(launch: Launch) -> None:
     made, device = toys.text(), CpuDevice(2, delay_us=2_000.0)
     plan = dealt(made, launch)

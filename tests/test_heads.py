@@ -56,7 +56,7 @@ def test_the_head_is_issued_ahead_of_inputs_and_launch(idle: bool, monkeypatch: 
 
             monkeypatch.setattr(device, name, tell)
 
-        for name in ("copy", "record", "wait", "assign"):
+        for name in ("copy", "record", "wait", "read"):
             told(name)
         monkeypatch.setattr(device, "idle", lambda stream: idle)
         replay = CpuGraph.replay
@@ -73,7 +73,7 @@ def test_the_head_is_issued_ahead_of_inputs_and_launch(idle: bool, monkeypatch: 
     landed = ["record p2p:1>0", f"wait {land}", f"record {land}"]
     copies = ["copy h2d:0", *pushed, "copy h2d:0", "record h2d:0", *pushed, *landed]
     goes_on = ["record h2d:0", "record h2d:1", "record p2p:1>0"]
-    own = [*copies, *goes_on, "assign compute:0", "launch"]
+    own = [*copies, *goes_on, "read compute:0", "record compute:0", "launch"]
     want = own if idle else [*fork, *own]
     assert story[: len(want)] == want
     graph = story[len(want) :]

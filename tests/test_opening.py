@@ -119,7 +119,7 @@ def test_the_host_issues_and_launches_in_the_order_of_the_program(
     plan = opened(dealt(made))
     with cold_start(made, plan, device) as cold:
         story: list[str] = []
-        for name in ("copy", "assign"):
+        for name in ("copy", "read"):
             tell(story, device, name, monkeypatch)
         monkeypatch.setattr(device, "idle", lambda stream: idle)
         replay = CpuGraph.replay
@@ -134,7 +134,7 @@ def test_the_host_issues_and_launches_in_the_order_of_the_program(
     copies = [f"copy {op.stream}" for op in program.ops if hasattr(op, "source")]
     before = sum(hasattr(op, "source") for op in program.ops[: program.opening.start])
     assert 0 < before < len(copies)
-    inputs = ["assign compute:0"] * len(made.inputs)
+    inputs = ["read compute:0"] * len(made.inputs)
     assert story == [*copies[:before], *inputs, "launch 0", *copies[before:], "launch 1"]
 
 

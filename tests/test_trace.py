@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sim.errors import InputError
 from sim.models import Built, build
 from sim.network import Network
-from sim.trace import Trace, trace, trace_model
+from sim.trace import Trace, trace, trace_model, trace_module
 from sim.tracker import LayerTracker, Listener, StorageTable
 
 PLANS = Path(__file__).parents[1] / "scenarios" / "published" / "v100_plans"
@@ -210,7 +210,7 @@ def test_casts_and_caches_are_reads() -> None:
             self.register_buffer("seen", torch.zeros(4))
 
         def forward(self, x: Tensor) -> Tensor:
-            self.get_buffer("seen").add_(x[0])
+            x = x + self.get_buffer("seen")
             return x.double() @ self.weight.data.to(torch.float64)
 
     made = trace_of(Cache(), torch.ones(1, 4)).network
@@ -441,6 +441,18 @@ def test_a_forward_that_fails_says_where_and_leaves_no_hook() -> None:
     ):
         trace_of(module, torch.ones(1, 4))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+def test_inputs_that_are_no_tensors_are_told_as_they_are() -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor, how: str, many: int) -> Tensor:
+            raise ValueError(f"no way is called {how}")
+
+    with pytest.raises(
+        InputError,
+        match=r"stopped before its first layer, .*: ValueError: no way is called odd; .* inputs of \(1, 4\), 'odd', 3$",
+    ):
+        trace_module(Named(), (torch.ones(1, 4), "odd", 3))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
