@@ -2,7 +2,8 @@
 
 The executor runs whole plans; here they are chosen so that what differs between two runs is what a layer costs. A layer's
 time is from its first kernel to the next layer's first, so layers add up to the run. What reading in place adds is taken
-twice: with all reads in place, and with each layer's largest read resident. `timings.py` makes a profile of all that.
+twice: with all reads in place, and with each layer's largest read resident; where layers have three reads or more, also with
+each of the small ones in place alone. `timings.py` makes a profile of all that.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import torch
 from calibrate.bench import BESIDE_BYTES, Lane
 from calibrate.cold import eager_starts, graph_starts
 from calibrate.samples import Point
-from calibrate.ways import BESIDE, beside_copies, everything, partner_of, small_reads
+from calibrate.ways import BESIDE, beside_copies, everything, partner_of, reads_alone, small_reads
 from hwexec.arena import HostArena
 from hwexec.core import once_at_full_pace, steady
-from hwexec.device import Device
+from hwexec.device import Device, Stream
 from hwexec.executor import ColdStart
 from hwexec.preparing import prepare
 from hwexec.timing import Mismatch, Samples, steadiest, time_ns, wall_ns
@@ -39,6 +40,8 @@ SLOW_NS = 0.5e9
 """A run that takes longer is repeated twice only."""
 LONG_NS = 0.05e9
 """Runs are measured beside copies twice, three times ... as large where they take longer than this, twice this ..."""
+LARGEST_TIMES = 8
+"""So many times as large at most: 4 GiB that are under way at once. Where a run outlasts its copies, they are that large."""
 EXPLAINED = 0.05
 """Layers that miss their run by more than this part have it explained in the file."""
 
@@ -182,6 +185,7 @@ def measure(
     ways.append(("direct", everything(network, Access.DIRECT)))
     if not large:
         ways.append(("direct-small", small_reads(network, Access.DIRECT)))
+        ways += [(alone_way(place), plan) for place, plan in reads_alone(network, Access.DIRECT).items()]
     if partner is not None:
         ways.append(("peer", everything(network, Access.PEER, partner)))
         if not large:
@@ -197,7 +201,7 @@ def measure(
                 notes.append(f"{way}: no graph ({cold.why_eager}); measured eagerly")
             # what is added in place is large beside its noise, and each look through the profiler takes a third of a second
             count = repeats if way == "resident" else max(2, repeats // 2)
-            if device.figures and way.startswith("direct"):
+            if device.figures and way in ("direct", "direct-small"):
                 try:
                     cold(*given)
                     beside = _beside_copies(partial(cold.warm, *given), device, 2)[1]
@@ -212,6 +216,11 @@ def measure(
         network, tuple(runs), first.beside_copies, tuple(notes), host.name, seconds,
         first.alone, first.around, tuple(loaded), first.hooked, first.launched,
     )  # fmt: skip
+
+
+def alone_way(place: int) -> str:
+    """What the run of a plan of `reads_alone` is called."""
+    return f"direct-alone-{place}"
 
 
 def _watch(
@@ -267,14 +276,32 @@ def layers_beside(timeline: Timeline) -> int:
 
 
 def _beside_copies(run: Callable[[], object], device: Device, rounds: int) -> tuple[Point, Point]:
-    """A run alone, and while host memory is copied to the same GPU all along, in turn: what copies cost kernels."""
-    with ExitStack() as stack:
-        engine, stream = device.stream("h2d:0", 0), device.stream("calibrate", 0)
-        for used in (engine, stream):
-            stack.callback(device.close_stream, used)
+    """A run alone, and while host memory is copied to the same GPU all along, in turn: what copies cost kernels.
+
+    InputError where it outlasts all copies that can be under way at once.
+    """
+    stream = device.stream("calibrate", 0)
+    try:
         once = time_ns(run, device, [stream], repeats=1, warmup=0)
-        # only so many copies can be under way at once: a longer run has larger ones beside it
-        size = BESIDE_BYTES * min(8, 1 + int(once.median_ns / LONG_NS))
+        times = min(LARGEST_TIMES, 1 + int(once.median_ns / LONG_NS))
+        try:
+            return _beside(run, device, stream, rounds, BESIDE_BYTES * times)
+        except InputError:
+            # what reads in place takes many times as long beside copies as alone, and nobody knows how many
+            if not device.figures or times == LARGEST_TIMES:
+                raise
+            return _beside(run, device, stream, rounds, BESIDE_BYTES * LARGEST_TIMES)
+    finally:
+        device.close_stream(stream)
+
+
+def _beside(
+    run: Callable[[], object], device: Device, stream: Stream, rounds: int, size: int
+) -> tuple[Point, Point]:
+    """The same beside copies of `size` bytes."""
+    with ExitStack() as stack:
+        engine = device.stream("h2d:0", 0)
+        stack.callback(device.close_stream, engine)
         arena, to = HostArena(device, size, 0), device.allocate(size, 0)
         stack.callback(arena.close)
         stack.callback(device.synchronize)

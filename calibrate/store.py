@@ -125,6 +125,8 @@ class Store:
         for case in state.glob("case-*.yaml"):
             case.unlink()
         if everything:
+            for file in (self.samples_path(name), self.folder / "hosts" / f"{name}.yaml"):
+                file.unlink(missing_ok=True)
             for folder in (self._layers(name), self.folder / "profiles" / name, state):
                 shutil.rmtree(folder, ignore_errors=True)
 

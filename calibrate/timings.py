@@ -1,21 +1,24 @@
 """Raw runs of a network to what its profile says: layers' times, and what copies beside them cost.
 
 Every figure is made from samples that are on file, so a profile can be made again without a GPU. What reading in place adds
-to a layer is shared out among its reads: the run with the largest read resident is what the small ones add, theirs by bytes;
-the largest takes the rest of what all add together, or as much as the others each where that is more, and then all are scaled
-to what they add together. Without such a run (a network too large for it) all share by bytes.
+to a layer is shared out among its reads: the run with the largest read resident is what the small ones add, theirs by what
+each adds alone, or by bytes where nobody measured that; the largest takes the rest of what all add together, or as much as the
+others each where that is more, and then all are scaled to what they add together. Without such a run (a network too large for
+it) all share by bytes. Bytes alone can mislead: an index or a bias of some KiB that a kernel reads again and again took 0.3 ms in
+place, as long as the megabyte of weights beside it (results/h100-pair-5/sweep).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from calibrate.fit import BUSY, WEIGHT, InPlaceRun, fit_in_place_runs
-from calibrate.layers import LayerRun, LayersResult
+from calibrate.layers import LayerRun, LayersResult, alone_way
 from calibrate.samples import Point
-from calibrate.ways import BESIDE, largest
+from calibrate.ways import BESIDE, MOST_ALONE, largest, places
 from sim.errors import InputError
 from sim.host import Costs, Figure
 from sim.profile import LayerTiming, Timing
@@ -26,8 +29,9 @@ def timings(result: LayersResult) -> tuple[LayerTiming, ...]:
     resident, issue, direct = (_need(result, way) for way in ("resident", "issue", "direct"))
     issued = issue.columns() * _cooled(result, issue)
     peer = result.run("peer")
-    direct_added = _added(result, resident, direct, result.run("direct-small"))
-    peer_added = _added(result, resident, peer, result.run("peer-small")) if peer is not None else None
+    alone = {p: run for p in range(1, MOST_ALONE + 1) if (run := result.run(alone_way(p))) is not None}
+    direct_added = _added(result, resident, direct, result.run("direct-small"), alone)
+    peer_added = _added(result, resident, peer, result.run("peer-small"), {}) if peer is not None else None
     beside = _beside(result, resident)
     return tuple(
         LayerTiming(
@@ -146,11 +150,16 @@ def _timing(samples: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Timing:
 
 
 def _added(
-    result: LayersResult, resident: LayerRun, whole: LayerRun, small: LayerRun | None
+    result: LayersResult,
+    resident: LayerRun,
+    whole: LayerRun,
+    small: LayerRun | None,
+    alone: Mapping[int, LayerRun],
 ) -> tuple[tuple[Timing, ...], ...]:
     """Per layer and read, what `whole` adds to `resident`, shared out as the module says."""
     base, full = resident.columns(), whole.columns()
     part = small.columns() if small is not None else None
+    single = {place: np.median(run.columns(), axis=0) for place, run in alone.items()}
     found = []
     for at, layer in enumerate(result.network.layers):
         first = _timing(base[:, at])
@@ -169,9 +178,24 @@ def _added(
         # reads of one kernel overlap: beside the others the largest may add nothing, but it does in a plan that reads it alone
         rest = max(added - little, little / (len(layer.reads) - 1)) if len(layer.reads) > 1 else added
         scale = added / (rest + little) if added else 0.0
+        by = [float(0 if i == most else r.touched_bytes) for i, r in enumerate(layer.reads)]
+        if len(layer.reads) > 2 and single:
+            by = _by_time(
+                by, places(result.network, at), {p: t[at] - first.median_ns for p, t in single.items()}
+            )
+        whole_of_it = sum(by)
         shares = [
-            scale * (rest if i == most else (little * r.touched_bytes / others if others else 0.0))
-            for i, r in enumerate(layer.reads)
+            scale * (rest if i == most else (little * b / whole_of_it if whole_of_it else 0.0))
+            for i, b in enumerate(by)
         ]
         found.append(tuple(Timing(share, spread, total.samples) for share in shares))
     return tuple(found)
+
+
+def _by_time(sizes: Sequence[float], at: Sequence[int], added_ns: Mapping[int, float]) -> list[float]:
+    """What small reads share by: what each adds alone, those of one place theirs by bytes; by bytes where none adds anything."""
+    shares = []
+    for size, place in zip(sizes, at, strict=True):
+        together = sum(s for s, p in zip(sizes, at, strict=True) if p == place)
+        shares.append(max(0.0, added_ns.get(place, 0.0)) * size / together if together else 0.0)
+    return shares if any(shares) else list(sizes)

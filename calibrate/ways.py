@@ -37,6 +37,35 @@ def small_reads(network: Network, access: Access, partner: int | None = None) ->
     return Plan(f"calibrate-{access.value}-small", 0, Launch.GRAPH, rows, _kept(network, partner))
 
 
+MOST_ALONE = 6
+"""Reads of a layer, beside its largest, that are each measured alone; more share the last run."""
+
+
+def reads_alone(network: Network, access: Access) -> dict[int, Plan]:
+    """By place, from 1 on, plans in which each layer's read of that place is by `access` and all others are resident: by size, the
+    largest at place 0, which has no such plan. None where no layer has three reads: then the largest is told from the others."""
+    most = max((len(layer.reads) for layer in network.layers), default=0)
+    return {
+        place: Plan(f"calibrate-{access.value}-{place}", 0, Launch.GRAPH, _at(network, place, access), ())
+        for place in range(1, min(most - 1, MOST_ALONE) + 1)
+        if most > 2
+    }
+
+
+def _at(network: Network, place: int, access: Access) -> tuple[tuple[Access, ...], ...]:
+    return tuple(
+        tuple(access if found == place else Access.RESIDENT for found in places(network, layer))
+        for layer in range(len(network.layers))
+    )
+
+
+def places(network: Network, layer: int) -> tuple[int, ...]:
+    """By read of a layer, its place in `reads_alone`."""
+    reads = network.layers[layer].reads
+    ordered = sorted(range(len(reads)), key=lambda at: (-reads[at].touched_bytes, at))
+    return tuple(min(ordered.index(at), MOST_ALONE) for at in range(len(reads)))
+
+
 def beside_copies(network: Network) -> Plan:
     """All resident, while every byte of it is copied to where it lies already: no layer waits for that."""
     size = max(BESIDE_BYTES, -(-network.arena_bytes // 16))
@@ -73,5 +102,5 @@ def _kept(network: Network, partner: int | None) -> tuple[Chunk, ...]:
 
 def largest(network: Network, layer: int) -> int:
     """Which of a layer's reads touches most bytes; the first of equals. -1 where it reads nothing."""
-    reads = network.layers[layer].reads
-    return max(range(len(reads)), key=lambda at: (reads[at].touched_bytes, -at), default=-1)
+    found = places(network, layer)
+    return found.index(0) if found else -1

@@ -262,6 +262,43 @@ def test_a_refused_fit_stops_the_host_unless_it_is_kept_and_then_says_so() -> No
     assert kept.host.costs.wait_ns.source.endswith("(wait_ns)")
 
 
+def test_a_refused_fit_is_told_of_its_own_cases_figures_and_not_of_one_whose_name_begins_alike() -> None:
+    found = cases(1, {})
+    beside = next(c for c in found if c.case == "direct-beside-copy")
+    wild = [
+        replace(p, samples_ns=(p.samples_ns[0] * (40 if at % 2 else 1),))
+        if p.label == "in-place beside:0"
+        else p
+        for at, p in enumerate(beside.points)
+    ]
+    found = [replace(c, points=tuple(wild)) if c is beside else c for c in found]
+    made = assemble("one", "", facts(1), found, keep_bad=True)
+    (line,) = made.refused
+    assert line.startswith("direct-beside-copy:")
+    costs = made.host.costs
+    assert costs.direct_weight.source.endswith("; its fit was refused")
+    assert costs.direct_bytes_per_s.source == "calibrate case direct (bytes_per_s)"
+
+
+def beside_copies(wait: float, kernel: float = 9e3) -> CaseResult:
+    """Chains that wait for a head, while copies slow their kernels too."""
+    chain = [(64, 0), (128, 0), (64, 16), (64, 64)]
+    points = [Point("wait beside", 0, k, (5e3 + kernel * k + wait * w,), edges=w) for k, w in chain]
+    return CaseResult("wait-beside", "", tuple(points))
+
+
+def test_a_wait_beside_copies_is_what_it_takes_there_and_no_less_than_without_any() -> None:
+    before = assemble("one", "", facts(1), cases(1, {})).host.costs
+    assert before.wait_beside_ns == before.wait_ns, "an earlier calibration did not measure it"
+    slow = assemble("one", "", facts(1), [*cases(1, {}), beside_copies(4200)]).host.costs
+    assert told(slow.wait_beside_ns) == (4200, "calibrate case wait-beside (wait_ns)")
+    assert slow.wait_ns == before.wait_ns
+    quick = assemble("one", "", facts(1), [*cases(1, {}), beside_copies(1500)]).host.costs
+    assert told(quick.wait_beside_ns) == (3000, "calibrate case wait-graph (wait_ns)")
+    lost = CaseResult("wait-beside", "", waived="longer than all copies")
+    assert assemble("one", "", facts(1), [*cases(1, {}), lost]).host.costs == before
+
+
 def test_a_case_that_every_host_needs_is_asked_for() -> None:
     with pytest.raises(
         InputError, match="nothing was measured for 'issue copy' of case 'issue'; run `calibrate run` again"

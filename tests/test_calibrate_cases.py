@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate import bench, launches
+from calibrate import bench, launches, overheads
 from calibrate.bench import FULL, NO_FIGURES, QUICK, Bench, Case, has_peers
 from calibrate.beside import h2d_together, p2p
 from calibrate.cases import CASES, measure_cases, unsteady
@@ -30,7 +31,7 @@ from hwexec.starts import tensors
 from hwexec.timing import Mismatch, Samples
 from sim.errors import InputError
 from sim.files import read_host, read_profile
-from tests.calibrating import MODEL, PAIR, Told, ask, good
+from tests.calibrating import MODEL, PAIR, Told, ask, broken, good
 
 
 @pytest.fixture
@@ -135,6 +136,33 @@ def test_a_chain_that_blocks_is_made_of_the_copies_and_kernels_that_are_timed_al
     assert bench.verified
     (size,) = {p.size_bytes for p in points.values() if p.label == "copies"}
     assert [stream for stream, bytes_ in copies if bytes_ == size] == ["p2p:1>0" if pushed else "h2d:0"]
+
+
+def test_waits_beside_copies_are_those_for_a_head_with_copies_behind_it(
+    device: CpuDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same chains; each sample's lane brings what they wait for, and goes on with copies of its own."""
+    lanes: list[int] = []
+    copy = device.copy
+
+    def told(stream: Any, destination: torch.Tensor, source: torch.Tensor) -> None:
+        assert stream.name == "h2d:0"
+        lanes.append(destination.numel())
+        copy(stream, destination, source)
+
+    beside, head = (next(c for c in CASES if c.name == name) for name in ("wait-beside", "wait-head"))
+    laid = Bench(device, PAIR, NO_FIGURES)
+    assert beside.waived(laid) is None
+    monkeypatch.setattr(device, "copy", told)
+    points = beside.measure(laid)
+    assert {p.label for p in points} == {"wait beside"}
+    assert {len(p.samples_ns) for p in points} == {NO_FIGURES.repeats}
+    ahead, behind = [overheads.SMALL] * max(NO_FIGURES.chains[:2]), [NO_FIGURES.largest_bytes // 2] * 9
+    each = ahead + behind
+    assert lanes == ahead + each * (len(lanes) // len(each)), "once for the capture, then for each start"
+    assert len(lanes) > len(each) * (NO_FIGURES.repeats + 1) * len(points)
+    assert [(p.count, p.edges) for p in points] == [(p.count, p.edges) for p in head.measure(laid)]
+    laid.close()
 
 
 def test_starts_are_the_executors_own_with_their_copy_ahead_of_the_graph_and_in_it(device: CpuDevice) -> None:
@@ -339,3 +367,64 @@ def test_some_cases_are_looked_at_again_when_all_else_is_measured(
         0.3,
     )
     assert quick.begun == ["h2d-graph"], "a quick calibration has a minute in all"
+
+
+def test_second_looks_that_an_interruption_left_out_are_made_by_the_next_run(
+    device: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.figures = True
+    monkeypatch.setattr(timing, "AGAIN", 0)
+    found: dict[str, list[Any]] = {
+        "h2d": [9.0, 7.0],
+        "h2d-graph": [8.0, InputError("no room")],
+        "d2h": [KeyboardInterrupt(), 6.0, KeyboardInterrupt(), 5.0],
+    }
+
+    def case(name: str) -> Case:
+        def measure(_: Bench) -> tuple[Point, ...]:
+            if isinstance(took := found[name].pop(0), BaseException):
+                raise took
+            return (Point(f"{name}:0", 1, 1, (took,)),)
+
+        return Case(name, "links", measure, second_look="faster")
+
+    cases, store = [*map(case, found)], Store(tmp_path)
+    stories = []
+    for ends in (KeyboardInterrupt, KeyboardInterrupt, None, None):
+        told = Told()
+        with pytest.raises(ends) if ends is not None else nullcontext():
+            measure_cases(device, PAIR, FULL, cases, store, told, 1.0)
+        stories.append(told.begun)
+    assert stories == [
+        ["h2d", "h2d-graph", "d2h"],
+        ["d2h", "h2d again", "h2d-graph again", "d2h again"],
+        ["d2h again"],
+        [],
+    ], "one that came to nothing is not tried again"
+    kept = [store.case(name) for name in found]
+    assert [(c.points[0].samples_ns, c.looks) for c in kept if c is not None] == [
+        ((7.0,), 2),
+        ((8.0,), 2),
+        ((5.0,), 2),
+    ]
+
+
+def test_a_run_that_goes_on_plans_for_the_second_looks_that_are_left(
+    device: CpuDevice, tmp_path: Path
+) -> None:
+    device.figures = True
+    looked = replace(good("h2d", []), seconds=10.0, second_look="faster")
+    told = Told()
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            ask(),
+            device,
+            Watch(None),
+            Store(tmp_path),
+            told,
+            cases=[looked, broken("d2h", KeyboardInterrupt())],
+        )
+    assert told.planned == 10 + 10 + 1
+    with pytest.raises(InputError, match="points cannot give"):
+        run(ask(), device, Watch(None), Store(tmp_path), told, cases=[looked, good("d2h", [])])
+    assert told.planned == 10 + 1

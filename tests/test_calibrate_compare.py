@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from calibrate.cli import main
 from calibrate.compare import Comparison, compare, show_changes
+from sim.catalog import find_host
+from sim.files import write_host
 from sim.host import Figure
 from sim.profile import Profile, Timing
 from tests.builders import FREE, host, network, profile
@@ -60,6 +63,24 @@ def test_a_spread_is_that_between_the_two() -> None:
     assert (down.difference, down.spread, down.beyond) == (-5, 4, True)
     same = compare(host(costs=before), host(costs=before))
     assert not any(c.beyond for c in same.changes)
+
+
+def test_a_rooflines_figures_are_compared_and_shown_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = find_host("p3.8xlarge")
+    assert before.roofline is not None
+    floor = before.roofline.kernel_floor_ns
+    slower = replace(floor, value=3 * floor.value, low=None, high=None)
+    after = replace(before, roofline=replace(before.roofline, kernel_floor_ns=slower))
+    assert {c.what for c in compare(before, after).changes if c.beyond} == {"kernel_floor_ns"}
+    assert "peak_fp32_flops_per_s" in compare(before, replace(before, roofline=None)).gone
+    write_host(path := str(tmp_path / "after.yaml"), after)
+    assert main(["diff", "p3.8xlarge", path]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "kernel_floor_ns" in line)
+    assert "+200.0%" in line
+    assert main(["show", path]) == 0
+    assert "kernel_floor_ns" in capsys.readouterr().out
 
 
 def test_both_hosts_are_named_and_links_that_one_has_alone() -> None:

@@ -22,7 +22,7 @@ from calibrate.layers import (
 )
 from calibrate.samples import Point
 from calibrate.timings import in_place, slowed, start, timings
-from calibrate.ways import beside_copies, everything, largest, small_reads
+from calibrate.ways import MOST_ALONE, beside_copies, everything, largest, places, reads_alone, small_reads
 from hwexec.cpu import CpuDevice
 from hwexec.preparing import prepare
 from hwexec.starts import SAME, Reference
@@ -103,6 +103,45 @@ def test_what_small_reads_add_is_theirs_and_the_largest_takes_the_rest() -> None
     assert [t.median_ns for t in found[2].direct] == [22, 18]
     # without a run of the small reads alone, by bytes
     assert [t.median_ns for t in found[0].peer] == pytest.approx([50 * 4000 / 4040, 50 * 40 / 4040])
+
+
+def attention(sizes: tuple[int, ...] = (4000, 40, 400, 20)) -> Network:
+    reads = tuple(Read(at, size) for at, size in enumerate(sizes))
+    storages = tuple(Storage(f"s{at}", size, "fp32", 0) for at, size in enumerate(sizes))
+    return Network("toy", "fp32", 1, None, (Layer("attn", "Attention", reads, 0, 0),), storages)
+
+
+def test_small_reads_share_by_what_each_adds_alone() -> None:
+    """A kernel that reads 40 bytes again and again takes longer in place than one that reads 400 once."""
+    runs = [run("resident", (10,)), run("issue", (5,)), run("direct", (150,)), run("direct-small", (50,))]
+    alone = [run("direct-alone-1", (14,)), run("direct-alone-2", (46,)), run("direct-alone-3", (9,))]
+    found = timings(replace(result(*runs, *alone), network=attention()))
+    assert [t.median_ns for t in found[0].direct] == pytest.approx([100, 36, 4, 0])
+    # where nobody measured them, or none adds anything, by bytes
+    for these in ([], [run("direct-alone-1", (10,)), run("direct-alone-2", (9,))]):
+        found = timings(replace(result(*runs, *these), network=attention()))
+        assert [t.median_ns for t in found[0].direct] == pytest.approx(
+            [100, 40 * 40 / 460, 40 * 400 / 460, 40 * 20 / 460]
+        )
+
+
+def test_more_small_reads_than_runs_share_the_last_by_bytes() -> None:
+    network = attention((4000, *(100 - at for at in range(MOST_ALONE + 1))))
+    assert places(network, 0) == (0, *range(1, MOST_ALONE + 1), MOST_ALONE)
+    plans = reads_alone(network, Access.DIRECT)
+    for place, plan in plans.items():
+        direct = [at for at, access in enumerate(plan.access[0]) if access is Access.DIRECT]
+        assert direct == [at for at, found in enumerate(places(network, 0)) if found == place]
+        assert set(plan.access[0]) == {Access.DIRECT, Access.RESIDENT}
+    small = [run(f"direct-alone-{place}", (10 + 2 * place,)) for place in plans]
+    runs = [run("resident", (10,)), run("issue", (5,)), run("direct", (110,)), run("direct-small", (52,))]
+    found = timings(replace(result(*runs, *small), network=network))
+    *first, one, other = (t.median_ns for t in found[0].direct[1:])
+    assert first == pytest.approx([2, 4, 6, 8, 10])
+    assert one + other == pytest.approx(12)
+    assert one / other == pytest.approx(95 / 94)
+    # of two reads the one is what the other is not
+    assert reads_alone(NETWORK, Access.DIRECT) == {}
 
 
 def test_of_equal_reads_that_overlap_none_is_free() -> None:
@@ -311,6 +350,27 @@ def test_warm_runs_are_taken_in_turn_alone_and_beside_copies() -> None:
         points = _beside_copies(lambda: cold.warm(*inputs), device, 3)
     assert [(p.label, len(p.samples_ns)) for p in points] == [("whole alone", 3), ("whole beside copies", 3)]
     assert device.pinned == {}
+    device.close()
+
+
+def test_a_run_that_outlasts_its_copies_has_larger_ones_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads in place took 17 ms alone and 96 at least beside copies."""
+    device, sizes = CpuDevice(1, delay_us=0.0), []
+
+    def beside(run: object, on: CpuDevice, stream: object, rounds: int, size: int) -> tuple[Point, Point]:
+        sizes.append(size)
+        if size < most:
+            raise InputError("longer than 512 copies")
+        return Point("alone", 0, 1, (1.0,)), Point("beside", 0, 1, (6.0,))
+
+    monkeypatch.setattr(layers, "_beside", beside)
+    monkeypatch.setattr(device, "figures", True)
+    most = layers.LARGEST_TIMES * layers.BESIDE_BYTES
+    assert _beside_copies(lambda: None, device, 3)[1].samples_ns == (6.0,)
+    assert sizes == [layers.BESIDE_BYTES, most]
+    most *= 2
+    with pytest.raises(InputError, match="longer than 512"):
+        _beside_copies(lambda: None, device, 3)
     device.close()
 
 

@@ -11,11 +11,13 @@ import pytest
 
 from calibrate import layers, show
 from calibrate import run as calibrate_run
+from calibrate.bench import UNTRUSTED
 from calibrate.identity import read_identity
 from calibrate.run import Watch, finish, run
 from calibrate.store import Store
 from hwexec import host_memory
 from hwexec.cpu import CpuDevice
+from hwexec.timing import Mismatch
 from sim.errors import InputError
 from sim.files import read_host, read_profile
 from tests.calibrating import MODEL, Told, ask, small_cases
@@ -61,6 +63,24 @@ def test_a_network_that_the_host_has_no_memory_for_costs_the_others_nothing(
         ):
             run(ask(MODEL), device, Watch(None), store, Told())
     assert len(run(ask(MODEL), device, Watch(None), store, Told()).profiles) == 1
+
+
+def test_wrong_bytes_in_a_network_end_a_calibration_that_writes_no_figure(
+    device: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were told as one network that failed, beside a host and profiles that looked whole."""
+
+    def wrong(*_: object, **__: object) -> Any:
+        raise Mismatch(UNTRUSTED)
+
+    for look in ("unwatched", "measure"):
+        told = Told()
+        with monkeypatch.context() as patch:
+            patch.setattr(calibrate_run, look, wrong)
+            with pytest.raises(Mismatch, match="none of this host's figures can be trusted"):
+                run(ask(MODEL), device, Watch(None), Store(tmp_path), told)
+        assert MODEL in told.begun[-1]
+        assert {path.name for path in tmp_path.iterdir()} == {"state"}
 
 
 def test_no_host_time_is_taken_after_the_profiler_has_run(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from calibrate import show
@@ -179,6 +180,55 @@ def test_the_state_of_another_host_is_not_mixed_in(device: CpuDevice, tmp_path: 
     session.write_text(kept)
     with pytest.raises(KeyboardInterrupt):
         go(ask(fresh=True), CpuDevice(3, delay_us=0.0))
+
+
+def test_what_is_measured_afresh_leaves_nothing_made_of_what_was_measured_before(
+    device: CpuDevice, tmp_path: Path
+) -> None:
+    """A profile of the host as it was stayed beside the host as it is, which then refused it."""
+    cases = [good("h2d", []), broken("d2h", KeyboardInterrupt())]
+    with pytest.raises(KeyboardInterrupt):
+        run(ask(), device, Watch(None), Store(tmp_path), Told(), cases=cases)
+    for path in ("samples/fake", "profiles/fake", "samples/other", "profiles/other"):
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "resnet50.fp32.b1.yaml").write_text("what was")
+    with pytest.raises(KeyboardInterrupt):
+        run(ask(fresh=True), device, Watch(None), Store(tmp_path), Told(), cases=cases[1:])
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.yaml")) == [
+        "profiles/other/resnet50.fp32.b1.yaml",
+        "samples/other/resnet50.fp32.b1.yaml",
+        "state/session.yaml",
+    ]
+
+
+def test_cases_of_nobody_knows_which_session_are_measured_again(device: CpuDevice, tmp_path: Path) -> None:
+    """What is left of a state that was being removed may be another host's."""
+    counts: list[str] = []
+    cases, state = [good("h2d", counts), broken("d2h", KeyboardInterrupt())], tmp_path / "state"
+    for turn in (1, 2):
+        told = Told()
+        with pytest.raises(KeyboardInterrupt):
+            run(ask(), device, Watch(None), Store(tmp_path), told, cases=cases)
+        assert (told.notes, counts) == ([], ["h2d"] * turn)
+        assert {path.name for path in state.iterdir()} == {"session.yaml", "case-h2d.yaml"}
+        (state / "session.yaml").unlink()
+        (state / "case-issue.yaml").write_bytes((state / "case-h2d.yaml").read_bytes())
+
+
+def test_what_another_pytorch_measured_is_not_mixed_in(device: CpuDevice, tmp_path: Path) -> None:
+    cases = [good("h2d", []), broken("d2h", KeyboardInterrupt())]
+    with pytest.raises(KeyboardInterrupt):
+        run(ask(), device, Watch(None), Store(tmp_path), Told(), cases=cases)
+    session = tmp_path / "state" / "session.yaml"
+    text = session.read_text()
+    assert text.count(torch.__version__) == 1
+    session.write_text(text.replace(torch.__version__, "1.0.1"))
+    with pytest.raises(
+        InputError, match=r"measured with PyTorch 1\.0\.1, and now it is .*; pass --fresh"
+    ) as caught:
+        run(ask(), device, Watch(None), Store(tmp_path), Told(), cases=cases[:1])
+    assert "\n" not in str(caught.value)
+    assert Store(tmp_path).case("h2d") is not None
 
 
 def test_a_name_that_is_wrong_costs_nothing_that_was_measured(device: CpuDevice, tmp_path: Path) -> None:
