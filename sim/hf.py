@@ -59,6 +59,12 @@ _ROBERTA_PADDING = 2
 """RoBERTa's positions start behind its padding index, so its table has two rows more."""
 
 
+MOST_LAYERS = 1000
+"""Of a shape, twelve times the deepest that ships: more takes minutes to trace."""
+LARGEST_OPTION = 10**7
+"""Of a shape's other sizes: beyond any that was trained."""
+
+
 def hf_shape(name: str) -> HfShape:
     """The sizes behind `hf:bert-base` or `hf:llama-1b:hidden=1024,layers=4,heads=16,kv_heads=4,ffn=4096,tied=yes`.
 
@@ -73,8 +79,11 @@ def hf_shape(name: str) -> HfShape:
     require(
         shape.family == "llama", f"model {name!r}: hf:{base} takes no options; only the hf:llama shapes do"
     )
+    seen: set[str] = set()
     for option in options.split(","):
         key, _, value = option.partition("=")
+        require(key not in seen, f"model {name!r}: {key} is given twice; give it once")
+        seen.add(key)
         if key not in LLAMA_OPTIONS:
             raise unknown(f"model {name!r}: option", key, LLAMA_OPTIONS)
         shape = replace(shape, **{key: _option(name, key, value)})  # type: ignore[arg-type]  # checked there
@@ -94,8 +103,9 @@ def _option(name: str, key: str, value: str) -> int | bool:
     if key == "tied":
         require(value in ("yes", "no"), f"model {name!r}: tied={value}: must be yes or no")
         return value == "yes"
-    digits = value.isascii() and value.isdigit() and len(value) < 10 and int(value) > 0
-    require(digits, f"model {name!r}: {key}={value}: must be a whole number from 1 up")
+    most = MOST_LAYERS if key == "layers" else LARGEST_OPTION
+    digits = value.isascii() and value.isdigit() and len(value) < 10 and 0 < int(value) <= most
+    require(digits, f"model {name!r}: {key}={value}: must be a whole number from 1 to {most}")
     return int(value)
 
 

@@ -144,6 +144,8 @@ class _Finder:
         self.budget = options.memory_budget_bytes
         if self.network.arena_bytes > room:
             self.budget = room if self.budget is None else min(self.budget, room)
+        if self.budget is not None and self.network.arena_bytes > self.budget:
+            self.paths = (*self.paths, *self._places_to_stay(others))
         self.scores = Scores(profile, host, target, self.budget, options.runs)
         self.costs: dict[Draft, float] = {}
         self.cutters: dict[tuple[object, ...], Cutter] = {}
@@ -152,6 +154,13 @@ class _Finder:
         self.reads = self._reads_by_cost()
         layers = len(self.network.layers)
         self.moves = max(12, min(LOCAL_MOVES, LOCAL_MOVES * 200 // max(1, layers)))
+
+    def _places_to_stay(self, others: Sequence[int]) -> Iterator[Path]:
+        """Paths that let no more leave host memory, from GPUs whose own memory the target can read where its own is short."""
+        used = {gpu for path in self.paths for gpu in path}
+        for gpu in others:
+            if gpu not in used and self.host.reaches(gpu, self.options.target):
+                yield gpu, self.options.target
 
     def candidate(self, name: str, plan: Plan) -> Candidate:
         score = self.scores.of(plan)

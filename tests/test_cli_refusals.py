@@ -11,6 +11,7 @@ import pytest
 from sim.catalog import find_host
 from sim.errors import InputError
 from sim.files import write_host, write_profile
+from sim.memory import HEADROOM_BYTES, activation_bytes
 from sim.output import make_folder
 from tests.builders import host, profile
 from tests.simming import HERE, MACHINE, NETWORK, Run, Sim, sim_in
@@ -75,6 +76,19 @@ def test_bad_input_is_one_line(args: str, says: str, sim: Sim, tmp_path: Path) -
     refused(sim("search", *HERE, *args.split(" ")), says, tmp_path)
 
 
+@pytest.mark.parametrize("budget", ["", "--memory-budget 0", "--memory-budget 50MiB"])
+def test_a_batch_whose_activations_do_not_fit_is_none_for_any_budget(
+    budget: str, sim: Sim, tmp_path: Path
+) -> None:
+    done = sim("search", "--model", "resnet50", "--batch", "65536", *budget.split(), "--out", "plan.yaml")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[-1].startswith(
+        "sim: resnet50: with --batch 65536 its activations and libraries take "
+    )
+    assert done.err.splitlines()[-1].endswith("wherever the weights are; ask for a smaller --batch")
+    assert not (tmp_path / "plan.yaml").exists()
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -121,7 +135,11 @@ def test_an_estimate_needs_a_roofline(sim: Sim, tmp_path: Path) -> None:
 
 def test_weights_that_the_gpu_cannot_hold_want_a_budget(sim: Sim, tmp_path: Path) -> None:
     small = replace(
-        MACHINE, gpus=tuple(replace(gpu, memory_bytes=NETWORK.arena_bytes - 1) for gpu in MACHINE.gpus)
+        MACHINE,
+        gpus=tuple(
+            replace(gpu, memory_bytes=HEADROOM_BYTES + activation_bytes(NETWORK) + NETWORK.arena_bytes - 1)
+            for gpu in MACHINE.gpus
+        ),
     )
     write_host("host.yaml", small, force=True)
     write_profile("profile.yaml", profile(NETWORK, small), force=True)

@@ -273,3 +273,19 @@ def test_a_chunk_goes_where_it_lands_first_once_the_host_thread_has_come_to_it()
     own = Draft(Launch.GRAPH, frozenset(), frozenset(), ((0,), (1, 0)), head=EVERY, cuts=cuts)
     assert {chunk.path for chunk in plan_of(own, net, machine).chunks} == {(0,)}
     assert {chunk.path for chunk in plan_of(replace(own, head=0), net, machine).chunks} == {(0,), (1, 0)}
+
+
+def test_where_memory_is_short_partners_that_add_no_bandwidth_hold_what_the_target_reads_there() -> None:
+    """GPU 1 shares the target's uplink and GPU 2 that of GPU 3, so neither brings anything faster; both have memory."""
+    net = network(*([2**20] * 12))
+    small = tuple(replace(gpu, memory_bytes=HEADROOM_BYTES + 2**20 * 5) for gpu in P3.gpus)
+    machine = replace(P3, gpus=small)
+    timings = profile(net, machine, run=1000, direct=10**6, peer=10**4)
+    best = search(timings, machine, Options(memory_budget_bytes=2**20)).best.plan
+    staying = {chunk.path[-1] for chunk in best.chunks} - {0}
+    assert staying == {1, 2, 3}
+    assert best.direct_bytes(net) == 0, "all that the target does not hold has room on a partner"
+    lower(best, net, machine)
+    # with room on the target nothing is gained
+    roomy = search(profile(net, P3, run=1000, direct=10**6, peer=10**4), P3, Options()).best.plan
+    assert {gpu for chunk in roomy.chunks for gpu in chunk.path} <= {0, 2, 3}
