@@ -11,6 +11,7 @@ import torch
 from hwexec import bench, bench_record, limit, report
 from hwexec.cpu import CpuDevice
 from hwexec.device import Stream
+from hwexec.timing import Samples
 from hwexec.verify import OpRow
 from sim.errors import InputError
 from sim.files import format_record, parse_record
@@ -267,3 +268,40 @@ def test_lanes_are_measured_alone_and_at_once_and_leave_nothing_behind(
     assert copied[:2] == ["h2d:probe>0", "h2d:probe>1"]
     assert (device.pinned, device.held_bytes(0), device.held_bytes(1)) == ({}, 0, 0)
     device.close()
+
+
+def test_each_gpus_memory_is_there_while_copies_to_it_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy made ready keeps no tensor alive: all but the last GPU's had gone to whoever asked next."""
+    monkeypatch.setattr(limit, "PROBE_BYTES", 2**20)
+    device, held = CpuDevice(3, delay_us=0.0), list[list[int]]()
+    device.figures = True
+
+    def timed(*_: object) -> Samples:
+        held.append([device.held_bytes(gpu) for gpu in range(3)])
+        return Samples((1.0,))
+
+    monkeypatch.setattr(device, "ready_copy", lambda *_: lambda: None)
+    monkeypatch.setattr(limit, "time_ns", timed)
+    assert limit.pinned_rates(device, (0, 2)) == (2**20 * 1e9,) * 2
+    assert limit.together_rate(device, (0, 1, 2)) == 3 * 2**20 * 1e9
+    assert held == [[2**20, 0, 0], [0, 0, 2**20], [2**20] * 3]
+    assert [device.held_bytes(gpu) for gpu in range(3)] == [0, 0, 0]
+    device.close()
+
+
+def test_a_peer_with_wrong_answers_is_not_the_fastest_and_a_best_plan_with_such_is_not_compared() -> None:
+    def said(rows: tuple[bench_record.Row, ...]) -> list[str]:
+        words = report.bench_words(replace(MEASURED, rows=rows))
+        return [line for line in words if "fastest peer" in line]
+
+    right = said(MEASURED.rows)
+    assert [line.split(" is ")[1] for line in right] == [
+        "12.4 times as fast as peer:cuda, the fastest peer.",
+        "23.5 times as fast as peer:cuda, the fastest peer.",
+    ]
+    peer = next(row for row in MEASURED.rows if row.name == "peer:cuda")
+    quick = replace(peer, name="peer:quick", samples_ns=(1e3, 1e3, 1e3), outputs_match=False)
+    assert said((*MEASURED.rows, quick)) == right
+    assert said(tuple(row for row in (*MEASURED.rows, quick) if row is not peer)) == []
+    wrong = tuple(replace(r, outputs_match=r.links == 1) if r.name == "best" else r for r in MEASURED.rows)
+    assert said(wrong) == right[:1]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hwexec import core
+from hwexec.arena import HostArena
 from hwexec.core import Paced, at_full_pace, once_at_full_pace, slowed, steady
 from hwexec.cpu import CpuDevice
 
@@ -238,3 +241,46 @@ def test_cores_near_one_another_are_those_of_its_numa_node() -> None:
         assert at in near
         assert near <= allowed
     assert core.cpus_of(10**6) == set()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
+    """Two NUMA nodes of four cores, and where the thread may run, the latest last: anywhere but on core 7; it is on core 1."""
+    for node, cores in enumerate(("0-1,4-5", "2-3,6-7")):
+        at = tmp_path / f"sys/devices/system/node/node{node}"
+        at.mkdir(parents=True)
+        (at / "cpulist").write_text(cores + "\n")
+    told = [{0, 1, 2, 3, 4, 5, 6}]
+    monkeypatch.setattr(core, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(core.ctypes, "CDLL", lambda _: SimpleNamespace(sched_getcpu=lambda: 1))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: told[-1])
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: told.append(set(cores)))
+    return told
+
+
+@holds
+def test_a_held_thread_knows_all_cores_of_a_node_that_it_might_have_run_on(
+    device: CpuDevice, machine: list[set[int]]
+) -> None:
+    """It knew its own alone, so that memory which was asked for meanwhile lay on its node, and not on the GPU's."""
+    free = ({0, 1, 4, 5}, {2, 3, 6}, set())
+    assert tuple(map(core.cpus_of, range(3))) == free
+    with steady(device):
+        assert machine[-1] == {1}
+        assert tuple(map(core.cpus_of, range(3))) == free
+        with steady(device):
+            assert core.cpus_of(1) == {2, 3, 6}
+    machine.append({0, 2})
+    assert core.cpus_of(1) == {2}, "what held for a held thread is forgotten"
+
+
+@holds
+def test_memory_pinned_meanwhile_is_touched_by_cores_of_the_gpus_node(
+    device: CpuDevice, machine: list[set[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "numa_node", lambda _: 1)
+    with steady(device):
+        HostArena(device, 10, 0)
+        assert machine[-2:] == [{1}, {2, 3, 6}], "by a thread of its own, which ends there"
+        machine.append({1})
+    assert machine[-1] == {0, 1, 2, 3, 4, 5, 6}

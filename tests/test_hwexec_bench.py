@@ -379,6 +379,40 @@ def test_a_plan_that_the_machine_cannot_run_is_waived_alone(
     assert "pipeline" in done.out
 
 
+def test_of_two_best_plans_the_one_that_cannot_run_is_waived_by_its_links(
+    hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_entry = bench.run_entry
+
+    def refused(task: bench.Task, entry: bench.Entry, *given: Any) -> bench_record.Row:
+        if (entry.name, entry.links) == ("best", 2):
+            raise InputError("no room")
+        return run_entry(task, entry, *given)
+
+    monkeypatch.setattr(bench, "run_entry", refused)
+    done = hwexec(
+        "bench",
+        "--model",
+        MODEL,
+        "--device",
+        "cpu",
+        "-d",
+        "0",
+        "2",
+        "-e",
+        "best",
+        "--runs",
+        "1",
+        "--out",
+        "b.yaml",
+    )
+    assert done.code == 0
+    assert "waived: best over 2 (no room)" in done.out
+    found = read_record("b.yaml", bench_record.BENCH)
+    assert [row.label for row in found.rows] == ["warm", "best over 1"]
+    assert [(waived.name, waived.reason) for waived in found.waived] == [("best over 2", "no room")]
+
+
 def test_a_peer_that_fails_is_waived_with_its_reason(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def broken(given: Scene) -> Iterator[Ready]:

@@ -67,6 +67,44 @@ def test_points_of_another_seed_are_not_mixed_in(folder: Path, capsys: pytest.Ca
     assert run_command(cli, "hwexec", [*ASK, "--random", "0", "--seed", "1", "--force"]) == 0
 
 
+def test_a_call_that_finds_all_done_leaves_the_file_as_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It measured nothing, so the points' provenance is not its own."""
+    ask = [*ASK, "--random", "0"]
+    assert run_command(cli, "hwexec", ask) == 0
+    before = (folder / "sweep.yaml").read_bytes()
+    made = commands.made
+
+    def later(*given: Any) -> Any:
+        return replace(made(*given), date="2099-01-01T00:00:00Z")
+
+    monkeypatch.setattr(commands, "made", later)
+    capsys.readouterr()
+    assert run_command(cli, "hwexec", ask) == 0
+    assert (folder / "sweep.yaml").read_bytes() == before
+    assert capsys.readouterr().out == (folder / "summary.txt").read_text()
+    assert run_command(cli, "hwexec", [*ask[:-1], "1"]) == 0
+    record = read_record(folder / "sweep.yaml", SWEEP)
+    assert (record.provenance.date, record.predicted_by.date) == ("2099-01-01T00:00:00Z",) * 2
+
+
+def test_points_on_other_gpus_are_not_mixed_in(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*gpus: str) -> tuple[int, list[str]]:
+        capsys.readouterr()
+        code = run_command(cli, "hwexec", [*ASK, "--random", "0", "-d", *gpus])
+        return code, [line for line in capsys.readouterr().err.splitlines() if line.startswith("hwexec:")]
+
+    assert told("0")[0] == 0
+    kept = (folder / "sweep.yaml").read_bytes()
+    for gpus in (("1",), ("1", "0")):
+        said = f"hwexec: here/sweep.yaml: has plans on GPUs 0, and now it is {', '.join(gpus)}; go on with the same --gpus, "
+        assert told(*gpus) == (2, [said + "start over with --force, or write elsewhere with --out"])
+        assert (folder / "sweep.yaml").read_bytes() == kept
+    assert told("0", "2")[0] == 0, "a partner more has more plans"
+    assert told("0")[0] == 2
+
+
 def test_a_wrong_name_among_many_is_told_before_anything_is_run_or_made(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

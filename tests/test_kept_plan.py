@@ -31,6 +31,7 @@ def test_every_plan_comes_back_from_its_text(data: st.DataObject) -> None:
     plan = data.draw(some.plans(net, machine))
     kept = parse_record(format_record(KEPT, keep(plan)).encode(), KEPT)
     assert kept.plan(net) == plan
+    assert kept.gpus == set(plan.gpus)
 
 
 def test_kept_plans_can_be_read_by_eye_and_lose_nothing() -> None:
@@ -38,6 +39,7 @@ def test_kept_plans_can_be_read_by_eye_and_lose_nothing() -> None:
     chunks = (Chunk(0, 512, (0,)), Chunk(512, 768, (2, 0)), Chunk(1024, 2048, (2,)))
     kept = keep(Plan("odd", 0, Launch.GRAPH, access, chunks, head=1))
     assert (kept.access, kept.chunks) == ("c2 d1 p1", "+512 +256@2>0 1024+1024@2")
+    assert (kept.gpus, replace(kept, chunks="+512", target=1).gpus) == ({0, 2}, {1})
     assert [f.name for f in fields(KeptPlan)] == [
         "name",
         "target",

@@ -206,7 +206,7 @@ def test_estimates_say_in_one_line_how_much_nobody_measured_and_what_matters_of_
     machine = replace(MACHINE, costs=replace(COSTS, issue_copy_ns=fitted))
     text = report.footnote(made.profile, machine, BEST)
     assert re.sub(r"by \d+\.\d%", "by P", text) == (
-        "Estimated: none of the 35 constants of test is measured (1 fitted, 34 assumed); `sim hosts FILE` lists each with "
+        "Estimated: none of the 36 constants of test is measured (1 fitted, 35 assumed); `sim hosts FILE` lists each with "
         "its source. Raised by 10%, these change this answer most: PCIe rates by P, layer times by P, all other costs by P."
     )
     assert "ESTIMATED" in report.title(made.profile, machine, 0)
@@ -214,7 +214,7 @@ def test_estimates_say_in_one_line_how_much_nobody_measured_and_what_matters_of_
     links = tuple(replace(link, bytes_per_s=known) for link in MACHINE.links)
     part = report.footnote(made.profile, replace(machine, links=links), BEST)
     assert part.startswith(
-        "Estimated: 26 of the 35 constants of test are not measured (9 measured, 1 fitted, 25 "
+        "Estimated: 27 of the 36 constants of test are not measured (9 measured, 1 fitted, 26 "
     )
     assert "rates" not in part, "what is measured is not in doubt"
     p3 = find_host("p3.8xlarge")
