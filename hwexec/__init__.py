@@ -14,7 +14,8 @@
         cold.launch, cold.why_eager, cold.moved_bytes
 
 `prepare(module, plan, example_inputs, *, host, network=None, device=None, weights=None, settles=True)`: `module` is in
-`eval()`; `plan` is a `sim.plan.Plan` (`sim.files.read_plan(path).plan`) and `host` the host it was made for (`read_host(path)`);
+`eval()`; `plan` is what `sim.files.read_plan(path)` gives, held against host and module, or a `sim.plan.Plan`; `host` is the
+host it was made for (`read_host(path)`);
 `example_inputs` is a tensor, a tuple of positional arguments, or a mapping of keyword arguments; `network` is traced from the
 module if None; `device` is "cuda", "cpu" or a `Device`; `weights` is None (the module's own), a state_dict, or paths of
 safetensors files. With `settles=False` the target GPU holds what the plan brings there and no more, as for a plan made under a
