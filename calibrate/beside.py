@@ -1,22 +1,44 @@
-"""Cases of work side by side: lanes at once, pushes between GPUs and reads in place beside copies of host memory."""
+"""Work side by side: cases of lanes at once, of pushes between GPUs and reads in place beside copies of host memory; and any run
+of a network beside such copies."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from itertools import combinations
 
 import torch
 
-from calibrate.bench import BESIDE_BYTES, GIB, KIB, MIB, Bench, Case, Flow, has_peers, peers, several_gpus
+from calibrate.bench import (
+    BESIDE_BYTES,
+    GIB,
+    KIB,
+    MIB,
+    Bench,
+    Case,
+    Flow,
+    Lane,
+    has_peers,
+    peers,
+    several_gpus,
+)
 from calibrate.links import Enqueue, copies, h2d_label, p2p_label, read_in_place
 from calibrate.samples import Point
-from hwexec.device import Ready, Stream
+from hwexec.arena import HostArena
+from hwexec.device import Device, Ready, Stream
 from hwexec.script import do
+from hwexec.timing import time_ns
+from sim.errors import InputError
 
 CHUNKS = (64 * KIB, 64 * MIB)
 """Smallest and largest push beside copies: what plans relay."""
 READS = tuple(4 * KIB * k for k in (1, 16, 64, 256, 1024, 4096, 16384))
 """Bytes of the kernels that read in place beside copies."""
+LONG_NS = 0.05e9
+"""Runs are measured beside copies twice, three times ... as large where they take longer than this, twice this ..."""
+LARGEST_TIMES = 8
+"""So many times as large at most: 4 GiB that are under way at once. Where a run outlasts its copies, they are that large."""
 
 
 def together_label(gpus: tuple[int, ...]) -> str:
@@ -124,6 +146,45 @@ def direct_beside_copy(bench: Bench) -> tuple[Point, ...]:
         want = bench.host.tensor[quarter : quarter + moved]
         bench.verify(arena[:moved], want, f"GPU {gpu} reading in place beside copies")
     return tuple(found)
+
+
+def run_beside_copies(run: Callable[[], object], device: Device, rounds: int) -> tuple[Point, Point]:
+    """A run alone, and while host memory is copied to the same GPU all along, in turn: what copies cost kernels.
+
+    InputError where it outlasts all copies that can be under way at once.
+    """
+    stream = device.stream("calibrate", 0)
+    try:
+        once = time_ns(run, device, [stream], repeats=1, warmup=0)
+        times = min(LARGEST_TIMES, 1 + int(once.median_ns / LONG_NS))
+        try:
+            return _beside(run, device, stream, rounds, BESIDE_BYTES * times)
+        except InputError:
+            # what reads in place takes many times as long beside copies as alone, and nobody knows how many
+            if not device.figures or times == LARGEST_TIMES:
+                raise
+            return _beside(run, device, stream, rounds, BESIDE_BYTES * LARGEST_TIMES)
+    finally:
+        device.close_stream(stream)
+
+
+def _beside(
+    run: Callable[[], object], device: Device, stream: Stream, rounds: int, size: int
+) -> tuple[Point, Point]:
+    """The same beside copies of `size` bytes."""
+    with ExitStack() as stack:
+        engine = device.stream("h2d:0", 0)
+        stack.callback(device.close_stream, engine)
+        arena, to = HostArena(device, size, 0), device.allocate(size, 0)
+        stack.callback(arena.close)
+        stack.callback(device.synchronize)
+        lane = Lane(device, engine, device.ready_copy(engine, to, arena.tensor))
+        taken: tuple[list[float], list[float]] = ([], [])
+        for _ in range(rounds + 1):
+            for busy, samples in zip((False, True), taken, strict=True):
+                samples.append(lane.sample(stream, run, busy=busy))
+    alone, beside = (tuple(samples[1:]) for samples in taken)  # the first round warms up
+    return Point("whole alone", 0, 1, alone), Point("whole beside copies", 0, 1, beside)
 
 
 BESIDE_CASES = (

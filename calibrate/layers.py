@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 
-from calibrate.bench import BESIDE_BYTES, Lane
+from calibrate.beside import run_beside_copies
 from calibrate.cold import eager_starts, graph_starts
 from calibrate.samples import Point
 from calibrate.ways import BESIDE, beside_copies, everything, partner_of, reads_alone, small_reads
-from hwexec.arena import HostArena
 from hwexec.core import once_at_full_pace, steady
-from hwexec.device import Device, Stream
+from hwexec.device import Device
 from hwexec.executor import ColdStart
 from hwexec.preparing import prepare
 from hwexec.timing import Mismatch, Samples, steadiest, time_ns, wall_ns
@@ -38,10 +37,6 @@ LARGE_BYTES = 4 * 2**30
 """Above this, each preparation takes seconds: the runs with the largest read resident are left out."""
 SLOW_NS = 0.5e9
 """A run that takes longer is repeated twice only."""
-LONG_NS = 0.05e9
-"""Runs are measured beside copies twice, three times ... as large where they take longer than this, twice this ..."""
-LARGEST_TIMES = 8
-"""So many times as large at most: 4 GiB that are under way at once. Where a run outlasts its copies, they are that large."""
 EXPLAINED = 0.05
 """Layers that miss their run by more than this part have it explained in the file."""
 
@@ -142,7 +137,7 @@ def unwatched(
             given = built.inputs_on(device.torch_device(0))
             cold.resident(*given)
             try:
-                alone, beside = _beside_copies(partial(cold.resident, *given), device, 2 * repeats)
+                alone, beside = run_beside_copies(partial(cold.resident, *given), device, 2 * repeats)
             except InputError as error:
                 notes.append(f"resident beside copies: not measured ({error})")
         if 0 < network.arena_bytes <= LARGE_BYTES:
@@ -204,7 +199,7 @@ def measure(
             if device.figures and way in ("direct", "direct-small"):
                 try:
                     cold(*given)
-                    beside = _beside_copies(partial(cold.warm, *given), device, 2)[1]
+                    beside = run_beside_copies(partial(cold.warm, *given), device, 2)[1]
                     loaded.append(replace(beside, label=way))
                 except InputError as error:
                     notes.append(f"{way} beside copies: not measured ({error})")
@@ -273,45 +268,6 @@ def layers_beside(timeline: Timeline) -> int:
     runs = timeline.of(SpanKind.RUN)
     late = [s.layer for s in runs if s.stop_ns > copied]
     return min(late) if late else max((s.layer for s in runs), default=-1) + 1
-
-
-def _beside_copies(run: Callable[[], object], device: Device, rounds: int) -> tuple[Point, Point]:
-    """A run alone, and while host memory is copied to the same GPU all along, in turn: what copies cost kernels.
-
-    InputError where it outlasts all copies that can be under way at once.
-    """
-    stream = device.stream("calibrate", 0)
-    try:
-        once = time_ns(run, device, [stream], repeats=1, warmup=0)
-        times = min(LARGEST_TIMES, 1 + int(once.median_ns / LONG_NS))
-        try:
-            return _beside(run, device, stream, rounds, BESIDE_BYTES * times)
-        except InputError:
-            # what reads in place takes many times as long beside copies as alone, and nobody knows how many
-            if not device.figures or times == LARGEST_TIMES:
-                raise
-            return _beside(run, device, stream, rounds, BESIDE_BYTES * LARGEST_TIMES)
-    finally:
-        device.close_stream(stream)
-
-
-def _beside(
-    run: Callable[[], object], device: Device, stream: Stream, rounds: int, size: int
-) -> tuple[Point, Point]:
-    """The same beside copies of `size` bytes."""
-    with ExitStack() as stack:
-        engine = device.stream("h2d:0", 0)
-        stack.callback(device.close_stream, engine)
-        arena, to = HostArena(device, size, 0), device.allocate(size, 0)
-        stack.callback(arena.close)
-        stack.callback(device.synchronize)
-        lane = Lane(device, engine, device.ready_copy(engine, to, arena.tensor))
-        taken: tuple[list[float], list[float]] = ([], [])
-        for _ in range(rounds + 1):
-            for busy, samples in zip((False, True), taken, strict=True):
-                samples.append(lane.sample(stream, run, busy=busy))
-    alone, beside = (tuple(samples[1:]) for samples in taken)  # the first round warms up
-    return Point("whole alone", 0, 1, alone), Point("whole beside copies", 0, 1, beside)
 
 
 def _issue(

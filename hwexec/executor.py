@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hwexec import spans
-from hwexec.arena import Weights
+from hwexec.binding import Weights
 from hwexec.device import CaptureError, Device, Event
 from hwexec.graphs import Captured, capture
 from hwexec.hooks import LayerHooks, Learned, learn

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hwexec.arena import Weights, check_tensors
+from hwexec.binding import Weights, check_tensors
 from hwexec.cpu import CpuDevice
 from hwexec.cuda import CudaDevice
 from hwexec.device import Device

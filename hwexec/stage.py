@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hwexec.arena import Binding, Extents, HostArena, Weights, load, point, region, slots_of
+from hwexec.arena import Extents, HostArena
+from hwexec.binding import Binding, Weights, load, point, region, slots_of
 from hwexec.device import POISON, Device, Event, Graph, Stream
 from hwexec.hooks import Finder
 from hwexec.script import Head, Move, Script

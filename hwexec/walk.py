@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hwexec.arena import point
+from hwexec.binding import point
 from hwexec.device import Device, Event, Graph, Stream
 from hwexec.script import Head, Move, Script, do
 from sim.errors import InputError

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from hwexec.arena import Binding, Extents, HostArena, load, point, region, slots_of
+from hwexec.arena import Extents, HostArena
+from hwexec.binding import Binding, load, point, region, slots_of
 from hwexec.cpu import CpuDevice
 from sim.errors import InputError
 from sim.network import Network

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from calibrate import beside as side
 from calibrate import layers
+from calibrate.beside import run_beside_copies
 from calibrate.compare import compare
 from calibrate.fit import beside_ns
 from calibrate.layers import (
     LayerRun,
     LayersResult,
-    _beside_copies,
     issue_times,
     layer_times,
     layers_beside,
@@ -337,7 +338,7 @@ def test_a_wrong_answer_of_a_cold_start_ends_a_networks_calibration(monkeypatch:
     device.close()
 
 
-def test_warm_runs_are_taken_in_turn_alone_and_beside_copies() -> None:
+def test_warm_runs_are_taken_in_turn_alone_andrun_beside_copies() -> None:
     module, inputs = (
         torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU()).eval(),
         (torch.ones(1, 32),),
@@ -347,7 +348,7 @@ def test_warm_runs_are_taken_in_turn_alone_and_beside_copies() -> None:
     plan = everything(network, Access.RESIDENT)
     with prepare(module, plan, inputs, network=network, host=toy_host(), device=device) as cold:
         cold(*inputs)
-        points = _beside_copies(lambda: cold.warm(*inputs), device, 3)
+        points = run_beside_copies(lambda: cold.warm(*inputs), device, 3)
     assert [(p.label, len(p.samples_ns)) for p in points] == [("whole alone", 3), ("whole beside copies", 3)]
     assert device.pinned == {}
     device.close()
@@ -363,14 +364,14 @@ def test_a_run_that_outlasts_its_copies_has_larger_ones_beside_it(monkeypatch: p
             raise InputError("longer than 512 copies")
         return Point("alone", 0, 1, (1.0,)), Point("beside", 0, 1, (6.0,))
 
-    monkeypatch.setattr(layers, "_beside", beside)
+    monkeypatch.setattr(side, "_beside", beside)
     monkeypatch.setattr(device, "figures", True)
-    most = layers.LARGEST_TIMES * layers.BESIDE_BYTES
-    assert _beside_copies(lambda: None, device, 3)[1].samples_ns == (6.0,)
-    assert sizes == [layers.BESIDE_BYTES, most]
+    most = side.LARGEST_TIMES * side.BESIDE_BYTES
+    assert run_beside_copies(lambda: None, device, 3)[1].samples_ns == (6.0,)
+    assert sizes == [side.BESIDE_BYTES, most]
     most *= 2
     with pytest.raises(InputError, match="longer than 512"):
-        _beside_copies(lambda: None, device, 3)
+        run_beside_copies(lambda: None, device, 3)
     device.close()
 
 
