@@ -7,6 +7,7 @@ of the host arena: they can be read and loaded as ever, and what is written ther
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,8 @@ def slots_of(module: torch.nn.Module, network: Network) -> tuple[Slot, ...]:
 
 def check_tensors(module: torch.nn.Module) -> None:
     """InputError where a tensor of a module cannot be bound: its bytes cannot be moved, or another binding has it."""
+    if any(id(tensor) in _bound for _, tensor in _named(module)):
+        gc.collect()  # a ColdStart that nobody has any more
     for name, tensor in _named(module):
         require(
             id(tensor) not in _bound,
@@ -269,19 +272,24 @@ class Binding:
         for slot, version, (_, at_rest) in zip(self.slots, self._versions, self._rest, strict=True):
             if slot.tensor._version != version and not slot.original.is_meta:
                 slot.original.copy_(at_rest)
-        self._give_back()
-        for slot in self.slots:
-            _bound.pop(id(slot.tensor), None)
-        self.slots, self.by_storage, self._rest, self._versions = (), {}, [], []
+        try:
+            self._give_back()
+        finally:
+            for slot in self.slots:
+                _bound.pop(id(slot.tensor), None)
+            self.slots, self.by_storage, self._rest, self._versions = (), {}, [], []
 
     def _give_back(self) -> None:
         point([(slot.tensor, slot.original) for slot in self.slots if not slot.original.is_meta])
         stuck: RuntimeError | None = None
-        while self._meta:
+        left = []
+        for pair in reversed(self._meta):
             try:
-                swap(*self._meta.pop())
+                swap(*pair)
             except RuntimeError as error:
                 stuck = error
+                left.append(pair)
+        self._meta = left
         if stuck is not None:
             raise InputError(
                 f"a tensor cannot go back to the meta device ({first_line(stuck)}); let go of what else refers to it first"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -45,8 +46,9 @@ class CudaDevice:
         # streams that share a hardware queue wait for each other's copies, and the default of 8 queues is soon shared; the
         # driver reads this when it first starts, and asking whether CUDA is there starts it
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-        # as `calibrate` and nvidia-smi number them: a host's file says what each number can do
-        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        if not _cuda.is_initialized():
+            # as `calibrate` and nvidia-smi number them: a host's file says what each number can do
+            os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         require(
             torch.cuda.is_available(),
             "no CUDA device: this machine or this build of PyTorch has none; device 'cpu' plays one, without figures",
@@ -55,8 +57,6 @@ class CudaDevice:
         self._driver = load_driver()
         self._callers: dict[tuple[int, ...], Any] = {}
         self._edges: dict[tuple[int, int], tuple[Ready, Ready, Ready, Ready]] = {}
-        self._spare: dict[tuple[int, str], list[Any]] = {}
-        """Streams given back, by GPU and by what they are for (see `stream`)."""
         self._switch = True
         """Whether a copy must be issued with its stream's GPU current; that takes microseconds, and drivers differ."""
 
@@ -155,20 +155,23 @@ class CudaDevice:
         that others have on it: landings took place 2 to 3.5 ms late, once the lane had come to its end
         (results/h100-pair-5/trials/probe.txt). PyTorch's own streams are 32 a GPU, and the 33rd is the first again.
         """
-        spare = self._spare.setdefault((gpu, _purpose(name)), [])
-        return Stream(name, gpu, spare.pop() if spare else self._new_stream(gpu))
+        with _spare_lock:
+            spare = _spare.get((gpu, _purpose(name)))
+            raw = spare.pop() if spare else None
+        return Stream(name, gpu, self._new_stream(gpu) if raw is None else raw)
 
     def _new_stream(self, gpu: int) -> Any:
         if self._driver is None:
             return _cuda.Stream(device=gpu)
         with torch.cuda.device(gpu):
-            torch.cuda.set_device(gpu)  # binds the GPU's context to this thread
+            torch.cuda.synchronize(gpu)  # makes the GPU's context, and binds it to this thread
             raw = new_stream(self._driver)
         return _cuda.ExternalStream(raw, device=gpu)
 
     def close_stream(self, stream: Stream) -> None:
-        """It is the next one's of its kind: libraries keep memory for each stream that they have run on."""
-        self._spare[stream.gpu, _purpose(stream.name)].append(stream.raw)
+        """It is the next one's of its kind, whoever asks: libraries keep memory for each stream that they have run on."""
+        with _spare_lock:
+            _spare.setdefault((stream.gpu, _purpose(stream.name)), []).append(stream.raw)
 
     def on(self, stream: Stream) -> _On:
         return _On(self, stream)
@@ -362,6 +365,11 @@ class CudaDevice:
 
     def close(self) -> None:
         pass
+
+
+_spare: dict[tuple[int, str], list[Any]] = {}
+"""Streams of this process that were given back, by GPU and by what they are for. None is ever destroyed."""
+_spare_lock = threading.Lock()
 
 
 def _purpose(name: str) -> str:

@@ -105,6 +105,8 @@ class ColdStart:
         )
         for _ in range(_WARM_UP):
             self._with_tensors(way, self._forward)
+        with self.device.on(self._stage.compute):
+            self._inputs.rehearse(self._stage.compute)
         self.device.synchronize()
         if self.launch is not Launch.EAGER:
             self._capture(learned)

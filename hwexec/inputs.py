@@ -10,7 +10,6 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy
@@ -18,7 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from hwexec.arena import HostArena
-from hwexec.device import Device, Stream
+from hwexec.device import Device, Event, Stream
 from hwexec.walk import Pairs
 from sim.draft import aligned
 from sim.errors import require
@@ -31,6 +30,19 @@ class _Staged:
     host: torch.Tensor
     source: torch.Tensor
     destination: torch.Tensor
+
+
+@dataclass(slots=True, eq=False)
+class _Side:
+    """A place for each input. `read` is when a kernel last had read all that was staged there, if it is `unread` before."""
+
+    places: dict[int, _Staged]
+    read: Event
+    unread: bool = False
+
+
+SIDES = 2
+"""Starts whose inputs are staged at the same time."""
 
 
 class Inputs:
@@ -49,22 +61,19 @@ class Inputs:
         flat = not kwargs and len(tensors) == len(args) and all(isinstance(a, torch.Tensor) for a in args)
         self._tensors: list[torch.Tensor] | None = tensors if flat else None
         """All inputs, where all are tensors given by position."""
-        self._device, self._read = device, device.event()
-        self._unread = False
-        """Whether a kernel may still read what is staged, until `_read`."""
+        self._device = device
         plain = [t for t in tensors if type(t) is torch.Tensor and t.layout is torch.strided]
-        sizes = [aligned(tensor.nbytes) for tensor in plain]
-        self._host = HostArena(device, sum(sizes), gpu)
-        starts = accumulate(sizes, initial=0)
-        self._staged = {id(t): self._places(t, at, gpu) for t, at in zip(plain, starts, strict=False)}
-
-    def _places(self, fixed: torch.Tensor, at: int, gpu: int) -> _Staged:
-        """Where a host's tensor is staged, laid out as `fixed` is, and both as bytes that the GPU reads and writes."""
-        mine = self._host.tensor[at : at + fixed.nbytes]
-        # a clone is dense, whatever its strides
-        like = mine.view(fixed.dtype) if fixed.nbytes else torch.empty(0, dtype=fixed.dtype)
-        source = self._host.view(gpu)[at : at + fixed.nbytes]
-        return _Staged(like.as_strided(fixed.shape, fixed.stride()), source, _bytes(fixed))
+        self._host = HostArena(device, SIDES * sum(aligned(t.nbytes) for t in plain), gpu)
+        whole, at = self._host.view(gpu) if self._host.size_bytes else self._host.tensor, 0
+        self._sides: list[_Side] = []
+        """Taken in turn: a start need not wait until the one before it has read its inputs."""
+        for _ in range(SIDES):
+            places: dict[int, _Staged] = {}
+            for fixed in plain:
+                here = slice(at, at + fixed.nbytes)
+                places[id(fixed)] = _staged(self._host.tensor[here], whole[here], fixed)
+                at += aligned(fixed.nbytes)
+            self._sides.append(_Side(places, device.event()))
 
     def fixed(self) -> Any:
         """The module's arguments by position and by keyword."""
@@ -108,37 +117,51 @@ class Inputs:
             pairs.append((fixed, given))
         return pairs
 
+    def rehearse(self, stream: Stream) -> None:
+        """The example's inputs brought as a start's are, from each place: kernels are loaded when they first run. `stream` is
+        current."""
+        with torch.no_grad():
+            pairs = [(t, t.to("cpu")) for t in self._leaves if isinstance(t, torch.Tensor)]
+        for _ in self._sides:
+            self.bring(stream, pairs, self.stage(pairs))
+
     def stage(self, pairs: Pairs) -> list[_Staged]:
-        """Those given in host memory, copied to where the GPU can read them. Blocks while it still reads the last start's."""
+        """Those given in host memory, copied to where the GPU can read them. Blocks while it may still read those of the start
+        before the last."""
         here = [pair for pair in pairs if self._is_staged(*pair)]
-        if here and self._unread:
-            self._device.wait_on_host(self._read)
-            self._unread = False
+        if not here:
+            return []
+        self._sides.append(side := self._sides.pop(0))
+        if side.unread:
+            self._device.wait_on_host(side.read)
+            side.unread = False
         found = []
         for fixed, given in here:
-            staged = self._staged[id(fixed)]
+            staged = side.places[id(fixed)]
             with torch.no_grad():
                 staged.host.copy_(given)
             found.append(staged)
         return found
 
     def bring(self, stream: Stream, pairs: Pairs, staged: Sequence[_Staged]) -> None:
-        """All of them to where the module reads them; `stream` is current."""
+        """All of them to where the module reads them; `staged` are those that `stage` has just given. `stream` is current."""
         for fixed, given in pairs:
             if not self._is_staged(fixed, given):
                 self._device.assign(stream, fixed, given)
         for place in staged:
             self._device.read(stream, place.destination, place.source)
         if staged:
-            self._device.record(stream, self._read)
-            self._unread = True
+            side = self._sides[-1]
+            self._device.record(stream, side.read)
+            side.unread = True
 
     def _is_staged(self, fixed: torch.Tensor, given: torch.Tensor) -> bool:
-        return given.device.type == "cpu" and id(fixed) in self._staged
+        return given.device.type == "cpu" and id(fixed) in self._sides[0].places
 
     def clear(self) -> None:
         self._leaves.clear()
-        self._staged.clear()
+        for side in self._sides:
+            side.places.clear()
         self._tensors = None
         self._host.close()
 
@@ -184,6 +207,12 @@ def _in_order(given: Any, example: Any) -> Any:
     if type(given) in (list, tuple) and len(given) == len(example):
         return type(given)(map(_in_order, given, example))
     return given
+
+
+def _staged(mine: torch.Tensor, source: torch.Tensor, fixed: torch.Tensor) -> _Staged:
+    """A place of as many bytes, laid out as `fixed` is: a clone is dense, whatever its strides."""
+    like = mine.view(fixed.dtype) if fixed.nbytes else torch.empty(0, dtype=fixed.dtype)
+    return _Staged(like.as_strided(fixed.shape, fixed.stride()), source, _bytes(fixed))
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

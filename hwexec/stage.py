@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -293,15 +293,23 @@ class Stage:
         )
 
     def fill(self) -> None:
-        """All weights into the target's arena, on the compute stream."""
-        self.device.copy(self.compute, self.arena, self.host.tensor)
+        """All weights into the target's arena, ahead of what the compute stream does next."""
+        done = self._beside(lambda: self.device.copy(self.background, self.arena, self.host.tensor))
+        self.device.wait(self.compute, done)
 
     def settle(self) -> Event:
         """What the plan reads in place into the target's arena, in the background; the event is its end."""
+        return self._beside(lambda: self._bring(self.background, self.in_place))
+
+    def _beside(self, bring: Callable[[], None]) -> Event:
+        """`bring` on the background stream, behind what the compute stream holds now; the event is its end.
+
+        The compute stream itself never brings host memory: its next wait would stand behind a head's copies.
+        """
         last, done = self.device.event(), self.device.event()
         self.device.record(self.compute, last)
         self.device.wait(self.background, last)
-        self._bring(self.background, self.in_place)
+        bring()
         self.device.record(self.background, done)
         return done
 
@@ -312,7 +320,7 @@ class Stage:
         for gpu, arena in self.arenas.items():
             device.fill(next(s for s in self.streams.values() if s.gpu == gpu), arena, POISON)
         device.synchronize()
-        self._bring(self.compute, self._kept)
+        self._bring(self.background, self._kept)
         device.synchronize()
 
 

@@ -42,6 +42,14 @@ def bare(module: nn.Module, inputs: tuple[Any, ...]) -> Iterator[Bare]:
     given = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     memo: dict[int, Any] = {id(tensor): _shaped(tensor, storages) for tensor in (*own, *given)}
     copied, taken = copy.deepcopy((module, inputs), memo)
+    with away_from(module, copied) as check:
+        yield Bare(copied, taken, check)
+
+
+@contextmanager
+def away_from(module: nn.Module, copied: nn.Module) -> Iterator[Callable[[Tensor], None]]:
+    """While entered, a run of the copy that calls a module of the original's raises Unlike, and so does what is yielded for a
+    tensor of the original's own."""
     if _names(copied) != _names(module):
         raise Unlike("its copy has other modules or tensors")
     table = StorageTable(module)
@@ -56,7 +64,7 @@ def bare(module: nn.Module, inputs: tuple[Any, ...]) -> Iterator[Bare]:
     with ExitStack() as stack:
         for child in module.modules():
             stack.callback(child.register_forward_pre_hook(called, prepend=True).remove)
-        yield Bare(copied, taken, check)
+        yield check
 
 
 def _shaped(tensor: Tensor, storages: dict[int, torch.UntypedStorage]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import reprlib
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from sim.errors import InputError
 from sim.hints import error_line
-from sim.meta import bare, meta_autocast
+from sim.meta import away_from, bare, meta_autocast
 from sim.models import DTYPES, Built, build, check_not_scripted
 from sim.network import Layer, Network, Read, Storage
 from sim.tracker import ROOT, Call, LayerTracker, Listener, StorageTable, tensors_in
@@ -72,7 +73,7 @@ def trace_module(module: torch.nn.Module, inputs: tuple[Any, ...]) -> Trace:
     """Trace a module without a name here: its class gives one, its first weight the dtype, its first tensor the batch.
 
     Traced is a copy without bytes, on the meta device. Where that cannot be (a forward looks at values, a module cannot
-    be copied), the module itself runs once, with copies of its inputs.
+    be copied), a copy of it runs once, or else the module itself, with copies of its inputs.
     """
     tensors = [a for a in inputs if isinstance(a, Tensor)]
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
@@ -80,15 +81,31 @@ def trace_module(module: torch.nn.Module, inputs: tuple[Any, ...]) -> Trace:
     dtype = next((n for n, d in DTYPES.items() if floats and d is floats[0]), "fp32")
     built = Built(module, inputs, batch, dtype, None, type(module).__name__)
     check_not_scripted(module, built.name)
-    try:
-        with bare(module, inputs) as copied:
-            return _run(replace(built, module=copied.module, inputs=copied.inputs), copied.check)
-    except _Lost:
-        raise
-    except Exception:
-        pass  # to values, below
-    cloned: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), inputs)
-    return _run(replace(built, inputs=cloned))
+    for way in (_without_values, _copied):
+        try:
+            return way(built)
+        except _Lost:
+            raise
+        except Exception:
+            continue
+    return _run(replace(built, inputs=_cloned(inputs)))
+
+
+def _without_values(built: Built) -> Trace:
+    with bare(built.module, built.inputs) as copied:
+        return _run(replace(built, module=copied.module, inputs=copied.inputs), copied.check)
+
+
+def _copied(built: Built) -> Trace:
+    """With values, of a copy: what a forward keeps from inference mode, no later run could write."""
+    module = copy.deepcopy(built.module)
+    with away_from(built.module, module) as check:
+        return _run(replace(built, module=module, inputs=_cloned(built.inputs)), check)
+
+
+def _cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    found: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), inputs)
+    return found
 
 
 class _Lost(InputError):

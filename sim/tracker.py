@@ -84,7 +84,8 @@ class Listener:
         """The first operator of this layer comes next. Layers count from 0 in each forward of the root."""
 
     def weights_written(self, layer: int, name: str, storages: tuple[int, ...]) -> None:
-        """The operator of `layer`, of module `name`, that comes next writes these storages in place."""
+        """The operator of `layer`, of module `name`, that comes next writes these storages in place, and what was there before
+        counts: it was read, or is written in part or on top of."""
 
     def operator_starts(self, layer: int, storages: tuple[int, ...]) -> None:
         """An operator of `layer` that reads these storages comes next. -1 before the first layer: it counts for layer 0."""
@@ -139,6 +140,8 @@ class LayerTracker:
         self._frames: list[_Frame] = []
         self._calls = 0
         self._layer_call = -1
+        self._used: set[int] = set()
+        """Storages that an operator of this forward took."""
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -163,6 +166,7 @@ class LayerTracker:
     def _module_starts(self, name: str, leaf: bool, module: nn.Module, _args: object) -> None:
         if not self._frames:
             self.layer, self._layer_call = -1, -1
+            self._used.clear()
         self._calls += 1
         self._frames.append(_Frame(name, type(module).__name__, leaf, self._calls))
         self.module = name
@@ -187,10 +191,13 @@ class LayerTracker:
             self.layer += 1
             self._layer_call = frame.number
             self._listener.layer_starts(self.layer, frame.name, frame.kind)
-        written = [self._find(tensor) for tensor in _written(func, args, kwargs)]
-        lost = tuple(dict.fromkeys(storage for storage in written if storage is not None))
+        written = {storage: t for t in _written(func, args, kwargs) if (storage := self._find(t)) is not None}
+        lost = tuple(
+            storage for storage, t in written.items() if storage in self._used or not _replaces(func, t)
+        )
         if lost:
             self._listener.weights_written(self.layer, frame.name, lost)
+        self._used |= {storage for storage, _ in reads}
         self._listener.operator_starts(self.layer, tuple(dict.fromkeys(storage for storage, _ in reads)))
         result = func(*args, **kwargs)
         self._listener.operator_ended(self.layer, Call(func, args, kwargs, result, tuple(reads)))
@@ -265,17 +272,28 @@ def _nature(func: Any) -> Literal["composite", "silent", "copy", "kernel"]:
     return "silent" if view else "kernel"
 
 
+_REPLACING = frozenset({"aten.copy_", "aten.fill_", "aten.zero_"})
+
+
+def _replaces(func: Any, tensor: Tensor) -> bool:
+    """Whether an operator writes all of a storage, whatever was there before."""
+    whole = tensor.numel() * tensor.itemsize == tensor.untyped_storage().nbytes()
+    return str(func.overloadpacket) in _REPLACING and whole
+
+
 def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """The tensors among an operator's arguments whose bytes it writes."""
     for position, name in _places_written(func):
-        yield from tensors_in(args[position] if position < len(args) else kwargs.get(name))
+        for tensor in tensors_in(args[position] if position < len(args) else kwargs.get(name)):
+            if tensor.numel():
+                yield tensor
 
 
 @lru_cache(maxsize=4096)
 def _places_written(func: Any) -> tuple[tuple[int, str], ...]:
     """Of what an operator writes among its arguments, the position and the name."""
-    # detach_ says that it writes, and leaves every byte as it is
-    if not isinstance(func, torch._ops.OpOverload) or str(func.overloadpacket) == "aten.detach_":
+    # detach_, t_ and their like say that they write, and leave every byte as it is
+    if not isinstance(func, torch._ops.OpOverload) or torch.Tag.inplace_view in func.tags:
         return ()
     return tuple(
         (position, argument.name)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hwexec.arena import Extents, HostArena
-from hwexec.binding import Binding, load, point, region, slots_of
+from hwexec.binding import Binding, check_tensors, load, point, region, slots_of
 from hwexec.cpu import CpuDevice
 from sim.errors import InputError
 from sim.network import Network
@@ -127,6 +127,24 @@ def test_a_meta_tensor_that_something_else_refers_to_is_named_and_the_others_are
     assert torch.equal(bare(*made.inputs), made.answer)
     binding.release()
     assert fingerprint(bare) == before
+
+
+def test_a_meta_tensor_that_cannot_go_back_keeps_no_other_and_nobody_from_the_module() -> None:
+    made = toys.text(("linear", "norm"), tied=False)
+    with torch.device("meta"):
+        bare = toys.Text(["linear", "norm"], 16, False).eval()
+    _, binding = bound(bare, made.network, made.module.state_dict())
+    kept = weakref.ref(bare.head.weight)
+    with pytest.raises(
+        InputError, match=r"^a tensor cannot go back to the meta device \(.*weakref"
+    ) as caught:
+        binding.release()
+    assert "\n" not in str(caught.value)
+    assert [name for name, p in bare.named_parameters() if not p.is_meta] == ["head.weight"]
+    check_tensors(bare)  # free again
+    del kept, caught
+    binding.release()
+    assert all(p.is_meta for p in bare.parameters())
 
 
 def test_safetensors_files_are_read_straight_into_the_arena(tmp_path: Path) -> None:

@@ -320,3 +320,40 @@ def test_samples_are_kept_raw_and_their_spread_is_flagged() -> None:
     assert torch.equal(a, b)
     assert len(wall_ns(lambda: device.copy(stream, a, b), device, repeats=3).raw) == 3
     device.close()
+
+
+class Refreshed(nn.Module):
+    """Writes a buffer anew in each run, before it reads it, as rotary embeddings of long sequences do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("scale", torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        self.scale.copy_(x.mean(0).abs())
+        out: torch.Tensor = self.last(x * self.scale)
+        return out
+
+
+@pytest.mark.parametrize("access", [Access.COPIED, Access.DIRECT])
+@pytest.mark.parametrize("launch", Launch)
+def test_a_buffer_that_each_run_writes_before_it_reads_it_may_lie_anywhere(
+    launch: Launch, access: Access
+) -> None:
+    inputs = [torch.full((3, 4), value) for value in (1.0, 2.0, 3.0)]
+    made = toys.toy(Refreshed(), inputs[0])
+    with torch.no_grad():
+        wants = [made.module(x) for x in inputs]
+    plan = dealt(made, launch)
+    names = [storage.name for storage in made.network.storages]
+    rows = tuple(
+        tuple(access if names[r.storage] == "scale" else Access.COPIED for r in layer.reads)
+        for layer in made.network.layers
+    )
+    with cold_start(made, replace(plan, access=rows), CpuDevice(2)) as cold:
+        for x, want in zip(inputs, wants, strict=True):
+            cold.evict()
+            assert torch.equal(cold(x), want)
+            assert torch.equal(cold.warm(x), want)

@@ -383,6 +383,31 @@ def test_streams_are_their_own_and_keep_to_what_they_were_made_for(device: CudaD
     assert handles[40] not in {stream.raw.cuda_stream for stream in again}, "it has copied"
     for stream in again:
         device.close_stream(stream)
+    other = CudaDevice()  # as each `prepare` opens one
+    assert other.stream("land:0", 0).raw.cuda_stream in {stream.raw.cuda_stream for stream in again}
+
+
+def test_a_plan_with_resident_weights_starts_behind_no_copies(device: CudaDevice) -> None:
+    """Evicting brings them; were it done on the compute stream, its first wait would stand behind the head's copies."""
+    built = build("vit_b_16")
+    net = trace(built).network
+    plan = dealt(net, Launch.GRAPH, 1, 16 * MIB)
+    kept = tuple(
+        tuple(Access.RESIDENT for _ in row) if at == 0 else row for at, row in enumerate(plan.access)
+    )
+    start = net.offsets[1 + max(r.storage for r in net.layers[0].reads)]
+    starts = range(start, net.arena_bytes, 16 * MIB)
+    chunks = tuple(Chunk(at, min(at + 16 * MIB, net.arena_bytes), (0,)) for at in starts)
+    given = [t.to("cuda:0") for t in built.inputs]
+    with prepared(built, net, replace(plan, access=kept, chunks=chunks, head=len(chunks)), device) as cold:
+        want = tensors(cold.resident(*given))
+        for _ in range(3):
+            cold.evict()
+            assert same(tensors(cold(*given)), want)
+        cold.evict()
+        spans = cold.timeline()
+        first = min(s.stop_ns for s in spans.of(SpanKind.RUN))
+        assert first < max(s.stop_ns for s in spans.of(SpanKind.COPY)) / 2
 
 
 @pytest.mark.parametrize("launch", Launch)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hwexec.cpu import CpuDevice
+from hwexec.cuda import CudaDevice
 from hwexec.device import Event, Stream
 from hwexec.inputs import Inputs
 from sim.plan import Launch
@@ -112,10 +113,10 @@ def test_a_start_right_behind_another_leaves_it_its_own_input() -> None:
     inputs = Inputs(device, 0, "toy", (torch.zeros(64, dtype=torch.uint8),), {})
     stream = device.stream("compute:0", 0)
     every = [torch.full((64,), value, dtype=torch.uint8) for value in (1, 2, 3)]
-    for given in every:
+    for given, read in zip(every, (0, 0, 2), strict=True):
         pairs = inputs.given((given,), {})
         inputs.bring(stream, pairs, inputs.stage(pairs))
-    assert len(device.brought) == 2, "the last one is still to be read, and nobody waits for it"
+        assert len(device.brought) == read, "only the start before the last one is waited for"
     device.wait_on_host(device.event())
     assert [b.tolist() for b in device.brought] == [given.tolist() for given in every]
     inputs.clear()
@@ -132,3 +133,40 @@ def test_inputs_that_want_a_gradient_are_taken_as_they_are(launch: Launch) -> No
             found = cold(given)
             assert torch.equal(found, want)
             assert not found.requires_grad
+
+
+@pytest.mark.parametrize("launch", Launch)
+def test_the_first_start_finds_its_kernels_loaded(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind weights that are under way a kernel's first launch would wait for them."""
+    made, device = toys.toy(Mixed(), *mixed(0)), CpuDevice(2)
+    read, into = list[int](), device.read
+
+    def told(stream: Stream, destination: Tensor, source: Tensor) -> None:
+        read.append(destination.numel())
+        into(stream, destination, source)
+
+    monkeypatch.setattr(device, "read", told)
+    with cold_start(made, dealt(made, launch), device):
+        assert set(read) == {given.nbytes for given in mixed(0)}
+
+
+class Kernels(CpuDevice):
+    """Reads as a GPU does."""
+
+    read = CudaDevice.read
+
+
+@pytest.mark.parametrize("launch", Launch)
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_kernel_that_reads_takes_bytes_of_any_kind(launch: Launch, inference: bool) -> None:
+    """As eight bytes at a time, or one by one where their number is no multiple of eight."""
+    made, odd = toys.toy(Mixed(), *mixed(0)), torch.ones(3, dtype=torch.complex64)
+    with cold_start(made, dealt(made, launch), Kernels(2)) as cold, torch.inference_mode(inference):
+        for seed in (1, 2):
+            assert torch.equal(cold(*mixed(seed)), made.module(*mixed(seed)))
+    inputs = Inputs(Kernels(1), 0, "toy", (odd,), {})
+    for value in (torch.tensor([1 + 2j, 3, 0]), torch.tensor([1, 2 - 1j, 0]).conj()):
+        pairs = inputs.given((value.to(torch.complex64),), {})
+        inputs.bring(Kernels(1).stream("compute:0", 0), pairs, inputs.stage(pairs))
+        assert torch.equal(inputs.fixed()[0][0], value.to(torch.complex64))
+    inputs.clear()

@@ -60,6 +60,8 @@ def refusal(module: nn.Module, *inputs: Tensor) -> str:
         (lambda m, x: torch.add(x[0], 1, out=m.cnt), "1 ((root))", "cnt"),
         (lambda m, x: torch._foreach_add_([x[0], m.cnt], 1.0), "1 ((root))", "cnt"),
         (lambda m, x: m.fc.weight.data.copy_(x), "1 ((root))", "fc.weight"),
+        (lambda m, x: m.cnt[1:].copy_(x[0, 1:]), "1 ((root))", "cnt"),
+        (lambda m, x: (x + m.cnt, m.cnt.copy_(x[0])), "1 ((root))", "cnt"),
         (lambda m, x: m.norm.train()(x), "1 (norm)", "norm.num_batches_tracked"),
         (
             lambda m, x: functional.batch_norm(x, m.norm.running_mean, m.norm.running_var, training=True),
@@ -92,6 +94,10 @@ def test_a_write_to_a_weight_or_buffer_is_refused_before_it_is_made(
         lambda m, x: m.cnt.clone().add_(1),
         lambda m, x: m.norm(x),
         lambda m, x: m.fc.weight.detach_(),
+        lambda m, x: m.cnt.view(1, 4).squeeze_(0) + m.fc.weight.detach().t_(),
+        lambda m, x: m.cnt[:0].copy_(x[0, :0]),
+        lambda m, x: m.cnt.copy_(x[0]) + x,
+        lambda m, x: m.cnt.zero_().add(1),
     ],
 )
 def test_writes_to_what_a_run_makes_itself_are_no_harm(act: Callable[[Writes, Tensor], Any]) -> None:
@@ -208,6 +214,27 @@ def test_calls_that_go_past_a_copy_are_seen_all_the_same(weights: bool) -> None:
     names = [layer.name for layer in trace_module(module, (x,)).network.layers]
     assert names == (["fc", "(root)", "last"] if weights else ["fc", "relu", "last"])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+class Keeps(nn.Module):
+    """Looks at values, and keeps what it made in one run for the next to write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.kept = nn.Linear(4, 4), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(x)
+        self.kept = torch.zeros_like(out) if self.kept is None or bool(out.isnan().any()) else self.kept
+        return self.kept.copy_(out)
+
+
+def test_what_a_forward_keeps_of_a_traced_run_no_later_run_meets() -> None:
+    module, x = Keeps().eval(), torch.ones(2, 4)
+    assert len(trace_module(module, (x,)).network.layers) == 1
+    assert module.kept is None, "a run in inference mode made it, and no other could write it"
+    with torch.no_grad():
+        assert module(x).equal(module.fc(x))
 
 
 def test_what_cannot_be_copied_is_run_as_it_is() -> None:
