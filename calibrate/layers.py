@@ -2,8 +2,8 @@
 
 The executor runs whole plans; here they are chosen so that what differs between two runs is what a layer costs. A layer's
 time is from its first kernel to the next layer's first, so layers add up to the run. What reading in place adds is taken
-twice: with all reads in place, and with each layer's largest read resident; where layers have three reads or more, also with
-each of the small ones in place alone. `timings.py` makes a profile of all that.
+twice: with all reads in place, and with each layer's largest read resident; where a layer has small reads of different
+sizes, also with each of them in place alone. `timings.py` makes a profile of all that.
 """
 
 from __future__ import annotations

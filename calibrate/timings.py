@@ -2,10 +2,10 @@
 
 Every figure is made from samples that are on file, so a profile can be made again without a GPU. What reading in place adds
 to a layer is shared out among its reads: the run with the largest read resident is what the small ones add, theirs by what
-each adds alone, or by bytes where nobody measured that; the largest takes the rest of what all add together, or as much as the
-others each where that is more, and then all are scaled to what they add together. Without such a run (a network too large for
-it) all share by bytes. Bytes alone can mislead: an index or a bias of some KiB that a kernel reads again and again took 0.3 ms in
-place, as long as the megabyte of weights beside it (results/h100-pair-5/sweep).
+each adds alone, or by bytes where they are alike or nobody measured that; the largest takes the rest of what all add
+together, or as much as the others each where that is more, and then all are scaled to what they add together. Without such a
+run (a network too large for it) all share by bytes. Bytes alone can mislead: an index or a bias of some KiB that a kernel
+reads again and again took 0.3 ms in place, as long as the megabyte of weights beside it (results/h100-pair-5/sweep).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from calibrate.fit import BUSY, WEIGHT, InPlaceRun, fit_in_place_runs
 from calibrate.layers import LayerRun, LayersResult, alone_way
 from calibrate.samples import Point
-from calibrate.ways import BESIDE, MOST_ALONE, largest, places
+from calibrate.ways import BESIDE, MOST_ALONE, largest, places, uneven
 from sim.errors import InputError
 from sim.host import Costs, Figure
 from sim.profile import LayerTiming, Timing
@@ -179,7 +179,7 @@ def _added(
         rest = max(added - little, little / (len(layer.reads) - 1)) if len(layer.reads) > 1 else added
         scale = added / (rest + little) if added else 0.0
         by = [float(0 if i == most else r.touched_bytes) for i, r in enumerate(layer.reads)]
-        if len(layer.reads) > 2 and single:
+        if single and uneven(result.network, at):
             by = _by_time(
                 by, places(result.network, at), {p: t[at] - first.median_ns for p, t in single.items()}
             )

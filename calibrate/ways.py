@@ -43,18 +43,27 @@ MOST_ALONE = 6
 
 def reads_alone(network: Network, access: Access) -> dict[int, Plan]:
     """By place, from 1 on, plans in which each layer's read of that place is by `access` and all others are resident: by size, the
-    largest at place 0, which has no such plan. None where no layer has three reads: then the largest is told from the others."""
-    most = max((len(layer.reads) for layer in network.layers), default=0)
+    largest at place 0, which has no such plan. None where no layer is `uneven`."""
+    layers = [layer for layer in range(len(network.layers)) if uneven(network, layer)]
+    most = max((len(network.layers[layer].reads) for layer in layers), default=0)
     return {
         place: Plan(f"calibrate-{access.value}-{place}", 0, Launch.GRAPH, _at(network, place, access), ())
         for place in range(1, min(most - 1, MOST_ALONE) + 1)
-        if most > 2
     }
+
+
+def uneven(network: Network, layer: int) -> bool:
+    """Whether a layer has small reads of different sizes: alike ones, as BatchNorm's four, cost alike."""
+    *small, _ = sorted([0, *(read.touched_bytes for read in network.layers[layer].reads)])
+    return len(set(small[1:])) > 1
 
 
 def _at(network: Network, place: int, access: Access) -> tuple[tuple[Access, ...], ...]:
     return tuple(
-        tuple(access if found == place else Access.RESIDENT for found in places(network, layer))
+        tuple(
+            access if found == place and uneven(network, layer) else Access.RESIDENT
+            for found in places(network, layer)
+        )
         for layer in range(len(network.layers))
     )
 

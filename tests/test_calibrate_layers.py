@@ -141,8 +141,9 @@ def test_more_small_reads_than_runs_share_the_last_by_bytes() -> None:
     assert first == pytest.approx([2, 4, 6, 8, 10])
     assert one + other == pytest.approx(12)
     assert one / other == pytest.approx(95 / 94)
-    # of two reads the one is what the other is not
+    # of two reads the one is what the other is not, and alike ones cost alike
     assert reads_alone(NETWORK, Access.DIRECT) == {}
+    assert reads_alone(attention((64, 64, 64, 64)), Access.DIRECT) == {}
 
 
 def test_of_equal_reads_that_overlap_none_is_free() -> None:
