@@ -214,7 +214,7 @@ def _networks(
         progress.begins(what)
         try:
             check_model(network, device)
-            built = build(request.model, batch=request.samples, dtype=request.precision, seq=request.seq)
+            built = build(request.model, batch=request.samples, dtype=request.dtype, seq=request.seq)
             return do(built, progress=lambda way: progress.begins(f"{what}: {way}"))
         except Mismatch:
             raise
@@ -242,7 +242,7 @@ def _networks(
 
 
 def _network(request: Request) -> Network:
-    return trace_model(request.model, batch=request.samples, dtype=request.precision, seq=request.seq).network
+    return trace_model(request.model, batch=request.samples, dtype=request.dtype, seq=request.seq).network
 
 
 def _effort(ask: Ask, device: Device) -> Effort:

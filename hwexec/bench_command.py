@@ -50,7 +50,7 @@ def run_bench(call: BenchCall) -> int:
     with commands.opened(call.device, max(gpus) + 1) as device:
         host = commands.host_of(call.host, device, gpus)
         request = Request(call.model, call.batch, call.dtype, call.seq)
-        trace = trace_model(call.model, batch=request.samples, dtype=request.precision, seq=call.seq)
+        trace = trace_model(call.model, batch=request.samples, dtype=request.dtype, seq=call.seq)
         profile = commands.profile_for(host, request, call.profile, trace)
         for path, file in zip(call.files, files, strict=True):
             check_network(path, file, trace.network)

@@ -193,7 +193,7 @@ def built(request: Request, network: Network, device: Device) -> Built:
     """The model with random weights. InputError where the host has no memory for it."""
     check_model(network, device)
     note(f"{request.model}: building it with random weights")
-    return build(request.model, batch=request.samples, dtype=request.precision, seq=request.seq)
+    return build(request.model, batch=request.samples, dtype=request.dtype, seq=request.seq)
 
 
 def bare(name: str) -> str:

@@ -182,9 +182,7 @@ def _trace(request: Request, why: str) -> Trace:
     from sim.models import build  # noqa: PLC0415 - torch takes seconds to import, and a shipped profile needs none
     from sim.trace import trace  # noqa: PLC0415 - the same
 
-    built = build(
-        request.model, batch=request.samples, dtype=request.precision, seq=request.seq, device="meta"
-    )
+    built = build(request.model, batch=request.samples, dtype=request.dtype, seq=request.seq, device="meta")
     note(f"{request.model}: {why} (imports torch)")
     return trace(built)
 

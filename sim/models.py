@@ -63,12 +63,14 @@ def build(
     name: str,
     *,
     batch: int = 1,
-    dtype: str = "fp32",
+    dtype: str | None = None,
     seq: int | None = None,
     device: Literal["cpu", "meta"] = "cpu",
     seed: int = 0,
 ) -> Built:
     """The module called `name`, its floating-point weights of `dtype`, and `batch` samples of input on `device`.
+
+    Without a `dtype` they are fp32, and a factory's module must be so of itself.
 
     Names: a torchvision classification model; `hf:bert-base` and the like; `hf:llama-1b:hidden=1024,layers=4`;
     `package.module:callable`, called without arguments, returning a module or `(module, inputs)`. A factory's module
@@ -76,12 +78,13 @@ def build(
     names. On the CPU the same `seed` gives the same weights and inputs.
     Raises InputError for whatever the name, the numbers or the factory get wrong.
     """
+    asked, dtype = dtype is not None, dtype or "fp32"
     require(dtype in DTYPES, f"dtype {dtype!r}: not known; use one of {', '.join(DTYPES)}")
     _check_count("batch", batch, MAX_BATCH)
     require(device in ("cpu", "meta"), f"device {device!r}: a model is built on 'cpu' or 'meta'")
     if seq is not None:
         _check_count("seq", seq, None)
-    recipe = _Recipe(name, batch, DTYPES[dtype], seq, device, seed)
+    recipe = _Recipe(name, batch, DTYPES[dtype], seq, device, seed, asked)
     if name.startswith("hf:"):
         return _build_hf(recipe, dtype)
     require(
@@ -103,6 +106,8 @@ class _Recipe:
     seq: int | None
     device: Literal["cpu", "meta"]
     seed: int
+    asked: bool
+    """Whether the dtype was asked for."""
 
     def image(self, size: int) -> Tensor:
         shape = (self.batch, 3, size, size)
@@ -200,6 +205,8 @@ def _build_factory(recipe: _Recipe) -> tuple[nn.Module, tuple[Tensor, ...]]:
             "(module, inputs) tuple"
         )
     check_not_scripted(made, recipe.name)
+    if not recipe.asked:
+        _check_own_dtype(made, recipe.name)
     for key, parameter in made.named_parameters():
         require(
             not nn.parameter.is_lazy(parameter),
@@ -210,6 +217,17 @@ def _build_factory(recipe: _Recipe) -> tuple[nn.Module, tuple[Tensor, ...]]:
     # before the inputs are read: they too may still have to be filled
     _settle(made, recipe, late, vary=False)
     return made, (recipe.image(_IMAGE_SIZE),) if given is None else _example_inputs(recipe, given)
+
+
+def _check_own_dtype(module: nn.Module, name: str) -> None:
+    """InputError where casting a module's weights to fp32 would come as a surprise."""
+    first = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    own = next((known for known, dtype in DTYPES.items() if dtype is first and known != "fp32"), None)
+    require(
+        own is None,
+        f"model {name!r}: its weights are in {own}; pass --dtype {own} to take them as they are, or --dtype fp32 to have them "
+        "cast",
+    )
 
 
 def check_not_scripted(module: nn.Module, name: str) -> None:

@@ -61,7 +61,7 @@ class Trace:
     work: tuple[tuple[Op, ...], ...]
 
 
-def trace_model(name: str, *, batch: int = 1, dtype: str = "fp32", seq: int | None = None) -> Trace:
+def trace_model(name: str, *, batch: int = 1, dtype: str | None = None, seq: int | None = None) -> Trace:
     """Trace the model called `name` on the meta device: neither memory nor a GPU is needed.
 
     Raises InputError where `sim.models.build` or `trace` does.

@@ -30,6 +30,10 @@ class Plain(nn.Linear):
 def image(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
 def with_inputs(): return nn.Linear(4, 3), torch.ones(1, 4)
 def two_inputs(): return nn.Bilinear(4, 5, 3), (torch.ones(1, 4), torch.ones(1, 5, dtype=torch.float64))
+def half():
+    return torch.nn.Linear(4, 4).half(), torch.ones(1, 4)
+
+
 def no_inputs(): return nn.Linear(4, 3), None
 def odd_inputs(): return nn.Linear(4, 3), [1, 2]
 def example():
@@ -351,6 +355,17 @@ def test_factories_bring_their_inputs_or_take_an_image() -> None:
     assert build("shop:example").batch == 6
     assert "batch 4: model 'shop:example' brings inputs of shape (6, 4)" in says("shop:example", batch=4)
     assert "takes no token sequence" in says("shop:image", seq=4)
+
+
+@pytest.mark.usefixtures("factories")
+def test_a_factorys_module_is_cast_where_that_was_asked_for() -> None:
+    """An fp32 plan would fit no module that the user has."""
+    assert "model 'shop:half': its weights are in fp16; pass --dtype fp16 to take them as they are" in says(
+        "shop:half"
+    )
+    for name, dtype in (("fp16", torch.float16), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        built = build("shop:half", dtype=name)
+        assert (built.module.weight.dtype, built.inputs[0].dtype, built.dtype) == (dtype, dtype, name)
 
 
 @pytest.mark.usefixtures("factories")
