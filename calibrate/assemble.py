@@ -175,7 +175,7 @@ class _Assembly:
         source = f"calibrate case {case} ({what}){note}"
         if not self.figures:
             return Figure(constant.value, "assumed", f"no figure, GPUs were played by threads; {source}")
-        return Figure(constant.value, "measured", source, constant.low, constant.high)
+        return constant.figure(source)
 
     def rate(self, fit: Fit) -> Constant:
         """Bandwidth of a fit; with `keep_bad`, the best rate seen where the fit has none."""

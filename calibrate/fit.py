@@ -15,6 +15,7 @@ from scipy.optimize import least_squares, nnls
 
 from calibrate.samples import Point
 from sim.errors import InputError, require
+from sim.host import Figure
 
 Vector = NDArray[np.float64]
 
@@ -34,6 +35,11 @@ class Constant:
     value: float
     low: float
     high: float
+
+    def figure(self, source: str) -> Figure:
+        """As measured. A median of differences may lie outside of what their spread allows: the range has it all the same."""
+        low, high = min(self.low, self.value), max(self.high, self.value)
+        return Figure(self.value, "measured", source, low, high)
 
 
 @dataclass(frozen=True, slots=True)

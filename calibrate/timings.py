@@ -113,10 +113,7 @@ def in_place(result: LayersResult) -> tuple[Figure, Figure] | None:
         return None
     fit = fit_in_place_runs(f"{result.network.model} in place beside copies", found)
     source = f"calibrate layers, {' and '.join(r.way for r in found)} beside copies"
-    busy, weight = (
-        Figure(c.value, "measured", source, c.low, c.high) for c in (fit.constant(BUSY), fit.constant(WEIGHT))
-    )
-    return busy, weight
+    return fit.constant(BUSY).figure(source), fit.constant(WEIGHT).figure(source)
 
 
 def start(result: LayersResult, costs: Costs) -> Figure | None:

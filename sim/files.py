@@ -313,7 +313,7 @@ def _explain(error: BaseException) -> str:
         remedy = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_keys(error.cl))}"
         return f"{where + ': ' if where else ''}unknown key {key!r}; {remedy}"
     if isinstance(error, KeyError):
-        return f"{where}: is missing; add it, or write the file again if it was cut off"
+        return f"{where}: is missing; add it, or make the file again: it was cut off, or another version wrote it"
     says = str(error)
     return f"{where} {says}" if says.startswith(("is ", "must ")) else f"{where}{': ' if where else ''}{says}"
 

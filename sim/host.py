@@ -30,6 +30,13 @@ class Figure:
                 number is None or 0 <= number <= LARGEST,
                 f"figure {number} ({self.source}): must be from 0 to {LARGEST}",
             )
+        low = self.value if self.low is None else self.low
+        high = self.value if self.high is None else self.high
+        require(
+            low <= self.value <= high,
+            f"figure {self.value} ({self.source}): is not between its low {self.low} and its high {self.high}; give a range that "
+            "has it, or none",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,12 +99,19 @@ class Outcome:
 
 
 def search(profile: Profile, host: Host, options: Options) -> Outcome:
-    """Raises InputError for a GPU or partner that is not there, a partner without a route, a profile of another host."""
+    """Raises InputError for a GPU or partner that is not there, a partner without a route, a profile of another host or for another
+    kind of GPU."""
     began = time.perf_counter()
     require(
         profile.host_digest == host.digest,
         f"the profile of {profile.network.model} was made for another host or other constants than {host.name} has now; "
         "make it again for this host",
+    )
+    target, timed = host.gpu(options.target), host.gpus[0]
+    require(
+        target.name == timed.name,
+        f"GPU {target.index} of {host.name} is a {target.name}, and layers are timed for GPU {timed.index}, a {timed.name}; choose "
+        "a target of that kind, or make a host whose first GPU is of the other",
     )
     finder = _Finder(profile, host, options)
     best, exact = finder.best()

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibrate.fit import (
+    Constant,
     InPlace,
     InPlaceRun,
     bandwidth,
@@ -63,6 +64,11 @@ def test_a_route_gives_its_latency_and_bandwidth_back(
     assert fit.constant("latency_ns").value == pytest.approx(latency_ns, abs=0.06 * smallest_ns)
     assert bandwidth(fit).value == pytest.approx(gigabytes * 1e9, rel=0.06)
     assert len(fit.residuals) == len(SIZES)
+
+
+def test_a_figures_range_has_its_value() -> None:
+    told = [Constant("x", 5.0, *around).figure("a case") for around in ((4.0, 6.0), (6.0, 7.0), (1.0, 2.0))]
+    assert [(f.low, f.value, f.high) for f in told] == [(4, 5, 6), (5, 5, 7), (1, 5, 5)]
 
 
 def test_a_whole_bad_point_does_not_bend_the_rest() -> None:

@@ -192,6 +192,16 @@ def edited(pattern: str, new: str, kind: FileKind[Any] = HOST) -> bytes:
             "costs.copy_latency_ns: figure 1e+300 (a test): must be from 0 to 1e+18",
         ),
         (
+            r"^(  copy_latency_ns: {value: )([^,]*)(.*)}$",
+            r"\g<1>30.0\3, low: 1.0, high: 2.0}",
+            "costs.copy_latency_ns: figure 30.0 (a test): is not between its low 1.0 and its high 2.0; give a range",
+        ),
+        (
+            r"^(  copy_latency_ns: {value: )([^,]*)(.*)}$",
+            r"\g<1>30.0\3, low: 31.0}",
+            "is not between its low 31.0 and its high None",
+        ),
+        (
             r"bytes_per_s: {value: [^,]*",
             "bytes_per_s: {value: 1.0e-300",
             "links[0]: link 'pcie0': 1e-300 bytes/s; a rate is 1 or more",

@@ -289,3 +289,14 @@ def test_where_memory_is_short_partners_that_add_no_bandwidth_hold_what_the_targ
     # with room on the target nothing is gained
     roomy = search(profile(net, P3, run=1000, direct=10**6, peer=10**4), P3, Options()).best.plan
     assert {gpu for chunk in roomy.chunks for gpu in chunk.path} <= {0, 2, 3}
+
+
+def test_a_gpu_of_another_kind_is_no_target_but_may_be_a_partner() -> None:
+    net = network(2**20, 2**20)
+    mixed = replace(P3, gpus=(*P3.gpus[:2], replace(P3.gpus[2], name="Tesla T4"), P3.gpus[3]))
+    timings = profile(net, mixed, run=1000)
+    with pytest.raises(
+        InputError, match=r"^GPU 2 of p3.8xlarge is a Tesla T4, and layers are timed for GPU 0, a Tesla V100"
+    ):
+        search(timings, mixed, Options(target=2))
+    assert search(timings, mixed, Options(partners=(2,))).best.makespan_ns > 0
