@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from rich.table import Table
 
 from hwexec.sweep import Point
 from hwexec.sweep_report import ERRORS, Errors, by_launch, error_cells, errors_of, table_of
 from sim.files import FileKind
-from sim.host import Costs, Host
+from sim.host import Costs, Figure, Host
 from sim.plan import Launch, Plan
 from sim.profile import Profile, Provenance, Timing
 from sim.program import lower
@@ -40,15 +41,20 @@ def _costs(value: float, *names: str, own: tuple[str, ...] = ()) -> Callable[[Mo
 
     def off(model: Model) -> Model:
         costs, profile = model.host.costs, model.profile
-        changed = {name: replace(getattr(costs, name), value=value) for name in names}
+        changed: dict[str, Any] = {name: _at(getattr(costs, name), value) for name in names}
         there = {name: figure for name in own if (figure := getattr(profile, name)) is not None}
+        theirs: dict[str, Any] = {name: _at(figure, value) for name, figure in there.items()}
         return replace(
             model,
             host=replace(model.host, costs=replace(costs, **changed)),
-            profile=replace(profile, **{name: replace(f, value=value) for name, f in there.items()}),
+            profile=replace(profile, **theirs),
         )
 
     return off
+
+
+def _at(figure: Figure, value: float) -> Figure:
+    return replace(figure, value=value, low=None, high=None)
 
 
 def _not_slowed(model: Model) -> Model:
