@@ -18,11 +18,23 @@ def within(budget_bytes: int, draft: Draft, profile: Profile, host: Host) -> Dra
     """`draft`, or with as many storages in place as it takes, those first that add least time per byte.
 
     In place is where that is faster: host memory, or a partner's where the draft has one with room and nobody reads it
-    otherwise.
+    otherwise. Of storages far larger than most a partner may take none: room is kept back for the largest that stays on any,
+    and more may stay without it.
     """
     network = profile.network
     if held_bytes(draft, network) <= budget_bytes:
         return draft
+    sizes = sorted(storage.size_bytes for storage in network.storages)
+    most = next(size for size in sizes if 10 * sum(s for s in sizes if s <= size) >= 9 * sum(sizes))
+    found = [
+        _within(budget_bytes, draft, profile, host, largest) for largest in sorted({sizes[-1], most})[::-1]
+    ]
+    return max(found, key=lambda tight: sum(network.storages[at].size_bytes for at in tight.peer))
+
+
+def _within(budget_bytes: int, draft: Draft, profile: Profile, host: Host, most: int) -> Draft:
+    """The same, with storages of at most so many bytes on partners."""
+    network = profile.network
     by_storage: dict[int, list[ReadKey]] = {}
     for i, layer in enumerate(network.layers):
         for j, read in enumerate(layer.reads):
@@ -39,6 +51,7 @@ def within(budget_bytes: int, draft: Draft, profile: Profile, host: Host) -> Dra
         peers = [profile.layers[i].peer[j].median_ns for i, j in keys if profile.layers[i].peer]
         cost = sum(peers) / max(1, sizes[storage])
         at_peer = len(draft.paths) > 1 and len(peers) == len(keys) and cost < direct[storage]
+        at_peer = at_peer and sizes[storage] <= most
         rows.append((cost if at_peer else direct[storage], storage, at_peer))
     heapify(rows)
     ways, crossed = apart(path[:-1] for path in draft.paths if len(path) > 1)

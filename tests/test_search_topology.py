@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sim.bound import intake
+from sim.budget import within
 from sim.catalog import Request, find_host, obtain_profile
 from sim.draft import EVERY, Draft, paths_of, plan_of, shares
 from sim.errors import InputError
@@ -300,3 +301,18 @@ def test_a_gpu_of_another_kind_is_no_target_but_may_be_a_partner() -> None:
     ):
         search(timings, mixed, Options(target=2))
     assert search(timings, mixed, Options(partners=(2,))).best.makespan_ns > 0
+
+
+def test_one_storage_far_larger_than_most_takes_no_room_from_all_others() -> None:
+    """Wherever it were put, as much would be kept back on every partner but one."""
+    mib = 2**20
+    net = network(*([mib] * 40), 3 * mib)
+    small = tuple(replace(gpu, memory_bytes=HEADROOM_BYTES + 8 * mib) for gpu in P3.gpus)
+    machine = replace(P3, gpus=small)
+    timings = profile(net, machine, run=1000, direct=10**6, peer=10**4)
+    paths = ((0,), (3, 0), (1, 0), (2, 0))
+    tight = within(mib, Draft(Launch.GRAPH, frozenset(), frozenset(), paths), timings, machine)
+    assert 40 not in tight.peer
+    assert sum(net.storages[at].size_bytes for at in tight.peer) == 21 * mib, (
+        "24, less padding and one for each but one"
+    )
