@@ -81,6 +81,7 @@ def prepare(
         _check_host(file, host)
     # what is made in inference mode could be written in no other, and starts may be made in either
     with torch.inference_mode(False), torch.no_grad():
+        traced = network is None
         if network is None:
             require(
                 not kwargs,
@@ -90,7 +91,7 @@ def prepare(
             if file is not None:  # a module says nothing of these
                 network = replace(network, model=file.model, seq=file.seq)
         if file is not None:
-            _check_network(file, network)
+            _check_network(file, network, f"this {name}" if traced else None)
         program = _lowered(plan, network, host)
         opened = open_device(device, len(host.gpus))
         return ColdStart(module, program, args, kwargs, opened, weights, opened is not device, settles)
@@ -147,12 +148,12 @@ def _check_host(file: PlanFile, host: Host) -> None:
     )
 
 
-def _check_network(file: PlanFile, network: Network) -> None:
+def _check_network(file: PlanFile, network: Network, module: str | None) -> None:
     require(
         file.dtype == network.dtype,
         _of_two_dtypes(file.plan, f"made for {file.model}", file.dtype, network.dtype),
     )
-    check_network(f"plan {file.plan.name!r}", file, network)
+    check_network(f"plan {file.plan.name!r}", file, network, module)
 
 
 def _lowered(plan: Plan, network: Network, host: Host) -> Program:

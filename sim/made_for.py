@@ -41,23 +41,28 @@ def other_host(file: PlanFile, host: Host) -> str:
     )
 
 
-def check_network(path: str, file: PlanFile, network: Network) -> None:
-    """Raises InputError where the plan was made for another network; what differs is told as far as can be told."""
+def check_network(path: str, file: PlanFile, network: Network, module: str | None = None) -> None:
+    """Raises InputError where the plan was made for another network; what differs is told as far as can be told.
+
+    `module`: what the network is, where it is not the one that the file names but a caller's own.
+    """
     if network.digest == file.network_digest:
         return
     there = run_words(file.model, file.dtype, file.batch, file.seq)
     here = run_words(network.model, network.dtype, network.batch, network.seq)
     require(there == here, f"{path}: made for {there}, not for {here}; pass a plan for that, or search one")
+    what, remedy = file.model, "search again with the packages installed here"
+    if module is not None:
+        what, remedy = module, "give the module that it was made for, or search a plan for this one"
     raise InputError(
-        f"{path}: made for another network than {file.model} is here: {_differs(file, network)}; "
-        "search again with the packages installed here"
+        f"{path}: made for another network than {what} is here: {_differs(file, network, what)}; {remedy}"
     )
 
 
-def _differs(file: PlanFile, network: Network) -> str:
+def _differs(file: PlanFile, network: Network, what: str) -> str:
     there, here = file.plan.access, network.layers
     if len(there) != len(here):
-        return f"it has {len(there)} layers, {file.model} has {len(here)} here"
+        return f"it has {len(there)} layers, {what} has {len(here)} here"
     odd = next((i for i, layer in enumerate(here) if len(layer.reads) != len(there[i])), None)
     if odd is None:
         digests = f"sha256 {_short(file.network_digest)}, here {_short(network.digest)}"
