@@ -296,15 +296,12 @@ class _Assembly:
                 lambda: fit_blocked(case, points), lambda: fit_blocked(case, points, refuse=False)
             )
             told = fit.constant("wait_ns"), case
-        least = 0.0 if over[0] is None else over[0].value
-        return told if told[0] is not None and told[0].value >= least else over
+        return _no_less(told, over)
 
     def beside(self, over: Told) -> Told:
         """What a wait takes beside copies, and the case that says so: never less than one that is `over` without any, and as that
         where nobody measured it, as in earlier calibrations."""
-        found = self.wait("wait-beside", "wait beside")
-        least = 0.0 if over[0] is None else over[0].value
-        return over if found is None or found.value < least else (found, "wait-beside")
+        return _no_less((self.wait("wait-beside", "wait beside"), "wait-beside"), over)
 
     def launch(self, *, with_copies: bool) -> Fit:
         """Of graphs of kernels alone, or of the others: what a copy adds is told by comparing calls for graphs that have some,
@@ -403,3 +400,9 @@ class _Assembly:
         time = measured(points[0])
         size = points[0].size_bytes
         return Constant("bytes_per_s", *(size / x * 1e9 for x in (time.value, time.high, time.low)))
+
+
+def _no_less(told: Told, over: Told) -> Told:
+    """`told`, or `over` where that takes more or nobody measured the first."""
+    least = 0.0 if over[0] is None else over[0].value
+    return told if told[0] is not None and told[0].value >= least else over

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -65,7 +65,7 @@ def measure_cases(
                 said = f"waived: {result.waived}" if result.waived else f"{result.seconds:.1f} s"
                 progress.ended(case.name, case.seconds * pace, said)
             results[case.name] = result
-        for case in looks_left(cases, store, device, effort):
+        for case in looks_left(cases, results, device, effort):
             progress.begins(f"{case.name} again")
             again = _measured(case, bench, store)
             results[case.name] = better(results[case.name], again, case.second_look)
@@ -80,15 +80,18 @@ LOOKS = 2
 """Looks at a case that has a second one."""
 
 
-def looks_left(cases: Sequence[Case], store: Store, device: Device, effort: Effort) -> Iterator[Case]:
-    """Cases whose second look is still to be made, those of an interrupted run among them. None in a quick calibration, which has
-    one minute in all, nor of threads, which have no figures."""
+def looks_left(
+    cases: Sequence[Case], results: Mapping[str, CaseResult], device: Device, effort: Effort
+) -> list[Case]:
+    """Cases whose second look is still to be made, beside `results` and those of an interrupted run among them. None in a quick
+    calibration, which has one minute in all, nor of threads, which have no figures."""
     if not device.figures or effort is QUICK:
-        return
-    for case in cases:
-        found = store.case(case.name)
-        if case.second_look and (found is None or (found.looks < LOOKS and not found.waived)):
-            yield case
+        return []
+
+    def left(found: CaseResult | None) -> bool:
+        return found is None or (found.looks < LOOKS and not found.waived)
+
+    return [case for case in cases if case.second_look and left(results.get(case.name))]
 
 
 def better(first: CaseResult, second: CaseResult, how: str) -> CaseResult:

@@ -134,7 +134,8 @@ def run(
     store.open(opened, fresh=ask.fresh)  # what it had may go now: nothing asked for is unknown
     effort = _effort(ask, device)
     topology = _topology(watch, device)
-    left = [case for case in cases if store.case(case.name) is None]
+    had = {case.name: result for case in cases if (result := store.case(case.name)) is not None}
+    left = [case for case in cases if case.name not in had]
     missing = [pair for pair in networks if store.layers(ask.name, pair[1]) is None]
     kept = kept_words(len(cases) - len(left), len(networks) - len(missing))
     if kept:
@@ -143,7 +144,7 @@ def run(
             f"{store.folder}: going on from {kept} before, with {how}; pass --fresh to measure all again"
         )
     pace = 0.3 if ask.quick else 1.0
-    looks = sum(c.seconds * pace for c in (*left, *looks_left(cases, store, device, effort)))
+    looks = sum(c.seconds * pace for c in (*left, *looks_left(cases, had, device, effort)))
     progress.plan(looks + NETWORK_SECONDS * len(missing))
     results = measure_cases(device, topology, effort, cases, store, progress, pace)
     draft = assemble(ask.name, opened.about, opened.gpus, results, keep_bad=True, figures=device.figures)

@@ -97,9 +97,8 @@ class Store:
                 found.name == session.name,
                 f"{path.parent}: holds what was measured of {found.name}, and now it is {session.name}; choose another --out",
             )
-        if (
-            found is None or fresh
-        ):  # cases without a session are what is left of a state that was being removed
+        # cases without a session are what is left of a state that was being removed
+        if found is None or fresh:
             self._forget(session.name, everything=fresh)
             found = None
         if found is not None:

@@ -164,7 +164,8 @@ def _added(
         added = max(0.0, total.median_ns - first.median_ns)
         spread = float(np.hypot(total.spread_ns, first.spread_ns))
         most = largest(result.network, at)
-        others = sum(r.touched_bytes for i, r in enumerate(layer.reads) if i != most)
+        by = [0.0 if i == most else float(r.touched_bytes) for i, r in enumerate(layer.reads)]
+        others = sum(by)
         touched = others + (layer.reads[most].touched_bytes if layer.reads else 0)
         if part is not None:
             little = min(added, max(0.0, float(np.median(part[:, at])) - first.median_ns))
@@ -175,15 +176,14 @@ def _added(
         # reads of one kernel overlap: beside the others the largest may add nothing, but it does in a plan that reads it alone
         rest = max(added - little, little / (len(layer.reads) - 1)) if len(layer.reads) > 1 else added
         scale = added / (rest + little) if added else 0.0
-        by = [float(0 if i == most else r.touched_bytes) for i, r in enumerate(layer.reads)]
         if single and uneven(result.network, at):
             by = _by_time(
                 by, places(result.network, at), {p: t[at] - first.median_ns for p, t in single.items()}
             )
-        whole_of_it = sum(by)
+        parts = sum(by)
         shares = [
-            scale * (rest if i == most else (little * b / whole_of_it if whole_of_it else 0.0))
-            for i, b in enumerate(by)
+            scale * (rest if i == most else (little * part / parts if parts else 0.0))
+            for i, part in enumerate(by)
         ]
         found.append(tuple(Timing(share, spread, total.samples) for share in shares))
     return tuple(found)

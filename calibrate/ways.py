@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -44,28 +45,24 @@ MOST_ALONE = 6
 def reads_alone(network: Network, access: Access) -> dict[int, Plan]:
     """By place, from 1 on, plans in which each layer's read of that place is by `access` and all others are resident: by size, the
     largest at place 0, which has no such plan. None where no layer is `uneven`."""
-    layers = [layer for layer in range(len(network.layers)) if uneven(network, layer)]
-    most = max((len(network.layers[layer].reads) for layer in layers), default=0)
+    found = [
+        places(network, at) if uneven(network, at) else (0,) * len(layer.reads)
+        for at, layer in enumerate(network.layers)
+    ]
     return {
-        place: Plan(f"calibrate-{access.value}-{place}", 0, Launch.GRAPH, _at(network, place, access), ())
-        for place in range(1, min(most - 1, MOST_ALONE) + 1)
+        place: Plan(f"calibrate-{access.value}-{place}", 0, Launch.GRAPH, _at(place, found, access), ())
+        for place in range(1, max((max(row, default=0) for row in found), default=0) + 1)
     }
 
 
 def uneven(network: Network, layer: int) -> bool:
     """Whether a layer has small reads of different sizes: alike ones, as BatchNorm's four, cost alike."""
-    *small, _ = sorted([0, *(read.touched_bytes for read in network.layers[layer].reads)])
-    return len(set(small[1:])) > 1
+    small = sorted(read.touched_bytes for read in network.layers[layer].reads)[:-1]
+    return len(set(small)) > 1
 
 
-def _at(network: Network, place: int, access: Access) -> tuple[tuple[Access, ...], ...]:
-    return tuple(
-        tuple(
-            access if found == place and uneven(network, layer) else Access.RESIDENT
-            for found in places(network, layer)
-        )
-        for layer in range(len(network.layers))
-    )
+def _at(place: int, found: Sequence[Sequence[int]], access: Access) -> tuple[tuple[Access, ...], ...]:
+    return tuple(tuple(access if at == place else Access.RESIDENT for at in row) for row in found)
 
 
 def places(network: Network, layer: int) -> tuple[int, ...]:

@@ -42,8 +42,9 @@ def _costs(value: float, *names: str, own: tuple[str, ...] = ()) -> Callable[[Mo
     def off(model: Model) -> Model:
         costs, profile = model.host.costs, model.profile
         changed: dict[str, Any] = {name: _at(getattr(costs, name), value) for name in names}
-        there = {name: figure for name in own if (figure := getattr(profile, name)) is not None}
-        theirs: dict[str, Any] = {name: _at(figure, value) for name, figure in there.items()}
+        theirs: dict[str, Any] = {
+            name: _at(f, value) for name in own if (f := getattr(profile, name)) is not None
+        }
         return replace(
             model,
             host=replace(model.host, costs=replace(costs, **changed)),

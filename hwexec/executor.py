@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -284,7 +283,7 @@ class ColdStart:
         try:
             begun = ahead = captured is not None and self._ahead(captured)
             given = self._inputs.given(args, kwargs)  # while the first copies are under way
-            bring = partial(self._inputs.bring, self._stage.compute, given, self._inputs.stage(given))
+            bring = self._inputs.stage(self._stage.compute, given)
             begun = True
             if captured is not None:
                 return self._replay(captured, bring, ahead)

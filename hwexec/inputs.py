@@ -8,8 +8,9 @@ ahead of the first layer reads them there in place.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy
@@ -123,40 +124,37 @@ class Inputs:
         with torch.no_grad():
             pairs = [(t, t.to("cpu")) for t in self._leaves if isinstance(t, torch.Tensor)]
         for _ in self._sides:
-            self.bring(stream, pairs, self.stage(pairs))
+            self.stage(stream, pairs)()
 
-    def stage(self, pairs: Pairs) -> list[_Staged]:
-        """Those given in host memory, copied to where the GPU can read them. Blocks while it may still read those of the start
-        before the last."""
-        here = [pair for pair in pairs if self._is_staged(*pair)]
+    def stage(self, stream: Stream, pairs: Pairs) -> Callable[[], None]:
+        """Those given in host memory, copied to where the GPU can read them; the call brings all to where the module reads them,
+        with `stream` current. Blocks while the GPU may still read those of the start before the last."""
+        here: list[tuple[torch.Tensor, torch.Tensor]] = []
+        there: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for fixed, given in pairs:
+            staged = given.device.type == "cpu" and id(fixed) in self._sides[0].places
+            (here if staged else there).append((fixed, given))
         if not here:
-            return []
+            return partial(self._bring, stream, there)
         self._sides.append(side := self._sides.pop(0))
         if side.unread:
             self._device.wait_on_host(side.read)
             side.unread = False
-        found = []
-        for fixed, given in here:
-            staged = side.places[id(fixed)]
-            with torch.no_grad():
-                staged.host.copy_(given)
-            found.append(staged)
-        return found
+        with torch.no_grad():
+            for fixed, given in here:
+                side.places[id(fixed)].host.copy_(given)
+        return partial(self._bring, stream, there, side, [side.places[id(fixed)] for fixed, _ in here])
 
-    def bring(self, stream: Stream, pairs: Pairs, staged: Sequence[_Staged]) -> None:
-        """All of them to where the module reads them; `staged` are those that `stage` has just given. `stream` is current."""
-        for fixed, given in pairs:
-            if not self._is_staged(fixed, given):
-                self._device.assign(stream, fixed, given)
+    def _bring(
+        self, stream: Stream, there: Pairs, side: _Side | None = None, staged: Sequence[_Staged] = ()
+    ) -> None:
+        for fixed, given in there:
+            self._device.assign(stream, fixed, given)
         for place in staged:
             self._device.read(stream, place.destination, place.source)
-        if staged:
-            side = self._sides[-1]
+        if side is not None:
             self._device.record(stream, side.read)
             side.unread = True
-
-    def _is_staged(self, fixed: torch.Tensor, given: torch.Tensor) -> bool:
-        return given.device.type == "cpu" and id(fixed) in self._sides[0].places
 
     def clear(self) -> None:
         self._leaves.clear()

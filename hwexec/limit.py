@@ -53,14 +53,13 @@ def _rate(device: Device, gpus: tuple[int, ...]) -> float:
         for gpu in gpus:
             host = HostArena(device, PROBE_BYTES, gpu)
             stack.callback(host.close)
-            arenas.append(arena := device.allocate(PROBE_BYTES, gpu))
+            arenas.append(device.allocate(PROBE_BYTES, gpu))
             stream = device.stream("h2d:probe", gpu)
             stack.callback(device.close_stream, stream)
             lanes.append(stream)
-            copies.append(device.ready_copy(stream, arena, host.tensor))
+            copies.append(device.ready_copy(stream, arenas[-1], host.tensor))
         samples = time_ns(lambda: do(copies), device, lanes)
         copies.clear()
         arenas.clear()
-        del arena
     device.trim()
     return len(gpus) * PROBE_BYTES / samples.median_ns * 1e9

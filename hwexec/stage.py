@@ -16,7 +16,7 @@ from hwexec.hooks import Finder
 from hwexec.script import Head, Move, Script
 from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
-from sim.memory import HEADROOM_BYTES, activation_bytes
+from sim.memory import beside_bytes
 from sim.network import Network
 from sim.ops import HOST, Copy, Op, Run, device_of
 from sim.plan import Access, Plan
@@ -47,7 +47,7 @@ def room_for(plan: Plan, network: Network, device: Device, *, settles: bool = Tr
     if settles:
         found[plan.target] = Extents.of([(0, network.arena_bytes)])
     for gpu, extents in found.items():
-        beside = HEADROOM_BYTES + (activation_bytes(network) if gpu == plan.target else 0)
+        beside = beside_bytes(network if gpu == plan.target else None)
         need, least = extents.size_bytes + beside, brought[gpu].size_bytes + beside
         memory = device.memory(gpu)
         if need > memory.free_bytes:  # what was let go of may still be held by cycles

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
+from itertools import accumulate
 
 from sim.draft import Draft, ReadKey, held_bytes, needed
 from sim.host import Host
@@ -25,10 +26,11 @@ def within(budget_bytes: int, draft: Draft, profile: Profile, host: Host) -> Dra
     if held_bytes(draft, network) <= budget_bytes:
         return draft
     sizes = sorted(storage.size_bytes for storage in network.storages)
-    most = next(size for size in sizes if 10 * sum(s for s in sizes if s <= size) >= 9 * sum(sizes))
-    found = [
-        _within(budget_bytes, draft, profile, host, largest) for largest in sorted({sizes[-1], most})[::-1]
-    ]
+    limits = [sizes[-1]]
+    if len(draft.paths) > 1:
+        whole, sums = sum(sizes), zip(sizes, accumulate(sizes), strict=True)
+        limits.append(next(size for size, so_far in sums if 10 * so_far >= 9 * whole))
+    found = [_within(budget_bytes, draft, profile, host, most) for most in dict.fromkeys(limits)]
     return max(found, key=lambda tight: sum(network.storages[at].size_bytes for at in tight.peer))
 
 

@@ -26,7 +26,7 @@ from sim.hints import size_words
 from sim.host import Host
 from sim.listing import host_table, hosts_table, layers_json, layers_table
 from sim.made_for import check_host, check_network, host_named
-from sim.memory import HEADROOM_BYTES, activation_bytes, room_bytes
+from sim.memory import beside_bytes, room_bytes
 from sim.names import known_models
 from sim.output import check_outputs, write_file
 from sim.picture import check_format, chrome_trace, picture
@@ -201,7 +201,7 @@ def _against(file: PlanFile, timeline: Timeline) -> str:
 def _check_fits(profile: Profile, host: Host, target: int, budget: int | None) -> None:
     """Plans that copy everything are of no use where a GPU cannot hold it; what one may hold only the user knows."""
     network, room = profile.network, room_bytes(host, target, profile.network)
-    beside, memory = HEADROOM_BYTES + activation_bytes(network), host.gpu(target).memory_bytes
+    beside, memory = beside_bytes(network), host.gpu(target).memory_bytes
     require(
         beside <= memory,
         f"{network.model}: with --batch {network.batch} its activations and libraries take {size_words(beside)}, and GPU {target} "

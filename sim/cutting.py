@@ -21,7 +21,7 @@ When the first layer may run, a launch say, is a term of its own in that maximum
 
 so the same cuts are best for every launch and head, as far as a wait costs the same in all. A wait that copies hold up costs
 more than w: with all D(k, i) later by the difference all F(k, i) are, and the cuts are the same. Beside copies any wait costs
-that much, but taken for w it made what search finds no better. Over several lanes a group is split among them, and all lanes
+a little more than w, which is left out as well. Over several lanes a group is split among them, and all lanes
 count as one. Reads in place take their time alone and the lane's. A simulation says what a cut is really worth; here is only
 where to look.
 """

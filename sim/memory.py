@@ -41,10 +41,14 @@ def activation_bytes(network: Network) -> int:
     return 2 * max(layer.activation_bytes for layer in network.layers)
 
 
+def beside_bytes(runs: Network | None) -> int:
+    """What a GPU keeps free beside weights: headroom and, where a network `runs` on it, its activations."""
+    return HEADROOM_BYTES + (0 if runs is None else activation_bytes(runs))
+
+
 def room_bytes(host: Host, gpu: int, runs: Network | None = None) -> int:
     """What a GPU can hold of weights, its own and those that cross it; with `runs`, where that network runs on it."""
-    beside = HEADROOM_BYTES + (0 if runs is None else activation_bytes(runs))
-    return max(0, host.gpu(gpu).memory_bytes - beside)
+    return max(0, host.gpu(gpu).memory_bytes - beside_bytes(runs))
 
 
 Way = tuple[int, ...]

@@ -115,7 +115,7 @@ def test_a_start_right_behind_another_leaves_it_its_own_input() -> None:
     every = [torch.full((64,), value, dtype=torch.uint8) for value in (1, 2, 3)]
     for given, read in zip(every, (0, 0, 2), strict=True):
         pairs = inputs.given((given,), {})
-        inputs.bring(stream, pairs, inputs.stage(pairs))
+        inputs.stage(stream, pairs)()
         assert len(device.brought) == read, "only the start before the last one is waited for"
     device.wait_on_host(device.event())
     assert [b.tolist() for b in device.brought] == [given.tolist() for given in every]
@@ -167,6 +167,6 @@ def test_the_kernel_that_reads_takes_bytes_of_any_kind(launch: Launch, inference
     inputs = Inputs(Kernels(1), 0, "toy", (odd,), {})
     for value in (torch.tensor([1 + 2j, 3, 0]), torch.tensor([1, 2 - 1j, 0]).conj()):
         pairs = inputs.given((value.to(torch.complex64),), {})
-        inputs.bring(Kernels(1).stream("compute:0", 0), pairs, inputs.stage(pairs))
+        inputs.stage(Kernels(1).stream("compute:0", 0), pairs)()
         assert torch.equal(inputs.fixed()[0][0], value.to(torch.complex64))
     inputs.clear()
