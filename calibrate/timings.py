@@ -156,7 +156,7 @@ def _added(
     """Per layer and read, what `whole` adds to `resident`, shared out as the module says."""
     base, full = resident.columns(), whole.columns()
     part = small.columns() if small is not None else None
-    single = {place: np.median(run.columns(), axis=0) for place, run in alone.items()}
+    single = {place: np.median(run.columns(), axis=0).tolist() for place, run in alone.items()}
     found = []
     for at, layer in enumerate(result.network.layers):
         first = _timing(base[:, at])

@@ -145,8 +145,17 @@ def _emit(value: Any, flow: bool = False) -> Iterator[yaml.Event]:
         plain = value not in _WORDS and _PLAIN.fullmatch(value) is not None
         yield yaml.ScalarEvent(None, None, (plain, not plain), value, style=None if plain else '"')
     else:
-        text = CONSTANTS[value] if value is None or type(value) is bool else repr(value)
-        yield yaml.ScalarEvent(None, None, (True, False), text)
+        yield yaml.ScalarEvent(None, None, (True, False), _bare(value))
+
+
+def _bare(value: Any) -> str:
+    """The text of a constant or a number. A subclass, like NumPy's float64, puts its own name in its `repr`, for no reader."""
+    if value is None or type(value) is bool:
+        return CONSTANTS[value]
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind.__repr__(value)
+    raise TypeError(f"a file cannot hold {value!r}, a {type(value).__name__}")
 
 
 def _small(value: dict[str, Any]) -> bool:

@@ -118,6 +118,7 @@ def test_small_reads_share_by_what_each_adds_alone() -> None:
     alone = [run("direct-alone-1", (14,)), run("direct-alone-2", (46,)), run("direct-alone-3", (9,))]
     found = timings(replace(result(*runs, *alone), network=attention()))
     assert [t.median_ns for t in found[0].direct] == pytest.approx([100, 36, 4, 0])
+    assert {type(t.median_ns) for t in found[0].direct} == {float}  # as a profile's reader asks
     # where nobody measured them, or none adds anything, by bytes
     for these in ([], [run("direct-alone-1", (10,)), run("direct-alone-2", (9,))]):
         found = timings(replace(result(*runs, *these), network=attention()))

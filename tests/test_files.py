@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -104,6 +105,13 @@ def test_any_text_and_any_float_survive_both_parsers(text: str, number: float) -
             assert document.load(written) == plain
     finally:
         document._LOADER = before
+
+
+def test_a_number_of_numpy_is_written_as_a_number_or_not_at_all() -> None:
+    """`repr` of one is np.float64(0.5): a calibration wrote that, and nobody could read its profile."""
+    assert document.dump({"number": np.float64(0.5)}) == document.dump({"number": 0.5})
+    with pytest.raises(TypeError, match="float32"):
+        document.dump({"number": np.float32(0.5)})
 
 
 def test_files_are_read_back_from_disk(tmp_path: Path) -> None:
