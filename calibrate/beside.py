@@ -3,7 +3,7 @@ of a network beside such copies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from itertools import combinations
@@ -149,29 +149,33 @@ def direct_beside_copy(bench: Bench) -> tuple[Point, ...]:
     return tuple(found)
 
 
-def run_beside_copies(run: Callable[[], object], device: Device, rounds: int) -> tuple[Point, Point]:
-    """A run alone, and while host memory is copied to the same GPU all along, in turn: what copies cost kernels.
+Runs = Mapping[str, Callable[[], object]]
+"""What is run, by what it is called."""
+Pairs = tuple[tuple[Point, Point], ...]
+"""By run, alone and beside copies."""
 
-    InputError where it outlasts all copies that can be under way at once.
+
+def runs_beside_copies(runs: Runs, device: Device, rounds: int) -> Pairs:
+    """Each run alone, and while host memory is copied to the same GPU all along, all in turn: what copies cost kernels.
+
+    InputError where one outlasts all copies that can be under way at once.
     """
     stream = device.stream("calibrate", 0)
     try:
-        once = time_ns(run, device, [stream], repeats=1, warmup=0)
-        times = min(LARGEST_TIMES, 1 + int(once.median_ns / LONG_NS))
+        longest = max(time_ns(run, device, [stream], repeats=1, warmup=0).median_ns for run in runs.values())
+        times = min(LARGEST_TIMES, 1 + int(longest / LONG_NS))
         try:
-            return _beside(run, device, stream, rounds, BESIDE_BYTES * times)
+            return _beside(runs, device, stream, rounds, BESIDE_BYTES * times)
         except InputError:
             # what reads in place takes many times as long beside copies as alone, and nobody knows how many
             if not device.figures or times == LARGEST_TIMES:
                 raise
-            return _beside(run, device, stream, rounds, BESIDE_BYTES * LARGEST_TIMES)
+            return _beside(runs, device, stream, rounds, BESIDE_BYTES * LARGEST_TIMES)
     finally:
         device.close_stream(stream)
 
 
-def _beside(
-    run: Callable[[], object], device: Device, stream: Stream, rounds: int, size: int
-) -> tuple[Point, Point]:
+def _beside(runs: Runs, device: Device, stream: Stream, rounds: int, size: int) -> Pairs:
     """The same beside copies of `size` bytes."""
     with ExitStack() as stack:
         engine = device.stream("h2d:0", 0)
@@ -180,12 +184,18 @@ def _beside(
         stack.callback(arena.close)
         stack.callback(device.synchronize)
         lane = Lane(device, engine, device.ready_copy(engine, to, arena.tensor))
-        taken: tuple[list[float], list[float]] = ([], [])
+        taken: dict[str, tuple[list[float], list[float]]] = {label: ([], []) for label in runs}
         for _ in range(rounds + 1):
-            for busy, samples in zip((False, True), taken, strict=True):
-                samples.append(lane.sample(stream, run, busy=busy))
-    alone, beside = (tuple(samples[1:]) for samples in taken)  # the first round warms up
-    return Point("whole alone", 0, 1, alone), Point("whole beside copies", 0, 1, beside)
+            for label, run in runs.items():
+                for busy, samples in zip((False, True), taken[label], strict=True):
+                    samples.append(lane.sample(stream, run, busy=busy))
+    return tuple(
+        (
+            Point(f"{label} alone", 0, 1, tuple(alone[1:])),
+            Point(f"{label} beside copies", 0, 1, tuple(busy[1:])),
+        )
+        for label, (alone, busy) in taken.items()  # the first round warms up
+    )
 
 
 BESIDE_CASES = (

@@ -17,10 +17,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from calibrate.beside import run_beside_copies
+from calibrate.beside import runs_beside_copies
 from calibrate.cold import eager_starts, graph_starts
 from calibrate.samples import Point
-from calibrate.ways import BESIDE, beside_copies, everything, partner_of, reads_alone, small_reads
+from calibrate.ways import BESIDE, beside_copies, cut, everything, partner_of, reads_alone, small_reads
 from hwexec.core import once_at_full_pace, steady
 from hwexec.device import Device
 from hwexec.executor import ColdStart
@@ -30,6 +30,7 @@ from sim.errors import InputError, require
 from sim.host import Host
 from sim.models import Built
 from sim.network import Network
+from sim.ops import Wait, compute_stream
 from sim.plan import Access, Launch, Plan
 from sim.timeline import SpanKind, Timeline
 
@@ -82,6 +83,9 @@ class LayersResult:
     """Host thread, of eager starts in one chunk, in one for each storage, and these relayed; empty where nobody measured them."""
     launched: tuple[Point, ...] = ()
     """Host thread, of starts by graph behind a head; empty as `hooked` is, and where there is no graph."""
+    waited: tuple[Point, ...] = ()
+    """`alone` and `beside_copies` with `edges` waits ahead of layers, all over; taken in turn with them. Empty where there is no
+    graph, or nothing to wait for."""
 
     def run(self, way: str) -> LayerRun | None:
         return next((r for r in self.runs if r.way == way), None)
@@ -99,6 +103,7 @@ class Unwatched:
     seconds: float
     hooked: tuple[Point, ...] = ()
     launched: tuple[Point, ...] = ()
+    waited: tuple[Point, ...] = ()
 
 
 def unwatched(
@@ -116,6 +121,7 @@ def unwatched(
     alone = beside = None
     hooked: tuple[Point, ...] = ()
     launched: tuple[Point, ...] = ()
+    waited: tuple[Point, ...] = ()
     notes = []
     plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
     with (
@@ -129,15 +135,21 @@ def unwatched(
         notes.append(f"issue: scatters, and taking it again failed: {found.failed}")
     if device.figures:
         progress("beside copies")
-        plan = everything(network, Access.RESIDENT)
+        plan = cut(network)
         with (
             prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
             steady(device),
         ):
             given = built.inputs_on(device.torch_device(0))
+            waits = _waits(cold)
+            cold(*given)
             cold.resident(*given)
+            runs: dict[str, Callable[[], object]] = {"whole": partial(cold.resident, *given)}
+            if waits:
+                runs["waits"] = partial(cold.landed, *given)
             try:
-                alone, beside = run_beside_copies(partial(cold.resident, *given), device, 2 * repeats)
+                (alone, beside), *others = runs_beside_copies(runs, device, 2 * repeats)
+                waited = tuple(replace(point, edges=waits) for pair in others for point in pair)
             except InputError as error:
                 notes.append(f"resident beside copies: not measured ({error})")
         if 0 < network.arena_bytes <= LARGE_BYTES:
@@ -146,7 +158,15 @@ def unwatched(
             hooked = _or_note(partial(eager_starts, *task), "eager cold starts", notes)
             launched = _or_note(partial(graph_starts, *task), "cold starts by graph", notes)
     seconds = time.perf_counter() - began
-    return Unwatched(issue, around, alone, beside, tuple(notes), seconds, hooked, launched)
+    return Unwatched(issue, around, alone, beside, tuple(notes), seconds, hooked, launched, waited)
+
+
+def _waits(cold: ColdStart) -> int:
+    """Waits of the layers of a graph start."""
+    ops, stream = cold.program.ops, compute_stream(cold.plan.target)
+    return (
+        sum(isinstance(op, Wait) and op.stream == stream for op in ops) if cold.launch is Launch.GRAPH else 0
+    )
 
 
 def _or_note(starts: Callable[[], tuple[Point, ...]], what: str, notes: list[str]) -> tuple[Point, ...]:
@@ -199,7 +219,7 @@ def measure(
             if device.figures and way in ("direct", "direct-small"):
                 try:
                     cold(*given)
-                    beside = run_beside_copies(partial(cold.warm, *given), device, 2)[1]
+                    ((_, beside),) = runs_beside_copies({way: partial(cold.warm, *given)}, device, 2)
                     loaded.append(replace(beside, label=way))
                 except InputError as error:
                     notes.append(f"{way} beside copies: not measured ({error})")
@@ -209,7 +229,7 @@ def measure(
     seconds = first.seconds + time.perf_counter() - began
     return LayersResult(
         network, tuple(runs), first.beside_copies, tuple(notes), host.name, seconds,
-        first.alone, first.around, tuple(loaded), first.hooked, first.launched,
+        first.alone, first.around, tuple(loaded), first.hooked, first.launched, first.waited,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from calibrate.identity import (
 )
 from calibrate.layers import LayersResult, Unwatched, measure, unwatched
 from calibrate.store import Calibration, Session, Store, kept_words
-from calibrate.timings import in_place, slowed, start, timings
+from calibrate.timings import in_place, slowed, start, timings, waits
 from calibrate.topology import Topology, Wire, from_identity
 from hwexec.device import Device
 from hwexec.host_memory import check_model, memory_error
@@ -190,6 +190,7 @@ def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profil
         kind, result.network, made.host.digest, timings(result), provenance,
         slowed(result), busy, weight, start(result, costs) if opened.figures else None,
         hook(result.network, result.hooked, made.host), relay(result.network, result.hooked, made.host),
+        None, *(waits(result) or (None, None)),
     )  # fmt: skip
     return replace(profile, launch=launch(profile, result.launched, made.host))
 

@@ -15,7 +15,7 @@ from calibrate.fit import Fit
 from calibrate.layers import LayersResult
 from calibrate.samples import CaseResult, Point
 from calibrate.store import CALIBRATION, CASE, LAYERS, SESSION, Calibration
-from calibrate.timings import slowed
+from calibrate.timings import slowed, waits
 from sim import origins
 from sim.catalog import find_host, host_names
 from sim.errors import InputError, require
@@ -35,6 +35,8 @@ OF_PROFILE = {
     "hook": "hook, ns",
     "relay": "relay, ns",
     "launch": "launch, ns",
+    "wait": "wait, ns",
+    "wait_beside": "wait_beside, ns",
 }
 """Figures of a profile beside its layers', each of which it may lack, and what a comparison calls them."""
 PLAYED = "GPUs were played by threads: no figure here means anything"
@@ -272,6 +274,8 @@ def _layers(result: LayersResult, console: Console) -> None:
     slower = slowed(result)
     if slower is not None:
         say(console, f"beside copies to the same GPU the warm run takes {_longer(slower)}")
+    for figure, where in zip(waits(result) or (), ("nothing beside it", "copies beside it"), strict=False):
+        say(console, f"a wait that is over, {where}: {figure.value / 1e3:.2f} us ({figure.source})")
     for point in (*result.hooked, *result.launched):
         say(
             console,

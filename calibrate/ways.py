@@ -80,6 +80,27 @@ def beside_copies(network: Network) -> Plan:
     return replace(everything(network, Access.RESIDENT), name=f"calibrate-{BESIDE}", chunks=chunks)
 
 
+MOST_CUTS = 32
+"""Layers that wait, in the run that waits are timed by: as many as large networks' best plans have."""
+
+
+def cut(network: Network) -> Plan:
+    """A graph whose bytes come ahead of it over the own lane, cut where layers begin to need some: all of them, or some spread
+    evenly."""
+    needed: dict[int, None] = {}
+    seen: set[int] = set()
+    for layer in network.layers:
+        new = {read.storage for read in layer.reads} - seen
+        if new:
+            needed[min(network.offsets[storage] for storage in new)] = None
+        seen |= new
+    starts = sorted(needed)
+    count = min(MOST_CUTS, len(starts))
+    cuts = sorted({0, network.arena_bytes, *(starts[at * len(starts) // count] for at in range(count))})
+    chunks = tuple(Chunk(a, b, (0,)) for a, b in pairwise(cuts))
+    return replace(everything(network, Access.COPIED), name="calibrate-cut", chunks=chunks, head=len(chunks))
+
+
 def in_one(network: Network) -> Plan:
     """An eager start whose bytes come in one copy, ahead of all layers."""
     plan = everything(network, Access.COPIED, launch=Launch.EAGER)

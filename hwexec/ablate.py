@@ -75,7 +75,9 @@ MECHANISMS: dict[str, Callable[[Model], Model]] = {
     "in-place weight": _costs(1, "direct_weight", own=("direct_weight",)),
     "kernels slowed by copies": _not_slowed,
     "latency": _costs(0, "copy_latency_ns", "peer_latency_ns"),
-    "wait": _costs(0, *(f.name for f in fields(Costs) if f.name.startswith("wait_"))),
+    "wait": _costs(
+        0, *(f.name for f in fields(Costs) if f.name.startswith("wait_")), own=("wait", "wait_beside")
+    ),
     "issue": _no_issue,
     "launch": _costs(0, *(f.name for f in fields(Costs) if f.name.startswith("launch_")), own=("launch",)),
     "start": _costs(0, "start_ns", "start_graph_ns", own=("start",)),

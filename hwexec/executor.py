@@ -263,6 +263,25 @@ class ColdStart:
 
         return time_ns(enqueue, self.device, lanes, repeats=repeats, warmup=1)
 
+    def landed(self, *args: Any, **kwargs: Any) -> Any:
+        """The last cold start's layers and waits once more, behind copies that have all landed: no wait holds a layer up, and what
+        this takes longer than a resident run is what they cost.
+
+        InputError where that is not so: of an eager start, of a graph that makes copies itself, before a cold start.
+        """
+        self._open()
+        captured = self._graphs.get("cold")
+        ahead = not any(isinstance(op, Copy) for op in self.program.ops[self.program.head_ops :])
+        require(
+            captured is not None and ahead and not self.program.opening,
+            f"plan {self.plan.name!r} has no graph of layers alone: give it launch graph, all chunks in the head, and no opening",
+        )
+        require(self._hot or self._full, "no weights are in GPU memory: make a cold start first")
+        assert captured is not None
+        return self._replay(
+            captured, self._inputs.stage(self._stage.compute, self._inputs.given(args, kwargs)), True
+        )
+
     def _open(self) -> None:
         require(not self._closed, "this cold start is closed; prepare the module again")
 

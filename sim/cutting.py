@@ -19,9 +19,9 @@ When the first layer may run, a launch say, is a term of its own in that maximum
 
     max(first layer + C_n + K w, first copy + F(K, n))
 
-so the same cuts are best for every launch and head, as far as a wait costs the same in all. A wait that copies hold up costs
-more than w: with all D(k, i) later by the difference all F(k, i) are, and the cuts are the same. Beside copies any wait costs
-a little more than w, which is left out as well. Over several lanes a group is split among them, and all lanes
+so the same cuts are best for every launch and head, as far as a wait costs the same in all: w is what one costs in a graph beside
+copies. One that copies hold up costs more: with all D(k, i) later by the difference all F(k, i) are, and the cuts are the same.
+Over several lanes a group is split among them, and all lanes
 count as one. Reads in place take their time alone and the lane's. A simulation says what a cut is really worth; here is only
 where to look.
 """
@@ -87,7 +87,9 @@ class Cutter:
         """B_i / r by boundary, and what layers before it take of the lanes by reading in place."""
 
         costs = host.costs
-        self._late_ns = max(0.0, costs.wait_blocked_ns.value - costs.wait_ns.value)
+        self.wait_ns = profile.cut_ns(costs)
+        """w."""
+        self._late_ns = max(0.0, costs.wait_blocked_ns.value - self.wait_ns)
         """What a wait that copies hold up costs beyond w."""
         self._back: list[list[int]] = []
         """By group and boundary that it ends at, the boundary that the group before it ends at."""
@@ -108,7 +110,7 @@ class Cutter:
         """When a plan would end, as the recurrence has it."""
         count = self.count(draft)
         first_copy, first_layer = self._begins(draft, count * len(self.paths))
-        unheld = first_layer + self.before_ns + self.run_ns[-1] + count * self.host.costs.wait_ns.value
+        unheld = first_layer + self.before_ns + self.run_ns[-1] + count * self.wait_ns
         if not count:
             return unheld
         self._groups(count)
@@ -127,7 +129,7 @@ class Cutter:
     def _next(self) -> None:
         """One group more."""
         k, end = len(self._back) + 1, len(self.stops)
-        late, wait = k * self.host.costs.copy_latency_ns.value, self.host.costs.wait_ns.value
+        late, wait = k * self.host.costs.copy_latency_ns.value, self.wait_ns
         finish, ran, first, landed = self._row, self.run_ns, self.first, self.landed_ns
         now, came = [inf] * (end + 1), [0] * (end + 1)
         held: list[tuple[float, int]] = []

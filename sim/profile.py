@@ -91,6 +91,11 @@ class Profile:
     launch: Figure | None = None
     """Graph mode, nanoseconds: host thread, of this network's starts beyond what the host's costs say; None where nobody measured
     it. These are of small graphs, started again within milliseconds."""
+    wait: Figure | None = None
+    """Graph mode, nanoseconds: by how much one of these layers begins later for a wait ahead of it that is over; None where nobody
+    measured it, and the host's costs hold, of small kernels that are all alike."""
+    wait_beside: Figure | None = None
+    """The same while host memory is copied to their GPU. There with `wait`, or neither."""
 
     def __post_init__(self) -> None:
         layers = self.network.layers
@@ -102,6 +107,10 @@ class Profile:
             self.direct_weight is None or self.direct_weight.value > 0,
             f"profile of {self.network.model!r}: direct_weight is 0, and a read in place beside copies would never end; "
             "make the profile again",
+        )
+        require(
+            (self.wait is None) == (self.wait_beside is None),
+            f"profile of {self.network.model!r}: wait and wait_beside go together; make the profile again",
         )
         require(
             len(self.layers) == len(layers),
@@ -143,6 +152,11 @@ class Profile:
     def hook_ns(self, costs: Costs) -> float:
         """What it takes the host to come between two layers of an eager start."""
         return self.hook.value if self.hook is not None else costs.issue_hook_ns.value
+
+    def cut_ns(self, costs: Costs) -> float:
+        """What a cut between layers costs them at least, beside copies as most are: a wait that is over."""
+        own = max((f.value for f in (self.wait, self.wait_beside) if f is not None), default=0.0)
+        return max(own, costs.wait_ns.value)
 
     @property
     def relay_ns(self) -> float:

@@ -4,7 +4,8 @@ Rules
 - Streams run their operations in order; an operation starts when it is issued and the one before it is done.
 - A stream goes on from a wait no sooner than what a wait costs after it came there, and no sooner than what one that blocks
   costs after the event: one that stands still learns of the event late, and one that comes a moment after it as late. While the
-  target's own lane carries copies, a wait of its layers costs more, however long ago the event was.
+  target's own lane carries copies, a wait of its layers costs more, however long ago the event was. In a graph the first wait
+  ahead of a layer costs what the profile says, where it does, since the layer's own launch is no longer hidden by the one before.
 - A copy pays its latency, then is a flow over every link of its route. A kernel that reads in place is a flow, then
   runs for its resident time, so that alone on an idle link it takes what the profile says. Where its link carries copies,
   it first waits behind what they have under way, and gets no more than a copy's share for its first stretch.
@@ -82,6 +83,9 @@ class _Simulation:
         """Half before the first operation, half after the last."""
         self.own_launch_ns = profile.own_launch_ns
         """Of the first launch; later ones find what it brought to the caches."""
+        own = None if eager or profile.wait is None else (profile.wait, profile.wait_beside)
+        self.own_waits = tuple(figure.value for figure in own if figure is not None) if own else ()
+        """The first wait ahead of a layer: over, and over beside copies of its GPU's lane. Empty where the host's costs hold."""
 
     def timeline(self) -> Timeline:
         self.env.process(self.issue())
@@ -173,7 +177,9 @@ class _Simulation:
     def stream(self, name: str) -> Process:
         """One stream. `now` is its own clock and may run ahead of the environment's while nothing else can notice."""
         env, now = self.env, 0.0
+        waited = False
         for index, op in self.by_stream[name]:
+            first, waited = not waited, isinstance(op, Wait)
             while self.ready[index] == float("inf"):
                 yield self.frontier
             ready = self.ready[index]
@@ -221,13 +227,13 @@ class _Simulation:
                 event = self.events[op.event]
                 if not event.triggered:
                     yield event
-                over, blocked = self.wait_ns(op)
+                over, busy, blocked = self.wait_ns(op, first and name == self.compute)
                 least = over
                 if self.inbound_left > 0 and name == self.compute:
                     if now > env.now:
                         yield env.timeout(now - env.now)
                     if self.carried[self.lane]:
-                        least = max(over, self.costs.wait_beside_ns.value)
+                        least = max(over, busy)
                 goes_on = max(now + least, self.happened[op.event] + blocked)
                 held = goes_on - least  # what a wait costs in any case is no stall
                 if self.detail and held > now and not is_landing(name):  # nothing else runs there
@@ -237,9 +243,14 @@ class _Simulation:
                 now = goes_on
         self.end = max(self.end, now)
 
-    def wait_ns(self, op: Wait) -> tuple[float, float]:
-        """What a wait costs that is over, from when its stream came there, and one that blocks, from its event: no less."""
+    def wait_ns(self, op: Wait, first: bool) -> tuple[float, float, float]:
+        """What a wait costs that is over, from when its stream came there; the same of layers beside copies over their GPU's lane;
+        and one that blocks, from its event: no less. `first`: the first ahead of a layer."""
         costs = self.costs
+        if first and self.own_waits:
+            over_ns, beside_ns = self.own_waits
+            blocked = costs.wait_cross_blocked_ns if op.cross_device else costs.wait_blocked_ns
+            return over_ns, beside_ns, max(over_ns, blocked.value)
         over, blocked = costs.wait_ns, costs.wait_blocked_ns
         if op.cross_device:
             over, blocked = costs.wait_cross_ns, costs.wait_cross_blocked_ns
@@ -248,7 +259,7 @@ class _Simulation:
                 over = costs.wait_land_ns
             elif op.stream == self.compute:
                 over = costs.wait_head_ns
-        return over.value, max(over.value, blocked.value)
+        return over.value, costs.wait_beside_ns.value, max(over.value, blocked.value)
 
     def read_in_place(self, op: Run, timing: LayerTiming) -> Process:
         """One flow per place a layer reads from: host memory over its own PCIe lane, a partner over the peer route."""

@@ -10,7 +10,7 @@ import torch
 
 from calibrate import beside as side
 from calibrate import layers
-from calibrate.beside import run_beside_copies
+from calibrate.beside import runs_beside_copies
 from calibrate.compare import compare
 from calibrate.fit import beside_ns
 from calibrate.layers import (
@@ -22,8 +22,18 @@ from calibrate.layers import (
     unwatched,
 )
 from calibrate.samples import Point
-from calibrate.timings import in_place, slowed, start, timings
-from calibrate.ways import MOST_ALONE, beside_copies, everything, largest, places, reads_alone, small_reads
+from calibrate.timings import in_place, slowed, start, timings, waits
+from calibrate.ways import (
+    MOST_ALONE,
+    MOST_CUTS,
+    beside_copies,
+    cut,
+    everything,
+    largest,
+    places,
+    reads_alone,
+    small_reads,
+)
 from hwexec.cpu import CpuDevice
 from hwexec.preparing import prepare
 from hwexec.starts import SAME, Reference
@@ -308,6 +318,8 @@ def test_host_times_of_a_whole_start_are_taken_before_the_profiler_runs(figures:
     assert told == ["issue", *(["beside copies", "cold starts"] if figures else [])]
     assert [point.label for point in found.hooked] == (["in one chunk", "in a chunk each"] if figures else [])
     assert [point.label for point in found.launched] == (["launched behind its head"] if figures else [])
+    waits = [("waits alone", 1), ("waits beside copies", 1)] if figures else []
+    assert [(point.label, point.edges) for point in found.waited] == waits
     device.close()
 
 
@@ -350,8 +362,8 @@ def test_warm_runs_are_taken_in_turn_alone_andrun_beside_copies() -> None:
     plan = everything(network, Access.RESIDENT)
     with prepare(module, plan, inputs, network=network, host=toy_host(), device=device) as cold:
         cold(*inputs)
-        points = run_beside_copies(lambda: cold.warm(*inputs), device, 3)
-    assert [(p.label, len(p.samples_ns)) for p in points] == [("whole alone", 3), ("whole beside copies", 3)]
+        (pair,) = runs_beside_copies({"whole": lambda: cold.warm(*inputs)}, device, 3)
+    assert [(p.label, len(p.samples_ns)) for p in pair] == [("whole alone", 3), ("whole beside copies", 3)]
     assert device.pinned == {}
     device.close()
 
@@ -360,20 +372,20 @@ def test_a_run_that_outlasts_its_copies_has_larger_ones_beside_it(monkeypatch: p
     """Reads in place took 17 ms alone and 96 at least beside copies."""
     device, sizes = CpuDevice(1, delay_us=0.0), []
 
-    def beside(run: object, on: CpuDevice, stream: object, rounds: int, size: int) -> tuple[Point, Point]:
+    def beside(of: object, on: CpuDevice, stream: object, rounds: int, size: int) -> side.Pairs:
         sizes.append(size)
         if size < most:
             raise InputError("longer than 512 copies")
-        return Point("alone", 0, 1, (1.0,)), Point("beside", 0, 1, (6.0,))
+        return ((Point("alone", 0, 1, (1.0,)), Point("beside", 0, 1, (6.0,))),)
 
     monkeypatch.setattr(side, "_beside", beside)
     monkeypatch.setattr(device, "figures", True)
-    most = side.LARGEST_TIMES * side.BESIDE_BYTES
-    assert run_beside_copies(lambda: None, device, 3)[1].samples_ns == (6.0,)
+    most, runs = side.LARGEST_TIMES * side.BESIDE_BYTES, {"in place": lambda: None}
+    assert runs_beside_copies(runs, device, 3)[0][1].samples_ns == (6.0,)
     assert sizes == [side.BESIDE_BYTES, most]
     most *= 2
     with pytest.raises(InputError, match="longer than 512"):
-        run_beside_copies(lambda: None, device, 3)
+        runs_beside_copies(runs, device, 3)
     device.close()
 
 
@@ -391,6 +403,42 @@ def test_issue_time_is_shared_where_a_layer_has_no_call_of_its_own() -> None:
     assert issue_times(seen, ["a", "b"]) == (60, 40)
     assert issue_times(seen, ["a", "(root)", "b"]) == (30, 30, 40)
     assert issue_times(seen, ["(root)", "a", "b"]) == (10, 50, 40)
+
+
+def test_what_a_wait_costs_is_what_layers_take_longer_by_in_each_round() -> None:
+    """Ten waits; the rounds are 1, 2 and 3 us slow, runs with waits and without alike."""
+    slow = (1e3, 2e3, 3e3)
+
+    def point(label: str, base: float, waits: int = 0) -> Point:
+        return Point(label, 0, 1, tuple(base + s for s in slow), edges=waits)
+
+    whole = replace(result(), alone=point("alone", 1e6), beside_copies=point("beside", 1.1e6))
+    over, beside = point("w", 1.02e6, 10), point("b", 1.15e6, 10)
+    found = waits(replace(whole, waited=(over, beside)))
+    assert found is not None
+    assert [figure.value for figure in found] == pytest.approx([2e3, 5e3])
+    assert found[0].source == "calibrate layers, w less alone, 10 waits, 3 rounds"
+    quicker = waits(replace(whole, waited=(point("w", 0.9e6, 10), beside)))
+    assert quicker is not None
+    assert quicker[0].value == 0
+    assert waits(whole) is None, "nobody measured it"
+    assert waits(replace(whole, waited=(over,))) is None
+
+
+def test_the_run_that_waits_are_timed_by_is_cut_where_layers_begin_to_need_bytes() -> None:
+    plan, second = cut(NETWORK), NETWORK.offsets[2]
+    assert [(c.start_bytes, c.stop_bytes) for c in plan.chunks] == [
+        (0, second),
+        (second, NETWORK.arena_bytes),
+    ]
+    assert plan.head == len(plan.chunks), "all ahead of the graph, which makes no copy"
+    count = 3 * MOST_CUTS
+    reads = tuple(Layer(f"l{at}", "Linear", (Read(at, 4096),), 0, 0) for at in range(count))
+    long = Network(
+        "toy", "fp32", 1, None, reads, tuple(Storage(f"s{at}", 4096, "fp32", at) for at in range(count))
+    )
+    waited = [op for op in lower(cut(long), long, toy_host()).ops if isinstance(op, Wait)]
+    assert len(cut(long).chunks) == len(waited) == MOST_CUTS
 
 
 def test_layers_that_changed_are_told_from_noise() -> None:
@@ -421,6 +469,8 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "hook": 7e3,
         "relay": 4e3,
         "launch": 60e3,
+        "wait": 3e3,
+        "wait_beside": 5e3,
     }
     before = replace(plain, **{name: told(value) for name, value in own.items()})
     assert {f.name for f in fields(Profile) if f.type == "Figure | None"} == own.keys()
@@ -439,6 +489,8 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "hook, ns",
         "relay, ns",
         "launch, ns",
+        "wait, ns",
+        "wait_beside, ns",
     ]
     lost, found = compare(before, plain), compare(plain, before)
     assert len(lost.changes) == len(found.changes) == len(near) - first

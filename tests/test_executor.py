@@ -296,6 +296,27 @@ def test_a_plans_copies_are_timed_by_themselves_and_leave_the_weights_as_they_we
     device.close()
 
 
+def test_layers_behind_copies_that_have_landed_run_without_one() -> None:
+    """The graph has its waits and makes no copy: weights altered in GPU memory stay so, and answer."""
+    made, device = toys.text(), CpuDevice(2)
+    plan = dealt(made, Launch.GRAPH)
+    with cold_start(made, replace(plan, head=len(plan.chunks)), device) as cold:
+        with pytest.raises(InputError, match="make a cold start first"):
+            cold.landed(*made.inputs)
+        cold(*made.inputs)
+        assert torch.equal(cold.landed(*made.inputs), made.answer)
+        cold._stage.arena.zero_()
+        assert not torch.equal(cold.landed(*made.inputs), made.answer)
+        assert torch.equal(cold(*made.inputs), made.answer)
+    for other in (replace(plan, head=0), replace(plan, launch=Launch.EAGER, head=0)):
+        with cold_start(made, other, device) as cold:
+            cold(*made.inputs)
+            with pytest.raises(InputError, match="all chunks in the head, and no opening"):
+                cold.landed(*made.inputs)
+    assert device.pinned == {}
+    device.close()
+
+
 def test_every_wait_that_lowering_makes_is_needed() -> None:
     made = toys.text()
     program = lower(dealt(made), made.network, TWO)

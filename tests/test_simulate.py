@@ -232,6 +232,29 @@ def test_beside_copies_a_wait_that_is_over_costs_more() -> None:
     assert second(1024, (0,)) == (4074 + 3, [])
 
 
+def test_in_a_graph_the_first_wait_ahead_of_a_layer_costs_what_the_profile_says() -> None:
+    costs = replace(
+        FREE, wait_ns=figure(3), wait_head_ns=figure(5), wait_beside_ns=figure(7), wait_blocked_ns=figure(50)
+    )
+    net, machine = network(1024, 1024, 10_240), host(2, costs=costs, nvlink=1000)
+    ends = ((0, 1024), (1024, 1536), (1536, 2048), (2048, 12_288))
+
+    def second(launch: Launch, last: tuple[int, ...], own: bool = True) -> float:
+        """When the second layer starts behind waits for the own lane and a push, both over."""
+        chunks = [Chunk(a, b, path) for (a, b), path in zip(ends, ((0,), (0,), (1, 0), last), strict=True)]
+        plan = replace(copied(net, *chunks), launch=launch, head=len(chunks) if launch is Launch.GRAPH else 0)
+        made = profile(net, machine, run=3000)
+        if own:
+            made = replace(made, wait=figure(20), wait_beside=figure(40))
+        return simulate(lower(plan, net, machine), made).of(SpanKind.RUN)[1].start_ns
+
+    first = 1024 + 50 + 3000
+    assert second(Launch.GRAPH, (0,)) == first + 40 + 7, "the lane goes on"
+    assert second(Launch.GRAPH, (1, 0)) == first + 20 + 5, "another's does"
+    assert second(Launch.GRAPH, (0,), own=False) == first + 7 + 7
+    assert second(Launch.EAGER, (1, 0)) == second(Launch.EAGER, (1, 0), own=False)
+
+
 def test_beside_copies_a_push_waits_no_longer() -> None:
     costs = replace(FREE, wait_ns=figure(3), wait_beside_ns=figure(20), wait_blocked_ns=figure(50))
     net, machine = network(1024, 1024, 10_240), host(2, costs=costs, nvlink=0.5)
