@@ -64,6 +64,15 @@ class LayerRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Waited:
+    """A network in GPU memory as a graph, alone and beside copies of host memory: without waits, and with `waits` ahead of its
+    layers for copies that have landed. All four in turn."""
+
+    without: tuple[Point, Point]
+    waiting: tuple[Point, Point]
+
+
+@dataclass(frozen=True, slots=True)
 class LayersResult:
     """Everything measured for one network on `host`: enough to make its profile again, without a GPU."""
 
@@ -83,9 +92,10 @@ class LayersResult:
     """Host thread, of eager starts in one chunk, in one for each storage, and these relayed; empty where nobody measured them."""
     launched: tuple[Point, ...] = ()
     """Host thread, of starts by graph behind a head; empty as `hooked` is, and where there is no graph."""
-    waited: tuple[Point, ...] = ()
-    """`alone` and `beside_copies` with `edges` waits ahead of layers, all over; taken in turn with them. Empty where there is no
-    graph, or nothing to wait for."""
+    waited: Waited | None = None
+    """For copies over the own lane; None where there is no graph, nothing to wait for, or nobody measured it."""
+    landed: Waited | None = None
+    """The same for what a partner pushes."""
 
     def run(self, way: str) -> LayerRun | None:
         return next((r for r in self.runs if r.way == way), None)
@@ -103,7 +113,8 @@ class Unwatched:
     seconds: float
     hooked: tuple[Point, ...] = ()
     launched: tuple[Point, ...] = ()
-    waited: tuple[Point, ...] = ()
+    waited: Waited | None = None
+    landed: Waited | None = None
 
 
 def unwatched(
@@ -121,7 +132,7 @@ def unwatched(
     alone = beside = None
     hooked: tuple[Point, ...] = ()
     launched: tuple[Point, ...] = ()
-    waited: tuple[Point, ...] = ()
+    waited = landed = None
     notes = []
     plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
     with (
@@ -135,38 +146,40 @@ def unwatched(
         notes.append(f"issue: scatters, and taking it again failed: {found.failed}")
     if device.figures:
         progress("beside copies")
-        plan = cut(network)
-        with (
-            prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
-            steady(device),
-        ):
-            given = built.inputs_on(device.torch_device(0))
-            waits = _waits(cold)
-            cold(*given)
-            cold.resident(*given)
-            runs: dict[str, Callable[[], object]] = {"whole": partial(cold.resident, *given)}
-            if waits:
-                runs["waits"] = partial(cold.landed, *given)
-            try:
-                (alone, beside), *others = runs_beside_copies(runs, device, 2 * repeats)
-                waited = tuple(replace(point, edges=waits) for pair in others for point in pair)
-            except InputError as error:
-                notes.append(f"resident beside copies: not measured ({error})")
+        task = (built, network, host, device, 2 * repeats)
+        try:
+            (alone, beside), waited = _waited(cut(network), *task)
+            if waited and (partner := partner_of(host)) is not None:
+                landed = _waited(cut(network, partner), *task)[1]
+        except InputError as error:
+            notes.append(f"resident beside copies: not measured ({error})")
         if 0 < network.arena_bytes <= LARGE_BYTES:
             progress("cold starts")
-            task = (built, network, host, device, 2 * repeats)
             hooked = _or_note(partial(eager_starts, *task), "eager cold starts", notes)
             launched = _or_note(partial(graph_starts, *task), "cold starts by graph", notes)
     seconds = time.perf_counter() - began
-    return Unwatched(issue, around, alone, beside, tuple(notes), seconds, hooked, launched, waited)
+    return Unwatched(issue, around, alone, beside, tuple(notes), seconds, hooked, launched, waited, landed)
 
 
-def _waits(cold: ColdStart) -> int:
-    """Waits of the layers of a graph start."""
-    ops, stream = cold.program.ops, compute_stream(cold.plan.target)
-    return (
-        sum(isinstance(op, Wait) and op.stream == stream for op in ops) if cold.launch is Launch.GRAPH else 0
-    )
+def _waited(
+    plan: Plan, built: Built, network: Network, host: Host, device: Device, rounds: int
+) -> tuple[tuple[Point, Point], Waited | None]:
+    """The resident run alone and beside copies; and with the waits of the graph of `plan`, None where it has none."""
+    with (
+        prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
+        steady(device),
+    ):
+        given = built.inputs_on(device.torch_device(0))
+        ops, stream = cold.program.ops, compute_stream(plan.target)
+        waits = sum(isinstance(op, Wait) and op.stream == stream for op in ops)
+        cold(*given)
+        cold.resident(*given)
+        runs: dict[str, Callable[[], object]] = {"whole": partial(cold.resident, *given)}
+        if waits and cold.launch is Launch.GRAPH:
+            runs["waits"] = partial(cold.landed, *given)
+        whole, *others = runs_beside_copies(runs, device, rounds)
+    found = [(replace(a, waits=waits), replace(b, waits=waits)) for a, b in others]
+    return whole, Waited(whole, found[0]) if found else None
 
 
 def _or_note(starts: Callable[[], tuple[Point, ...]], what: str, notes: list[str]) -> tuple[Point, ...]:
@@ -229,7 +242,8 @@ def measure(
     seconds = first.seconds + time.perf_counter() - began
     return LayersResult(
         network, tuple(runs), first.beside_copies, tuple(notes), host.name, seconds,
-        first.alone, first.around, tuple(loaded), first.hooked, first.launched, first.waited,
+        first.alone, first.around, tuple(loaded), first.hooked, first.launched,
+        first.waited, first.landed,
     )  # fmt: skip
 
 

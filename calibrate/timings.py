@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from calibrate.fit import BUSY, WEIGHT, InPlaceRun, fit_in_place_runs
-from calibrate.layers import LayerRun, LayersResult, alone_way
+from calibrate.layers import LayerRun, LayersResult, Waited, alone_way
 from calibrate.samples import Point
 from calibrate.ways import BESIDE, MOST_ALONE, largest, places, uneven
 from sim.errors import InputError
@@ -69,22 +69,26 @@ def slowed(result: LayersResult) -> Figure | None:
     return Figure(value, "measured", source, max(0.0, min(float(low), value)), max(float(high), value))
 
 
-def waits(result: LayersResult) -> tuple[Figure, Figure] | None:
+def waits(found: Waited | None) -> tuple[Figure, Figure] | None:
     """What a layer begins later for a wait ahead of it that is over, alone and beside copies; None where nobody measured it.
 
-    On two H200 that took 2 to 3.4 us in five networks, and 2.7 to 5.8 beside copies, where chains of one small kernel lost 0.7
-    and 0.8 (results/h200-pair-2/trials/inside.txt).
+    A network's own: on two H200 chains of one small kernel lost 0.7 us, and 0.8 beside copies, where five networks lost 2 to 3.4
+    and 2.7 to 5.8 (results/h200-pair-2/trials/inside.txt).
     """
-    bases = (result.alone, result.beside_copies)
-    found = []
-    for point, base in zip(result.waited, bases, strict=False):
-        if base is None or not point.edges:
-            return None
-        each = [(a - b) / point.edges for a, b in zip(point.samples_ns, base.samples_ns, strict=True)]
-        low, value, high = (max(0.0, float(x)) for x in np.percentile(each, (10, 50, 90)))
-        source = f"calibrate layers, {point.label} less {base.label}, {point.edges} waits, {len(each)} rounds"
-        found.append(Figure(value, "measured", source, low, high))
-    return (found[0], found[1]) if len(found) == 2 else None
+    if found is None:
+        return None
+    alone, beside = (_each_wait(*pair) for pair in zip(found.without, found.waiting, strict=True))
+    return alone, beside
+
+
+def _each_wait(without: Point, waiting: Point) -> Figure:
+    """In the median round, and from the 10th to the 90th percentile."""
+    each = [(b - a) / waiting.waits for a, b in zip(without.samples_ns, waiting.samples_ns, strict=True)]
+    low, value, high = (max(0.0, float(x)) for x in np.percentile(each, (10, 50, 90)))
+    source = (
+        f"calibrate layers, {waiting.label} less {without.label}, {waiting.waits} waits, {len(each)} rounds"
+    )
+    return Figure(value, "measured", source, low, high)
 
 
 def _beside(result: LayersResult, resident: LayerRun) -> tuple[Timing, ...] | None:

@@ -69,17 +69,19 @@ def _no_issue(model: Model) -> Model:
     return replace(free, profile=replace(free.profile, layers=layers))
 
 
+def _named(record: type[Costs] | type[Profile], start: str) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(record) if field.name.startswith(start))
+
+
 MECHANISMS: dict[str, Callable[[Model], Model]] = {
     "sharing": lambda model: replace(model, share=False),
     "in-place read under load": _costs(0, "direct_busy_ns", "direct_ramp_ns", own=("direct_busy",)),
     "in-place weight": _costs(1, "direct_weight", own=("direct_weight",)),
     "kernels slowed by copies": _not_slowed,
     "latency": _costs(0, "copy_latency_ns", "peer_latency_ns"),
-    "wait": _costs(
-        0, *(f.name for f in fields(Costs) if f.name.startswith("wait_")), own=("wait", "wait_beside")
-    ),
+    "wait": _costs(0, *_named(Costs, "wait_"), own=_named(Profile, "wait")),
     "issue": _no_issue,
-    "launch": _costs(0, *(f.name for f in fields(Costs) if f.name.startswith("launch_")), own=("launch",)),
+    "launch": _costs(0, *_named(Costs, "launch_"), own=("launch",)),
     "start": _costs(0, "start_ns", "start_graph_ns", own=("start",)),
     "host sync": _costs(0, "host_sync_ns"),
 }

@@ -26,7 +26,7 @@ import simpy
 from sim.errors import require
 from sim.fabric import Fabric
 from sim.host import Costs, Host
-from sim.ops import HOST, Copy, Op, Record, Run, Wait, compute_stream, is_landing
+from sim.ops import HOST, Copy, Op, Record, Run, Wait, compute_stream, device_of, is_landing
 from sim.plan import Access, Launch
 from sim.profile import LayerTiming, Profile
 from sim.program import Program, cause_of
@@ -71,6 +71,11 @@ class _Simulation:
         self.lane = self.host.h2d_route(target)[0]
         self.compute = compute_stream(target)
         self.of_head = {op.event for op in program.ops[: program.head_ops] if isinstance(op, Record)}
+        self.pushed = {
+            op.event
+            for op in program.ops
+            if isinstance(op, Record) and (is_landing(op.stream) or device_of(op.stream) != target)
+        }
         self.carried: dict[str, int] = dict.fromkeys(capacity, 0)
         """Copies under way on each link, latency included."""
         self.beside = [profile.beside_ns(layer) for layer in range(len(profile.layers))]
@@ -83,9 +88,8 @@ class _Simulation:
         """Half before the first operation, half after the last."""
         self.own_launch_ns = profile.own_launch_ns
         """Of the first launch; later ones find what it brought to the caches."""
-        own = None if eager or profile.wait is None else (profile.wait, profile.wait_beside)
-        self.own_waits = tuple(figure.value for figure in own if figure is not None) if own else ()
-        """The first wait ahead of a layer: over, and over beside copies of its GPU's lane. Empty where the host's costs hold."""
+        self.own_waits = None if eager else tuple(profile.own_waits(pushed) for pushed in (False, True))
+        """The first wait ahead of a layer, for a copy and for a push."""
 
     def timeline(self) -> Timeline:
         self.env.process(self.issue())
@@ -247,8 +251,9 @@ class _Simulation:
         """What a wait costs that is over, from when its stream came there; the same of layers beside copies over their GPU's lane;
         and one that blocks, from its event: no less. `first`: the first ahead of a layer."""
         costs = self.costs
-        if first and self.own_waits:
-            over_ns, beside_ns = self.own_waits
+        own = self.own_waits[op.event in self.pushed] if first and self.own_waits else None
+        if own is not None:
+            over_ns, beside_ns = own
             blocked = costs.wait_cross_blocked_ns if op.cross_device else costs.wait_blocked_ns
             return over_ns, beside_ns, max(over_ns, blocked.value)
         over, blocked = costs.wait_ns, costs.wait_blocked_ns

@@ -16,6 +16,7 @@ from calibrate.fit import beside_ns
 from calibrate.layers import (
     LayerRun,
     LayersResult,
+    Waited,
     issue_times,
     layer_times,
     layers_beside,
@@ -318,8 +319,24 @@ def test_host_times_of_a_whole_start_are_taken_before_the_profiler_runs(figures:
     assert told == ["issue", *(["beside copies", "cold starts"] if figures else [])]
     assert [point.label for point in found.hooked] == (["in one chunk", "in a chunk each"] if figures else [])
     assert [point.label for point in found.launched] == (["launched behind its head"] if figures else [])
-    waits = [("waits alone", 1), ("waits beside copies", 1)] if figures else []
-    assert [(point.label, point.edges) for point in found.waited] == waits
+    assert (found.waited is not None, found.landed) == (figures, None), "it has no partner"
+    if found.waited is not None:
+        said = [(point.label, point.waits) for point in found.waited.waiting]
+        assert said == [("waits alone", 1), ("waits beside copies", 1)]
+        assert found.waited.without == (found.alone, found.beside_copies)
+    device.close()
+
+
+def test_waits_for_pushes_are_timed_where_there_is_a_partner() -> None:
+    made, device = built(), CpuDevice(2, delay_us=0.0)
+    device.figures = True
+    network, host = trace(made).network, toy_host(2, costs=FREE, nvlink=1000)
+    found = unwatched(made, network, host=host, device=device, repeats=2, progress=lambda _: None)
+    assert found.landed is not None
+    assert [len(p.samples_ns) for pair in (found.landed.without, found.landed.waiting) for p in pair] == [
+        4
+    ] * 4
+    assert device.pinned == {}
     device.close()
 
 
@@ -407,22 +424,19 @@ def test_issue_time_is_shared_where_a_layer_has_no_call_of_its_own() -> None:
 
 def test_what_a_wait_costs_is_what_layers_take_longer_by_in_each_round() -> None:
     """Ten waits; the rounds are 1, 2 and 3 us slow, runs with waits and without alike."""
-    slow = (1e3, 2e3, 3e3)
 
     def point(label: str, base: float, waits: int = 0) -> Point:
-        return Point(label, 0, 1, tuple(base + s for s in slow), edges=waits)
+        return Point(label, 0, 1, tuple(base + slow for slow in (1e3, 2e3, 3e3)), waits=waits)
 
-    whole = replace(result(), alone=point("alone", 1e6), beside_copies=point("beside", 1.1e6))
-    over, beside = point("w", 1.02e6, 10), point("b", 1.15e6, 10)
-    found = waits(replace(whole, waited=(over, beside)))
+    without = (point("alone", 1e6), point("beside", 1.1e6))
+    found = waits(Waited(without, (point("w", 1.02e6, 10), point("b", 1.15e6, 10))))
     assert found is not None
     assert [figure.value for figure in found] == pytest.approx([2e3, 5e3])
     assert found[0].source == "calibrate layers, w less alone, 10 waits, 3 rounds"
-    quicker = waits(replace(whole, waited=(point("w", 0.9e6, 10), beside)))
+    quicker = waits(Waited(without, (point("w", 0.9e6, 10), point("b", 1.15e6, 10))))
     assert quicker is not None
     assert quicker[0].value == 0
-    assert waits(whole) is None, "nobody measured it"
-    assert waits(replace(whole, waited=(over,))) is None
+    assert waits(None) is None, "nobody measured it"
 
 
 def test_the_run_that_waits_are_timed_by_is_cut_where_layers_begin_to_need_bytes() -> None:
@@ -439,6 +453,7 @@ def test_the_run_that_waits_are_timed_by_is_cut_where_layers_begin_to_need_bytes
     )
     waited = [op for op in lower(cut(long), long, toy_host()).ops if isinstance(op, Wait)]
     assert len(cut(long).chunks) == len(waited) == MOST_CUTS
+    assert {chunk.path for chunk in cut(long, 1).chunks} == {(1, 0)}
 
 
 def test_layers_that_changed_are_told_from_noise() -> None:
@@ -471,6 +486,8 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "launch": 60e3,
         "wait": 3e3,
         "wait_beside": 5e3,
+        "wait_push": 4e3,
+        "wait_push_beside": 6e3,
     }
     before = replace(plain, **{name: told(value) for name, value in own.items()})
     assert {f.name for f in fields(Profile) if f.type == "Figure | None"} == own.keys()
@@ -491,6 +508,8 @@ def test_a_profiles_own_figures_are_compared_where_both_have_them() -> None:
         "launch, ns",
         "wait, ns",
         "wait_beside, ns",
+        "wait_push, ns",
+        "wait_push_beside, ns",
     ]
     lost, found = compare(before, plain), compare(plain, before)
     assert len(lost.changes) == len(found.changes) == len(near) - first
