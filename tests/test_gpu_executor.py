@@ -219,6 +219,8 @@ def test_a_head_ahead_of_the_graph_is_bit_equal(name: str, links: int, device: C
                 else:
                     cold(*on_gpu)
                 assert same(tensors(cold(*(on_gpu if turn % 3 else built.inputs))), want)
+            if (head, opening) == (every, 0):
+                assert same(tensors(cold.landed(*built.inputs)), want), "layers and waits, without copies"
 
 
 def test_a_copy_that_the_driver_refuses_is_one_clear_error(device: CudaDevice) -> None:
