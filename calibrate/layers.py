@@ -93,9 +93,7 @@ class LayersResult:
     launched: tuple[Point, ...] = ()
     """Host thread, of starts by graph behind a head; empty as `hooked` is, and where there is no graph."""
     waited: Waited | None = None
-    """For copies over the own lane; None where there is no graph, nothing to wait for, or nobody measured it."""
-    landed: Waited | None = None
-    """The same for what a partner pushes."""
+    """None where there is no graph, nothing to wait for, or nobody measured it."""
 
     def run(self, way: str) -> LayerRun | None:
         return next((r for r in self.runs if r.way == way), None)
@@ -114,7 +112,6 @@ class Unwatched:
     hooked: tuple[Point, ...] = ()
     launched: tuple[Point, ...] = ()
     waited: Waited | None = None
-    landed: Waited | None = None
 
 
 def unwatched(
@@ -132,7 +129,7 @@ def unwatched(
     alone = beside = None
     hooked: tuple[Point, ...] = ()
     launched: tuple[Point, ...] = ()
-    waited = landed = None
+    waited = None
     notes = []
     plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
     with (
@@ -148,9 +145,7 @@ def unwatched(
         progress("beside copies")
         task = (built, network, host, device, 2 * repeats)
         try:
-            (alone, beside), waited = _waited(cut(network), *task)
-            if waited and (partner := partner_of(host)) is not None:
-                landed = _waited(cut(network, partner), *task)[1]
+            (alone, beside), waited = _waited(*task)
         except InputError as error:
             notes.append(f"resident beside copies: not measured ({error})")
         if 0 < network.arena_bytes <= LARGE_BYTES:
@@ -158,13 +153,14 @@ def unwatched(
             hooked = _or_note(partial(eager_starts, *task), "eager cold starts", notes)
             launched = _or_note(partial(graph_starts, *task), "cold starts by graph", notes)
     seconds = time.perf_counter() - began
-    return Unwatched(issue, around, alone, beside, tuple(notes), seconds, hooked, launched, waited, landed)
+    return Unwatched(issue, around, alone, beside, tuple(notes), seconds, hooked, launched, waited)
 
 
 def _waited(
-    plan: Plan, built: Built, network: Network, host: Host, device: Device, rounds: int
+    built: Built, network: Network, host: Host, device: Device, rounds: int
 ) -> tuple[tuple[Point, Point], Waited | None]:
-    """The resident run alone and beside copies; and with the waits of the graph of `plan`, None where it has none."""
+    """The resident run alone and beside copies; and, where it is a graph, with waits."""
+    plan = cut(network)
     with (
         prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
         steady(device),
@@ -243,7 +239,7 @@ def measure(
     return LayersResult(
         network, tuple(runs), first.beside_copies, tuple(notes), host.name, seconds,
         first.alone, first.around, tuple(loaded), first.hooked, first.launched,
-        first.waited, first.landed,
+        first.waited,
     )  # fmt: skip
 
 

@@ -190,7 +190,7 @@ def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profil
         kind, result.network, made.host.digest, timings(result), provenance,
         slowed(result), busy, weight, start(result, costs) if opened.figures else None,
         hook(result.network, result.hooked, made.host), relay(result.network, result.hooked, made.host),
-        None, *(waits(result.waited) or (None, None)), *(waits(result.landed) or (None, None)),
+        None, *(waits(result.waited) or (None, None)),
     )  # fmt: skip
     return replace(profile, launch=launch(profile, result.launched, made.host))
 

@@ -37,8 +37,6 @@ OF_PROFILE = {
     "launch": "launch, ns",
     "wait": "wait, ns",
     "wait_beside": "wait_beside, ns",
-    "wait_push": "wait_push, ns",
-    "wait_push_beside": "wait_push_beside, ns",
 }
 """Figures of a profile beside its layers', each of which it may lack, and what a comparison calls them."""
 PLAYED = "GPUs were played by threads: no figure here means anything"
@@ -276,9 +274,8 @@ def _layers(result: LayersResult, console: Console) -> None:
     slower = slowed(result)
     if slower is not None:
         say(console, f"beside copies to the same GPU the warm run takes {_longer(slower)}")
-    for what, found in (("a copy", result.waited), ("a push", result.landed)):
-        for figure in waits(found) or ():
-            say(console, f"a wait for {what} that has landed: {figure.value / 1e3:.2f} us ({figure.source})")
+    for figure in waits(result.waited) or ():
+        say(console, f"a wait for a copy that has landed: {figure.value / 1e3:.2f} us ({figure.source})")
     for point in (*result.hooked, *result.launched):
         say(
             console,

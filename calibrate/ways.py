@@ -84,9 +84,9 @@ MOST_CUTS = 32
 """Layers that wait, in the run that waits are timed by: as many as large networks' best plans have."""
 
 
-def cut(network: Network, partner: int | None = None) -> Plan:
-    """A graph whose bytes come ahead of it, straight or over `partner`, cut where layers begin to need some: all of them, or some
-    spread evenly."""
+def cut(network: Network) -> Plan:
+    """A graph whose bytes come ahead of it over the own lane, cut where layers begin to need some: all of them, or some spread
+    evenly. Waits for what a partner pushes cost as much (results/h200-pair-2/waits)."""
     needed: dict[int, None] = {}
     seen: set[int] = set()
     for layer in network.layers:
@@ -97,8 +97,7 @@ def cut(network: Network, partner: int | None = None) -> Plan:
     starts = sorted(needed)
     count = min(MOST_CUTS, len(starts))
     cuts = sorted({0, network.arena_bytes, *(starts[at * len(starts) // count] for at in range(count))})
-    path = (0,) if partner is None else (partner, 0)
-    chunks = tuple(Chunk(a, b, path) for a, b in pairwise(cuts))
+    chunks = tuple(Chunk(a, b, (0,)) for a, b in pairwise(cuts))
     return replace(everything(network, Access.COPIED), name="calibrate-cut", chunks=chunks, head=len(chunks))
 
 

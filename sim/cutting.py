@@ -87,7 +87,7 @@ class Cutter:
         """B_i / r by boundary, and what layers before it take of the lanes by reading in place."""
 
         costs = host.costs
-        self.wait_ns = profile.cut_ns(costs, pushed=len(self.paths) > 1)
+        self.wait_ns = profile.cut_ns(costs)
         """w."""
         self._late_ns = max(0.0, costs.wait_blocked_ns.value - self.wait_ns)
         """What a wait that copies hold up costs beyond w."""

@@ -96,10 +96,6 @@ class Profile:
     measured it, and the host's costs hold, of small kernels that are all alike."""
     wait_beside: Figure | None = None
     """The same while host memory is copied to their GPU. There with `wait`, or neither."""
-    wait_push: Figure | None = None
-    """`wait` for what another GPU has pushed; None where nobody measured it, and `wait` holds."""
-    wait_push_beside: Figure | None = None
-    """There with `wait_push`, or neither."""
 
     def __post_init__(self) -> None:
         layers = self.network.layers
@@ -112,14 +108,9 @@ class Profile:
             f"profile of {self.network.model!r}: direct_weight is 0, and a read in place beside copies would never end; "
             "make the profile again",
         )
-        for one, other in (("wait", "wait_beside"), ("wait_push", "wait_push_beside")):
-            require(
-                (getattr(self, one) is None) == (getattr(self, other) is None),
-                f"profile of {self.network.model!r}: {one} and {other} go together; make the profile again",
-            )
         require(
-            self.wait is not None or self.wait_push is None,
-            f"profile of {self.network.model!r}: wait_push without wait; make the profile again",
+            (self.wait is None) == (self.wait_beside is None),
+            f"profile of {self.network.model!r}: wait and wait_beside go together; make the profile again",
         )
         require(
             len(self.layers) == len(layers),
@@ -162,16 +153,16 @@ class Profile:
         """What it takes the host to come between two layers of an eager start."""
         return self.hook.value if self.hook is not None else costs.issue_hook_ns.value
 
-    def own_waits(self, pushed: bool) -> tuple[float, float] | None:
-        """What a layer of a graph loses to the first wait ahead of it, alone and beside copies; None: the host's costs hold."""
-        found = (self.wait_push, self.wait_push_beside) if pushed else (self.wait, self.wait_beside)
-        alone, beside = found if found[0] is not None else (self.wait, self.wait_beside)
-        return None if alone is None or beside is None else (alone.value, max(alone.value, beside.value))
+    @property
+    def own_waits_ns(self) -> tuple[float, float] | None:
+        """What a layer of a graph loses to a wait ahead of it, alone and beside copies, no less; None: the host's costs hold."""
+        if self.wait is None or self.wait_beside is None:
+            return None
+        return self.wait.value, max(self.wait.value, self.wait_beside.value)
 
-    def cut_ns(self, costs: Costs, pushed: bool) -> float:
+    def cut_ns(self, costs: Costs) -> float:
         """What a cut between layers costs them, beside copies as most are, where no layer has to wait for it."""
-        own = self.own_waits(pushed)
-        return costs.wait_ns.value if own is None else own[1]
+        return costs.wait_ns.value if self.own_waits_ns is None else self.own_waits_ns[1]
 
     @property
     def relay_ns(self) -> float:

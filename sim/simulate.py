@@ -4,8 +4,8 @@ Rules
 - Streams run their operations in order; an operation starts when it is issued and the one before it is done.
 - A stream goes on from a wait no sooner than what a wait costs after it came there, and no sooner than what one that blocks
   costs after the event: one that stands still learns of the event late, and one that comes a moment after it as late. While the
-  target's own lane carries copies, a wait of its layers costs more, however long ago the event was. In a graph the first wait
-  ahead of a layer costs what the profile says, where it does, since the layer's own launch is no longer hidden by the one before.
+  target's own lane carries copies, a wait of its layers costs more, however long ago the event was. In a graph a wait of its
+  layers costs what the profile says, where it does: a layer that waits is not made ready while the one before it runs.
 - A copy pays its latency, then is a flow over every link of its route. A kernel that reads in place is a flow, then
   runs for its resident time, so that alone on an idle link it takes what the profile says. Where its link carries copies,
   it first waits behind what they have under way, and gets no more than a copy's share for its first stretch.
@@ -26,7 +26,7 @@ import simpy
 from sim.errors import require
 from sim.fabric import Fabric
 from sim.host import Costs, Host
-from sim.ops import HOST, Copy, Op, Record, Run, Wait, compute_stream, device_of, is_landing
+from sim.ops import HOST, Copy, Op, Record, Run, Wait, compute_stream, is_landing
 from sim.plan import Access, Launch
 from sim.profile import LayerTiming, Profile
 from sim.program import Program, cause_of
@@ -71,11 +71,6 @@ class _Simulation:
         self.lane = self.host.h2d_route(target)[0]
         self.compute = compute_stream(target)
         self.of_head = {op.event for op in program.ops[: program.head_ops] if isinstance(op, Record)}
-        self.pushed = {
-            op.event
-            for op in program.ops
-            if isinstance(op, Record) and (is_landing(op.stream) or device_of(op.stream) != target)
-        }
         self.carried: dict[str, int] = dict.fromkeys(capacity, 0)
         """Copies under way on each link, latency included."""
         self.beside = [profile.beside_ns(layer) for layer in range(len(profile.layers))]
@@ -88,8 +83,8 @@ class _Simulation:
         """Half before the first operation, half after the last."""
         self.own_launch_ns = profile.own_launch_ns
         """Of the first launch; later ones find what it brought to the caches."""
-        self.own_waits = None if eager else tuple(profile.own_waits(pushed) for pushed in (False, True))
-        """The first wait ahead of a layer, for a copy and for a push."""
+        self.own_waits = None if eager else profile.own_waits_ns
+        """Of a graph's layers."""
 
     def timeline(self) -> Timeline:
         self.env.process(self.issue())
@@ -181,9 +176,7 @@ class _Simulation:
     def stream(self, name: str) -> Process:
         """One stream. `now` is its own clock and may run ahead of the environment's while nothing else can notice."""
         env, now = self.env, 0.0
-        waited = False
         for index, op in self.by_stream[name]:
-            first, waited = not waited, isinstance(op, Wait)
             while self.ready[index] == float("inf"):
                 yield self.frontier
             ready = self.ready[index]
@@ -231,7 +224,7 @@ class _Simulation:
                 event = self.events[op.event]
                 if not event.triggered:
                     yield event
-                over, busy, blocked = self.wait_ns(op, first and name == self.compute)
+                over, busy, blocked = self.wait_ns(op)
                 least = over
                 if self.inbound_left > 0 and name == self.compute:
                     if now > env.now:
@@ -247,13 +240,12 @@ class _Simulation:
                 now = goes_on
         self.end = max(self.end, now)
 
-    def wait_ns(self, op: Wait, first: bool) -> tuple[float, float, float]:
+    def wait_ns(self, op: Wait) -> tuple[float, float, float]:
         """What a wait costs that is over, from when its stream came there; the same of layers beside copies over their GPU's lane;
-        and one that blocks, from its event: no less. `first`: the first ahead of a layer."""
+        and one that blocks, from its event: no less."""
         costs = self.costs
-        own = self.own_waits[op.event in self.pushed] if first and self.own_waits else None
-        if own is not None:
-            over_ns, beside_ns = own
+        if self.own_waits is not None and op.stream == self.compute:
+            over_ns, beside_ns = self.own_waits
             blocked = costs.wait_cross_blocked_ns if op.cross_device else costs.wait_blocked_ns
             return over_ns, beside_ns, max(over_ns, blocked.value)
         over, blocked = costs.wait_ns, costs.wait_blocked_ns

@@ -119,8 +119,6 @@ def profiles(draw: st.DrawFn, network: Network, host: Host) -> Profile:
     known["slowed"] = slowed
     if draw(st.booleans()):
         known |= {name: draw(figures(0.0, 1e5)) for name in ("wait", "wait_beside")}
-        if draw(st.booleans()):
-            known |= {name: draw(figures(0.0, 1e5)) for name in ("wait_push", "wait_push_beside")}
     if draw(st.booleans()):
         known |= {"direct_busy": draw(figures(0.0, 1e6)), "direct_weight": draw(weights)}
     return Profile(kind, network, host.digest, tuple(layers), draw(provenances), **known)

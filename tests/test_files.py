@@ -149,7 +149,7 @@ def test_a_layer_takes_a_line(tmp_path: Path) -> None:
     write_profile(path, profile(net, MACHINE))
     text = path.read_text()
     assert text.count("{name: layer") == text.count("{resident: ") == 158
-    assert len(text.splitlines()) < 2 * 158 + len(net.storages) + 34
+    assert len(text.splitlines()) < 2 * 158 + len(net.storages) + 32
     assert read_profile(path) == profile(net, MACHINE)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,17 +14,9 @@ from sim.files import read_host, read_profile
 from sim.host import Figure
 
 ROOT = Path(__file__).parent.parent
-SAMPLES = ROOT / "results" / "h200-pair" / "calibration"
-MEASURED = {"h100-pair": "h100-pair-5", "h200-pair": "h200-pair"}
+SAMPLES = ROOT / "results" / "h200-pair-2" / "calibration"
+MEASURED = {"h100-pair": "h100-pair-5", "h200-pair": "h200-pair-2"}
 """By host, the folder of its samples."""
-FROM_A_TRIAL = {
-    "h200-pair": {
-        "wait_blocked_ns": "results/h100-pair-2/trials/wires.txt",
-        "wait_cross_blocked_ns": "results/h100-pair-2/trials/wires.txt",
-        "wait_beside_ns": "results/h100-pair-5/trials/waits.txt",
-    }
-}
-"""By host, costs that its calibration had no case for yet: its samples say no more than that of a wait that is over."""
 
 
 def figures(record: object) -> dict[str, Figure]:
@@ -45,13 +37,7 @@ def test_a_host_is_fitted_again_from_its_samples_without_a_gpu(
         shipped.name, shipped.about, shipped.gpus, shipped.peers,
     )  # fmt: skip
     assert host.bandwidth == pytest.approx(shipped.bandwidth, rel=1e-6)
-    from_a_trial = FROM_A_TRIAL.get(name, {})
-    alike(replace(shipped.costs, **{cost: getattr(host.costs, cost) for cost in from_a_trial}), host.costs)
-    for cost, trial in from_a_trial.items():
-        told = getattr(shipped.costs, cost)
-        assert trial in told.source
-        assert (ROOT / trial).is_file()
-        assert told.value > getattr(host.costs, cost).value
+    alike(shipped.costs, host.costs)
 
     folder = ROOT / "scenarios" / "profiles" / name
     assert {path.name for path in profile_paths} == {path.name for path in folder.iterdir()}
@@ -69,10 +55,10 @@ def test_samples_that_cannot_be_read_leave_the_files_of_the_last_fit(
     shutil.copytree(SAMPLES / "state", tmp_path / "state")
     layers = tmp_path / "samples" / "h200-pair"
     layers.mkdir(parents=True)
-    whole = (SAMPLES / "samples" / "h200-pair" / "vgg16.fp32.b1.yaml").read_bytes()
-    (layers / "vgg16.fp32.b1.yaml").write_bytes(whole[: len(whole) // 2])
+    whole = (SAMPLES / "samples" / "h200-pair" / "vit_b_16.fp32.b1.yaml").read_bytes()
+    (layers / "vit_b_16.fp32.b1.yaml").write_bytes(whole[: len(whole) // 2])
     assert main(["fit", str(tmp_path)]) == 2
-    assert "vgg16.fp32.b1.yaml" in capsys.readouterr().err
+    assert "vit_b_16.fp32.b1.yaml" in capsys.readouterr().err
     assert not (tmp_path / "hosts").exists()
 
 

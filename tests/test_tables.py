@@ -47,7 +47,7 @@ def test_calibrates_tables_too() -> None:
     calibrated.show(find_host("h200-pair"), Console(file=out, width=60))
     text = out.getvalue()
     assert "…" not in text
-    assert "55.38" in text
+    assert "55.18" in text
 
 
 def test_a_table_keeps_to_the_screen_where_it_can() -> None:
