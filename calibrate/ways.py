@@ -86,7 +86,7 @@ MOST_CUTS = 32
 
 def cut(network: Network) -> Plan:
     """A graph whose bytes come ahead of it over the own lane, cut where layers begin to need some: all of them, or some spread
-    evenly. Waits for what a partner pushes cost as much (results/h200-pair-2/waits)."""
+    evenly. Waits for what a partner pushes cost as much (results/h200-pair-2/trials/pushes.txt)."""
     needed: dict[int, None] = {}
     seen: set[int] = set()
     for layer in network.layers:
