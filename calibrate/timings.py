@@ -72,8 +72,8 @@ def slowed(result: LayersResult) -> Figure | None:
 def waits(found: Waited | None) -> tuple[Figure, Figure] | None:
     """What a layer begins later for a wait ahead of it that is over, alone and beside copies; None where nobody measured it.
 
-    A network's own: on two H200 chains of one small kernel lost 0.7 us, and 0.8 beside copies, where five networks lost 2 to 3.4
-    and 2.7 to 5.8 (results/h200-pair-2/trials/inside.txt).
+    A network's own: on two H200 chains of one small kernel lost 0.7 us, and 0.8 beside copies, where fifteen networks lost 1.6 to
+    2.6 and 2.0 to 4.8 (results/h200-pair-2/trials/pushes.txt).
     """
     if found is None:
         return None

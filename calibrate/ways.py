@@ -87,12 +87,12 @@ MOST_CUTS = 32
 def cut(network: Network) -> Plan:
     """A graph whose bytes come ahead of it over the own lane, cut where layers begin to need some: all of them, or some spread
     evenly. Waits for what a partner pushes cost as much (results/h200-pair-2/trials/pushes.txt)."""
-    needed: dict[int, None] = {}
+    needed: set[int] = set()
     seen: set[int] = set()
     for layer in network.layers:
         new = {read.storage for read in layer.reads} - seen
         if new:
-            needed[min(network.offsets[storage] for storage in new)] = None
+            needed.add(min(network.offsets[storage] for storage in new))
         seen |= new
     starts = sorted(needed)
     count = min(MOST_CUTS, len(starts))
