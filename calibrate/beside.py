@@ -30,6 +30,7 @@ from hwexec.device import Device, Ready, Stream
 from hwexec.script import do
 from hwexec.timing import time_ns
 from sim.errors import InputError
+from sim.hints import first_line
 
 CHUNKS = (64 * KIB, 64 * MIB)
 """Smallest and largest push beside copies: what plans relay."""
@@ -158,7 +159,7 @@ Pairs = tuple[tuple[Point, Point], ...]
 def runs_beside_copies(runs: Runs, device: Device, rounds: int) -> Pairs:
     """Each run alone, and while host memory is copied to the same GPU all along, all in turn: what copies cost kernels.
 
-    InputError where one outlasts all copies that can be under way at once.
+    InputError where one outlasts all copies that can be under way at once, or the GPU has no room for these.
     """
     stream = device.stream("calibrate", 0)
     try:
@@ -180,7 +181,13 @@ def _beside(runs: Runs, device: Device, stream: Stream, rounds: int, size: int) 
     with ExitStack() as stack:
         engine = device.stream("h2d:0", 0)
         stack.callback(device.close_stream, engine)
-        arena, to = HostArena(device, size, 0), device.allocate(size, 0)
+        try:
+            to = device.allocate(size, 0)
+        except device.out_of_memory as error:
+            raise InputError(
+                f"no room on GPU 0 for copies of {size} bytes beside it ({first_line(error)})"
+            ) from None
+        arena = HostArena(device, size, 0)
         stack.callback(arena.close)
         stack.callback(device.synchronize)
         lane = Lane(device, engine, device.ready_copy(engine, to, arena.tensor))

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from calibrate.beside import runs_beside_copies
+from calibrate.beside import Pairs, runs_beside_copies
 from calibrate.cold import eager_starts, graph_starts
 from calibrate.samples import Point
 from calibrate.ways import BESIDE, beside_copies, cut, everything, partner_of, reads_alone, small_reads
@@ -32,6 +32,7 @@ from sim.models import Built
 from sim.network import Network
 from sim.ops import Wait, compute_stream
 from sim.plan import Access, Launch, Plan
+from sim.program import lower
 from sim.timeline import SpanKind, Timeline
 
 LARGE_BYTES = 4 * 2**30
@@ -160,22 +161,31 @@ def _waited(
     built: Built, network: Network, host: Host, device: Device, rounds: int
 ) -> tuple[tuple[Point, Point], Waited | None]:
     """The resident run alone and beside copies; and, where it is a graph, with waits."""
+    given = built.inputs_on(device.torch_device(0))
+
+    def taken(plan: Plan, graph: bool) -> Pairs:
+        """Nothing where there is to be a graph and is none."""
+        with (
+            prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
+            steady(device),
+        ):
+            if graph and cold.launch is not Launch.GRAPH:
+                return ()
+            cold(*given)
+            cold.resident(*given)
+            runs: dict[str, Callable[[], object]] = {"whole": partial(cold.resident, *given)}
+            if graph:
+                runs["waits"] = partial(cold.landed, *given)
+            return runs_beside_copies(runs, device, rounds)
+
     plan = cut(network)
-    with (
-        prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
-        steady(device),
-    ):
-        given = built.inputs_on(device.torch_device(0))
-        ops, stream = cold.program.ops, compute_stream(plan.target)
-        waits = sum(isinstance(op, Wait) and op.stream == stream for op in ops)
-        cold(*given)
-        cold.resident(*given)
-        runs: dict[str, Callable[[], object]] = {"whole": partial(cold.resident, *given)}
-        if waits and cold.launch is Launch.GRAPH:
-            runs["waits"] = partial(cold.landed, *given)
-        whole, *others = runs_beside_copies(runs, device, rounds)
-    found = [(replace(a, waits=waits), replace(b, waits=waits)) for a, b in others]
-    return whole, Waited(whole, found[0]) if found else None
+    ops, stream = lower(plan, network, host).ops, compute_stream(plan.target)
+    waits = sum(isinstance(op, Wait) and op.stream == stream for op in ops)
+    if waits and (found := taken(plan, graph=True)):
+        whole, (alone, beside) = found
+        return whole, Waited(whole, (replace(alone, waits=waits), replace(beside, waits=waits)))
+    (whole,) = taken(everything(network, Access.RESIDENT), graph=False)
+    return whole, None
 
 
 def _or_note(starts: Callable[[], tuple[Point, ...]], what: str, notes: list[str]) -> tuple[Point, ...]:

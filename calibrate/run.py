@@ -229,7 +229,11 @@ def _networks(
         return None
 
     for request, network in missing:
-        first = attempt(request, network, partial(unwatched, network=network, **given))
+        first = store.first_half(network)
+        if first is None:
+            first = attempt(request, network, partial(unwatched, network=network, **given))
+            if first is not None:
+                store.keep_first_half(network, first)
         if first is not None:
             ready.append((request, network, first))
     for request, network, first in ready:

@@ -1,6 +1,7 @@
 """What a calibration keeps on disk, each file whole or not at all: a state file per case, then samples, host and profiles.
 
 DIR/state/session.yaml, case-*.yaml     what has been measured: an interrupted run goes on from here
+DIR/state/network-MODEL....yaml         of a network, what is timed without the profiler, until the rest is
 DIR/samples/NAME.yaml                   identity, every case's raw samples, the fits and their residuals
 DIR/samples/NAME/MODEL....yaml          raw layer times of one network
 DIR/hosts/NAME.yaml                     the Host
@@ -20,7 +21,7 @@ from typing import Any
 from calibrate.assemble import GpuFacts
 from calibrate.fit import Fit
 from calibrate.identity import GpuState, HostIdentity
-from calibrate.layers import LayersResult
+from calibrate.layers import LayersResult, Unwatched
 from calibrate.samples import CaseResult
 from sim.catalog import Request, profile_name
 from sim.errors import InputError, require
@@ -68,10 +69,19 @@ class Calibration:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class FirstHalf:
+    """What of a network is on disk before its second half is measured."""
+
+    network_digest: str
+    unwatched: Unwatched
+
+
 SESSION = FileKind("calibration-session", 1, Session)
 CASE = FileKind("calibration-case", 1, CaseResult)
 CALIBRATION = FileKind("calibration", 1, Calibration)
 LAYERS = FileKind("layer-samples", 3, LayersResult, last="seconds")
+FIRST_HALF = FileKind("layer-samples-first-half", 1, FirstHalf, last="network_digest")
 
 Write = Callable[..., None]
 
@@ -97,7 +107,7 @@ class Store:
                 found.name == session.name,
                 f"{path.parent}: holds what was measured of {found.name}, and now it is {session.name}; choose another --out",
             )
-        # cases without a session are what is left of a state that was being removed
+        # what lies there without a session is left of a state that was being removed, whose host nobody knows
         if found is None or fresh:
             self._forget(session.name, everything=fresh)
             found = None
@@ -119,15 +129,23 @@ class Store:
         self.put(path, SESSION, session)
 
     def _forget(self, name: str, *, everything: bool) -> None:
-        """Remove the state and, with `everything`, what else was made for `name`; the session last."""
+        """Remove what was measured and, with `everything`, what else was made for `name`; the session last."""
         state = self.folder / "state"
-        for case in state.glob("case-*.yaml"):
-            case.unlink()
-        if everything:
-            for file in (self.samples_path(name), self.folder / "hosts" / f"{name}.yaml"):
-                file.unlink(missing_ok=True)
-            for folder in (self._layers(name), self.folder / "profiles" / name, state):
-                shutil.rmtree(folder, ignore_errors=True)
+        try:
+            for kept in (*state.glob("case-*.yaml"), *state.glob("network-*.yaml")):
+                kept.unlink()
+            folders = [self._layers(name)]
+            if everything:
+                for file in (self.samples_path(name), self.folder / "hosts" / f"{name}.yaml"):
+                    file.unlink(missing_ok=True)
+                folders += [self.folder / "profiles" / name, state]
+            for folder in folders:
+                if folder.exists():
+                    shutil.rmtree(folder)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: what was measured before cannot be removed ({error}); remove it by hand, or choose another --out"
+            ) from None
 
     def _before(self, path: Path, fresh: bool) -> Session | None:
         try:
@@ -172,11 +190,24 @@ class Store:
         found = read_record(path, LAYERS)
         return found if found.network.digest == network.digest else None
 
+    def first_half(self, network: Network) -> Unwatched | None:
+        """What of this very network was timed without the profiler, None where nothing was."""
+        path = self._first_half(network)
+        found = read_record(path, FIRST_HALF) if path.exists() else None
+        return found.unwatched if found is not None and found.network_digest == network.digest else None
+
+    def keep_first_half(self, network: Network, found: Unwatched) -> None:
+        self.put(self._first_half(network), FIRST_HALF, FirstHalf(network.digest, found))
+
+    def _first_half(self, network: Network) -> Path:
+        return self.folder / "state" / f"network-{file_name(network)}"
+
     def all_layers(self, name: str) -> tuple[LayersResult, ...]:
         return tuple(read_record(path, LAYERS) for path in sorted(self._layers(name).glob("*.yaml")))
 
     def keep_layers(self, name: str, result: LayersResult) -> None:
         self.put(self._layers(name) / file_name(result.network), LAYERS, result)
+        self._first_half(result.network).unlink(missing_ok=True)
 
     # Results
 

@@ -6,8 +6,8 @@ it fails half way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -188,6 +188,10 @@ class ColdStart:
         if self.launch is not Launch.EAGER and "in place" not in self._graphs:
             try:
                 self._graphs["in place"] = capture(self.module, self._stage, "in place", self._forward)
+            except CaptureError as error:
+                raise InputError(
+                    f"reading every weight in place cannot be captured as a graph: {error}; prepare a plan with launch eager"
+                ) from None
             except BaseException as error:
                 if (line := memory_error(error, self.device)) is not None:
                     raise line from None
@@ -228,11 +232,18 @@ class ColdStart:
         """
         self._open()
         self.device.synchronize()
-        if self.launch is not Launch.EAGER:
-            captured = self._graphs["cold"]
-            seen = self.device.trace(lambda: self._replay(captured, lambda: None, self._ahead(captured)))
+        with self._given_up():
+            if self.launch is not Launch.EAGER:
+                captured = self._graphs["cold"]
+                seen = self.device.trace(lambda: self._replay(captured, lambda: None, self._ahead(captured)))
+                self._hot, self._full = True, False
+                return spans.of_graph(self.program, seen, captured.layer_nodes)
+            rows = self._watched()
             self._hot, self._full = True, False
-            return spans.of_graph(self.program, seen, captured.layer_nodes)
+            return spans.of_rows(self.program, rows)
+
+    def _watched(self) -> list[spans.Row]:
+        """An eager cold start, timing events round everything."""
         self._hooks.remove()
         try:
             self._hooks = LayerHooks(self._learned, frozenset(range(len(self.network.layers))), self.network)
@@ -240,8 +251,7 @@ class ColdStart:
             with torch.no_grad(), self.device.on(self._stage.compute):
                 self._eager("cold", marks)
             self.device.synchronize()
-            self._hot, self._full = True, False
-            return spans.of_rows(self.program, marks.rows())
+            return marks.rows()
         finally:
             self._hooks.remove()
             self._hooks = LayerHooks(self._learned, self._stage.needed(), self.network)
@@ -264,23 +274,19 @@ class ColdStart:
         return time_ns(enqueue, self.device, lanes, repeats=repeats, warmup=1)
 
     def landed(self, *args: Any, **kwargs: Any) -> Any:
-        """The last cold start's layers and waits once more, behind copies that have all landed: no wait holds a layer up, and what
-        this takes longer than a resident run is what they cost.
+        """A cold start's layers and waits, behind copies that have all landed: no wait holds a layer up, and what this takes longer
+        than a resident run is what they cost.
 
-        InputError where that is not so: of an eager start, of a graph that makes copies itself, before a cold start.
+        InputError where that is not so: of an eager start, of a graph that makes copies itself, with no weights in GPU memory.
         """
         self._open()
-        captured = self._graphs.get("cold")
-        ahead = not any(isinstance(op, Copy) for op in self.program.ops[self.program.head_ops :])
+        alone = not any(isinstance(op, Copy) for op in self.program.ops[self.program.head_ops :])
         require(
-            captured is not None and ahead and not self.program.opening,
+            "cold" in self._graphs and alone and not self.program.opening,
             f"plan {self.plan.name!r} has no graph of layers alone: give it launch graph, all chunks in the head, and no opening",
         )
         require(self._hot or self._full, "no weights are in GPU memory: make a cold start first")
-        assert captured is not None
-        return self._replay(
-            captured, self._inputs.stage(self._stage.compute, self._inputs.given(args, kwargs)), True
-        )
+        return self._start("cold", args, kwargs, landed=True)
 
     def _open(self) -> None:
         require(not self._closed, "this cold start is closed; prepare the module again")
@@ -296,11 +302,14 @@ class ColdStart:
         self._stage.fill()
         self._full = True
 
-    def _start(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _start(
+        self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, landed: bool = False
+    ) -> Any:
+        """`landed`: what the head brings is there."""
         captured = self._graphs.get(kind)
         begun = captured is not None and captured.head is not None
         try:
-            begun = ahead = captured is not None and self._ahead(captured)
+            begun = ahead = landed or (captured is not None and self._ahead(captured))
             given = self._inputs.given(args, kwargs)  # while the first copies are under way
             bring = self._inputs.stage(self._stage.compute, given)
             begun = True
@@ -321,6 +330,14 @@ class ColdStart:
                 self._give_up()
             if (line := memory_error(error, self.device)) is not None:
                 raise line from None
+            raise
+
+    @contextmanager
+    def _given_up(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._give_up()
             raise
 
     def _give_up(self) -> None:

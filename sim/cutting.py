@@ -19,11 +19,10 @@ When the first layer may run, a launch say, is a term of its own in that maximum
 
     max(first layer + C_n + K w, first copy + F(K, n))
 
-so the same cuts are best for every launch and head, as far as a wait costs the same in all: w is what one costs in a graph beside
-copies. One that copies hold up costs more: with all D(k, i) later by the difference all F(k, i) are, and the cuts are the same.
-Over several lanes a group is split among them, and all lanes
-count as one. Reads in place take their time alone and the lane's. A simulation says what a cut is really worth; here is only
-where to look.
+so the same cuts are best for every head: w is what a wait costs beside copies, by launch. One that copies hold up costs more: with
+all D(k, i) later by the difference all F(k, i) are, and the cuts are the same. Over several lanes a group is split among them, and
+all lanes count as one. Reads in place take their time alone and the lane's. A simulation says what a cut is really worth; here is
+only where to look.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ MOST_BOUNDARIES = 256
 
 
 class Cutter:
-    """What all cuts for the same reads and paths have in common. A draft's groups, parts, head and launch may differ."""
+    """What all cuts for the same reads, paths and launch have in common. A draft's groups, parts and head may differ."""
 
     def __init__(self, draft: Draft, profile: Profile, host: Host) -> None:
         self.profile, self.host = profile, host
@@ -87,7 +86,7 @@ class Cutter:
         """B_i / r by boundary, and what layers before it take of the lanes by reading in place."""
 
         costs = host.costs
-        self.wait_ns = profile.cut_ns(costs)
+        self.wait_ns = profile.cut_ns(costs, draft.launch)
         """w."""
         self._late_ns = max(0.0, costs.wait_blocked_ns.value - self.wait_ns)
         """What a wait that copies hold up costs beyond w."""

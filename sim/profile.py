@@ -8,6 +8,7 @@ from typing import Literal
 from sim.errors import require
 from sim.host import LARGEST, Costs, Figure
 from sim.network import Network
+from sim.plan import Launch
 
 ProfileKind = Literal["estimated", "measured", "played"]
 """`played`: threads of a processor stood in for GPUs, and no time means anything."""
@@ -160,9 +161,11 @@ class Profile:
             return None
         return self.wait.value, max(self.wait.value, self.wait_beside.value)
 
-    def cut_ns(self, costs: Costs) -> float:
+    def cut_ns(self, costs: Costs, launch: Launch) -> float:
         """What a cut between layers costs them, beside copies as most are, where no layer has to wait for it."""
-        return costs.wait_ns.value if self.own_waits_ns is None else self.own_waits_ns[1]
+        if launch is Launch.GRAPH and self.own_waits_ns is not None:
+            return self.own_waits_ns[1]
+        return max(costs.wait_ns.value, costs.wait_beside_ns.value)
 
     @property
     def relay_ns(self) -> float:

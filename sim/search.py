@@ -260,7 +260,7 @@ class _Finder:
         return replace(draft, cuts=self._cutter(draft).cuts(draft))
 
     def _cutter(self, draft: Draft) -> Cutter:
-        key = (draft.direct, draft.peer, draft.paths)
+        key = (draft.direct, draft.peer, draft.paths, draft.launch)
         if key not in self.cutters:
             self.cutters[key] = Cutter(draft, self.profile, self.host)
         return self.cutters[key]

@@ -231,7 +231,7 @@ class _Simulation:
                         yield env.timeout(now - env.now)
                     if self.carried[self.lane]:
                         least = max(over, busy)
-                goes_on = max(now + least, self.happened[op.event] + blocked)
+                goes_on = max(now + least, self.happened[op.event] + max(least, blocked))
                 held = goes_on - least  # what a wait costs in any case is no stall
                 if self.detail and held > now and not is_landing(name):  # nothing else runs there
                     copy = self.behind[op.event]
@@ -244,10 +244,6 @@ class _Simulation:
         """What a wait costs that is over, from when its stream came there; the same of layers beside copies over their GPU's lane;
         and one that blocks, from its event: no less."""
         costs = self.costs
-        if self.own_waits is not None and op.stream == self.compute:
-            over_ns, beside_ns = self.own_waits
-            blocked = costs.wait_cross_blocked_ns if op.cross_device else costs.wait_blocked_ns
-            return over_ns, beside_ns, max(over_ns, blocked.value)
         over, blocked = costs.wait_ns, costs.wait_blocked_ns
         if op.cross_device:
             over, blocked = costs.wait_cross_ns, costs.wait_cross_blocked_ns
@@ -256,7 +252,12 @@ class _Simulation:
                 over = costs.wait_land_ns
             elif op.stream == self.compute:
                 over = costs.wait_head_ns
-        return over.value, costs.wait_beside_ns.value, max(over.value, blocked.value)
+        over_ns, beside_ns = over.value, costs.wait_beside_ns.value
+        if self.own_waits is not None and op.stream == self.compute:
+            # timed with waits for events of the own device; one of another's costs no less than what the host's figure says
+            least = over_ns if op.cross_device else 0.0
+            over_ns, beside_ns = (max(own_ns, least) for own_ns in self.own_waits)
+        return over_ns, beside_ns, max(over_ns, blocked.value)
 
     def read_in_place(self, op: Run, timing: LayerTiming) -> Process:
         """One flow per place a layer reads from: host memory over its own PCIe lane, a partner over the peer route."""

@@ -38,7 +38,7 @@ from calibrate.ways import (
 from hwexec.cpu import CpuDevice
 from hwexec.preparing import prepare
 from hwexec.starts import SAME, Reference
-from hwexec.timing import Mismatch
+from hwexec.timing import Mismatch, Samples
 from sim.errors import InputError
 from sim.host import Figure
 from sim.models import Built
@@ -391,6 +391,72 @@ def test_a_run_that_outlasts_its_copies_has_larger_ones_beside_it(monkeypatch: p
     with pytest.raises(InputError, match="longer than 512"):
         runs_beside_copies(runs, device, 3)
     device.close()
+
+
+def test_of_several_runs_the_longest_says_how_large_the_copies_beside_them_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, sizes = CpuDevice(1, delay_us=0.0), list[int]()
+    took = iter((side.LONG_NS / 2, 2.5 * side.LONG_NS))
+    monkeypatch.setattr(side, "time_ns", lambda *_, **__: Samples((next(took),)))
+
+    def beside(of: object, on: CpuDevice, stream: object, rounds: int, size: int) -> side.Pairs:
+        sizes.append(size)
+        return ()
+
+    monkeypatch.setattr(side, "_beside", beside)
+    runs_beside_copies({"short": lambda: None, "long": lambda: None}, device, 3)
+    assert sizes == [3 * side.BESIDE_BYTES]
+    device.close()
+
+
+def test_a_gpu_without_room_for_copies_beside_a_run_costs_that_figure_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, device = built(), CpuDevice(1, delay_us=0.0)
+    device.figures = True
+    network, allocate = trace(made).network, device.allocate
+
+    def small(size: int, gpu: int) -> torch.Tensor:
+        if size >= side.BESIDE_BYTES:
+            raise device.out_of_memory(f"tried to allocate {size}")
+        return allocate(size, gpu)
+
+    monkeypatch.setattr(device, "allocate", small)
+    found = unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=lambda _: None)
+    assert (found.alone, found.waited) == (None, None)
+    assert any("not measured (no room on GPU 0 for copies of" in note for note in found.notes)
+    assert len(found.hooked) == 2
+    assert device.pinned == {}
+    device.close()
+
+
+@pytest.mark.parametrize("why", ["no weights", "no graph"])
+def test_a_network_without_waits_has_its_runs_alone_and_beside_copies_all_the_same(why: str) -> None:
+    module: torch.nn.Module = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Tanh())
+    if why == "no graph":
+        module = Branching()
+    made = Built(module.eval(), (torch.ones(1, 32),), 1, "fp32", None, "toy")
+    device = CpuDevice(1, delay_us=0.0)
+    device.figures = True
+    network = trace(made).network
+    found = unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=lambda _: None)
+    assert found.waited is None
+    assert found.alone is not None
+    assert [len(point.samples_ns) for point in (found.alone, found.beside_copies) if point] == [4, 4]
+    device.close()
+
+
+class Branching(torch.nn.Module):
+    """What it does hangs on its data, so no graph can hold it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(32, 32), torch.nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.second(self.first(x))
+        return y if y.is_meta or float(y.sum()) > 0 else y + 1
 
 
 def test_the_largest_read_stays_resident_where_the_small_ones_are_measured() -> None:

@@ -83,6 +83,31 @@ def test_wrong_bytes_in_a_network_end_a_calibration_that_writes_no_figure(
         assert {path.name for path in tmp_path.iterdir()} == {"state"}
 
 
+def test_interrupted_between_its_halves_a_network_goes_on_with_the_second(
+    device: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first half of every network was made again, minutes of it."""
+    story: list[str] = []
+    first, second = calibrate_run.unwatched, calibrate_run.measure
+
+    def stop(*_: object, **__: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        calibrate_run, "unwatched", lambda *a, **k: (story.append("first"), first(*a, **k))[1]
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate_run, "measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(ask(MODEL), device, Watch(None), Store(tmp_path), Told())
+    monkeypatch.setattr(
+        calibrate_run, "measure", lambda *a, **k: (story.append("second"), second(*a, **k))[1]
+    )
+    assert len(run(ask(MODEL), device, Watch(None), Store(tmp_path), Told()).profiles) == 1
+    assert story == ["first", "second"]
+    assert not list((tmp_path / "state").glob("network-*")), "its samples are whole"
+
+
 def test_no_host_time_is_taken_after_the_profiler_has_run(
     device: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

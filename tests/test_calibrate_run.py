@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +200,28 @@ def test_what_is_measured_afresh_leaves_nothing_made_of_what_was_measured_before
         "samples/other/resnet50.fp32.b1.yaml",
         "state/session.yaml",
     ]
+
+
+def test_networks_of_nobody_knows_which_session_are_measured_again(device: CpuDevice, tmp_path: Path) -> None:
+    """They were taken up, and their profiles told as this session's."""
+    run(ask(MODEL), device, Watch(None), Store(tmp_path), Told())
+    assert len(list((tmp_path / "samples" / "fake").iterdir())) == 1
+    (tmp_path / "state" / "session.yaml").unlink()
+    assert run(ask(), device, Watch(None), Store(tmp_path), Told()).profiles == ()
+    assert not (tmp_path / "samples" / "fake").exists()
+
+
+def test_what_cannot_be_removed_is_not_mixed_in(
+    device: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(ask(MODEL), device, Watch(None), Store(tmp_path), Told())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(InputError, match=r"cannot be removed \(.*Permission denied\); remove it by hand"):
+        run(ask(fresh=True), device, Watch(None), Store(tmp_path), Told())
 
 
 def test_cases_of_nobody_knows_which_session_are_measured_again(device: CpuDevice, tmp_path: Path) -> None:

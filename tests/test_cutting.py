@@ -31,6 +31,23 @@ COSTS = replace(
 )
 
 
+def test_a_cut_costs_what_a_wait_does_beside_copies_by_launch() -> None:
+    _, _, plain = timed([256], [0])
+    costs = replace(COSTS, wait_beside_ns=figure(900))
+    own = replace(plain, wait=figure(2_000), wait_beside=figure(4_500))
+    assert [p.cut_ns(costs, launch) for p in (plain, own) for launch in (Launch.EAGER, Launch.GRAPH)] == [
+        900, 900, 900, 4_500,
+    ]  # fmt: skip
+    assert plain.cut_ns(replace(costs, wait_beside_ns=figure(0)), Launch.GRAPH) == WAIT
+    # 12 layers that take as long as their copies: the dearer a wait, the fewer
+    machine, _, base = timed([200_000] * 12, [200_000] * 12)
+    cheap, dear = (
+        search(replace(base, wait=figure(ns), wait_beside=figure(ns)), machine, Options()).best.plan
+        for ns in (100, 60_000)
+    )
+    assert len(dear.chunks) < len(cheap.chunks)
+
+
 def timed(sizes: list[int], runs: list[int], costs: Costs = COSTS):  # type: ignore[no-untyped-def]
     """One layer per size, each with a time of its own, on a host of one lane at 1 byte per ns."""
     machine, net = host(1, costs=costs), network(*sizes)

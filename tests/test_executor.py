@@ -305,11 +305,15 @@ def test_layers_behind_copies_that_have_landed_run_without_one() -> None:
             cold.landed(*made.inputs)
         cold(*made.inputs)
         assert torch.equal(cold.landed(*made.inputs), made.answer)
+        other = tuple((t + 3) % 29 for t in made.inputs)
+        assert torch.equal(cold.landed(*other), cold.warm(*other))
+        assert not torch.equal(cold.landed(*other), made.answer)
         cold._stage.arena.zero_()
         assert not torch.equal(cold.landed(*made.inputs), made.answer)
         assert torch.equal(cold(*made.inputs), made.answer)
-    for other in (replace(plan, head=0), replace(plan, launch=Launch.EAGER, head=0)):
-        with cold_start(made, other, device) as cold:
+    opened = replace(plan, head=len(plan.chunks), opening=1)
+    for refused in (replace(plan, head=0), opened, replace(plan, launch=Launch.EAGER, head=0)):
+        with cold_start(made, refused, device) as cold:
             cold(*made.inputs)
             with pytest.raises(InputError, match="all chunks in the head, and no opening"):
                 cold.landed(*made.inputs)

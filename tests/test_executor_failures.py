@@ -92,6 +92,49 @@ def test_an_interrupted_start_and_a_broken_one_leave_a_usable_module() -> None:
     assert fingerprint(made.module) == before
 
 
+@pytest.mark.parametrize("launch", Launch)
+def test_a_watched_start_that_breaks_half_way_leaves_no_warm_run(launch: Launch) -> None:
+    """A warm run after it answered with a mixture of the weights from before and those that had come."""
+    made, device = toys.text(), CpuDevice(2)
+    with cold_start(made, dealt(made, launch), device) as cold:
+        cold(*made.inputs)
+        device._fault, device._countdown = ("replay", 1) if launch is Launch.GRAPH else ("copy", 3)
+        with pytest.raises(RuntimeError, match="injected"):
+            cold.timeline()
+        with pytest.raises(InputError, match="make a cold start before a warm run"):
+            cold.warm(*made.inputs)
+        assert torch.equal(cold(*made.inputs), made.answer)
+        assert cold.timeline().makespan_ns > 0
+    device.close()
+
+
+def test_layers_alone_that_break_leave_no_warm_run() -> None:
+    made, device = toys.text(), CpuDevice(2)
+    plan = dealt(made, Launch.GRAPH)
+    with cold_start(made, replace(plan, head=len(plan.chunks)), device) as cold:
+        cold(*made.inputs)
+        device._fault, device._countdown = "replay", 1
+        with pytest.raises(RuntimeError, match="injected launch error"):
+            cold.landed(*made.inputs)
+        with pytest.raises(InputError, match="make a cold start before a warm run"):
+            cold.warm(*made.inputs)
+        assert torch.equal(cold(*made.inputs), made.answer)
+    device.close()
+
+
+def test_a_reference_in_place_that_cannot_be_captured_is_one_clear_line() -> None:
+    made, device = toys.text(("linear", "norm")), CpuDevice(2)
+    with cold_start(made, dealt(made, Launch.GRAPH), device) as cold:
+        cold(*made.inputs)
+        device._fault, device._countdown = "capture", 1
+        with pytest.raises(
+            InputError, match=r"in place cannot be captured as a graph: .*; prepare a plan with launch eager"
+        ):
+            cold.in_place(*made.inputs)
+        assert torch.equal(cold.warm(*made.inputs), made.answer)
+    device.close()
+
+
 def test_plans_and_inputs_that_do_not_fit_are_one_clear_line() -> None:
     made = toys.text(("linear",))
     plan = dealt(made)

@@ -233,7 +233,8 @@ def test_a_mechanism_that_is_off_changes_some_prediction(name: str) -> None:
     net = network(*[60_000] * 8)
     machine = host(2, costs=costs)
     # layers so long that some copies land while none of them waits: what is slowed then makes the whole later
-    whole = Model(machine, replace(profile(net, machine, run=20_000), slowed=figure(0.5)))
+    own = {name: figure(2000) for name in ("wait", "wait_beside", "launch", "hook", "relay", "start")}
+    whole = Model(machine, replace(profile(net, machine, run=20_000), slowed=figure(0.5), **own))
     lacks = MECHANISMS[name](whole)
     plans = [random_plan(net, machine, (0, 1), f"{seed}") for seed in range(8)]
     plans += [b.make(Setting(whole.profile, machine, 0, 1)) for b in BASELINES]
@@ -242,3 +243,12 @@ def test_a_mechanism_that_is_off_changes_some_prediction(name: str) -> None:
     plans.append(Plan("mostly in place", 0, Launch.GRAPH, access, (chunk,)))
     assert any(lacks.predict(plan).makespan_ns != whole.predict(plan).makespan_ns for plan in plans)
     assert MECHANISMS[name](lacks) == lacks
+    off = {
+        "wait": ("wait", "wait_beside"),
+        "launch": ("launch",),
+        "issue": ("hook", "relay"),
+        "start": ("start",),
+    }
+    for figure_of in own:
+        told = getattr(lacks.profile, figure_of)
+        assert told.value == (0 if figure_of in off.get(name, ()) else 2000)

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.account import account
+from sim.errors import InputError
 from sim.fabric import Fabric
 from sim.host import Figure, Host
 from sim.network import Network
 from sim.ops import Copy, Run
 from sim.plan import Access, Chunk, Launch, Plan, Sync
-from sim.profile import Timing
+from sim.profile import Profile, Timing
 from sim.program import lower
 from sim.simulate import simulate
 from sim.timeline import SpanKind, Timeline
@@ -255,6 +256,35 @@ def test_in_a_graph_a_wait_of_a_layer_costs_what_the_profile_says() -> None:
     assert second(Launch.EAGER, (1, 0)) == second(Launch.EAGER, (1, 0), own=False)
 
 
+def test_a_networks_own_wait_costs_no_less_beside_copies_across_devices_or_where_it_blocks() -> None:
+    net, machine = (
+        network(1024, 1024, 10_240),
+        host(2, costs=replace(FREE, wait_cross_ns=figure(100)), nvlink=1000),
+    )
+    slow = replace(profile(net, machine, run=3000), wait=figure(20), wait_beside=figure(15))
+    assert slow.own_waits_ns == (20, 20)
+
+    def second(path: tuple[int, ...], made: Profile, on: Host) -> float:
+        chunks = (Chunk(0, 1024, (0,)), Chunk(1024, 2048, path), Chunk(2048, net.arena_bytes, (0,)))
+        plan = replace(copied(net, *chunks), launch=Launch.GRAPH)
+        return simulate(lower(plan, net, on), made).of(SpanKind.RUN)[1].start_ns
+
+    assert second((0,), slow, machine) == 1024 + 20 + 3000 + 20
+    assert second((1, 0), slow, machine) == 1024 + 20 + 3000 + 100, "a wait between devices"
+    # layers of no length stand still at their waits
+    for costs, path, held in (
+        (replace(FREE, wait_blocked_ns=figure(50)), (0,), 50),
+        (FREE, (0,), 20),
+        (replace(FREE, wait_cross_blocked_ns=figure(70)), (1, 0), 70),
+    ):
+        on = host(2, costs=costs, nvlink=1000)
+        quick = replace(profile(net, on, run=1), wait=figure(20), wait_beside=figure(20))
+        landed = 2048 if path == (0,) else 1025
+        assert second(path, quick, on) == pytest.approx(landed + held, abs=1)
+    beside = replace(profile(net, machine, run=1), wait=figure(20), wait_beside=figure(60))
+    assert second((0,), beside, machine) == 2048 + 60, "the lane goes on"
+
+
 def test_beside_copies_a_push_waits_no_longer() -> None:
     costs = replace(FREE, wait_ns=figure(3), wait_beside_ns=figure(20), wait_blocked_ns=figure(50))
     net, machine = network(1024, 1024, 10_240), host(2, costs=costs, nvlink=0.5)
@@ -473,3 +503,20 @@ def test_laws_of_every_timeline(case) -> None:  # type: ignore[no-untyped-def]
     copies = [op for op in program.ops if isinstance(op, Copy)]
     assert sum(op.size_bytes for op in copies if op.source is None) == plan.copied_bytes
     assert [op.layer for op in program.ops if isinstance(op, Run)] == list(range(len(net.layers)))
+
+
+@pytest.mark.parametrize(
+    ("figures", "says"),
+    [
+        ({"wait": 20}, "wait and wait_beside go together"),
+        ({"wait_beside": 20}, "wait and wait_beside go together"),
+        ({"direct_busy": 20}, "direct_busy and direct_weight go together"),
+        ({"direct_busy": 20, "direct_weight": 0}, "a read in place beside copies would never end"),
+    ],
+)
+def test_a_profile_with_half_of_what_belongs_together_is_refused(
+    figures: dict[str, float], says: str
+) -> None:
+    made = profile(network(1024), host())
+    with pytest.raises(InputError, match=f"profile of 'test': .*{says}.*; make the profile again"):
+        replace(made, **{name: figure(value) for name, value in figures.items()})
