@@ -12,7 +12,7 @@ import click
 
 from sim.catalog import Request
 from sim.console import note, run_command
-from sim.errors import InputError
+from sim.errors import InputError, require
 from sim.output import check_file_name, check_outputs
 
 if TYPE_CHECKING:  # it imports torch
@@ -48,7 +48,9 @@ _OUT = click.Path(file_okay=False, path_type=Path)
     metavar="NAME",
     help="A network to time by layers: resnet50, hf:bert-base, ... Repeatable.",
 )
-@click.option("--dtype", help="Of every --model: fp32, fp16 or bf16.  [default: fp32]")
+@click.option(
+    "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Of every --model.  [default: fp32]"
+)
 @click.option(
     "--batch", type=click.IntRange(min=1), help="Samples per request, of every --model.  [default: 1]"
 )
@@ -96,6 +98,11 @@ def run(
 ) -> None:
     """Measure this host and write its host file, a profile per --model, and all raw samples."""
     check_file_name(name, "--name")
+    for option, given in (("--dtype", dtype), ("--batch", batch), ("--seq", seq)):
+        require(
+            bool(models) or given is None,
+            f"{option} {given}: it is of every --model, and none is named; name one, or leave it out",
+        )
     if device == "cpu" and gpus is not None and sorted(gpus) != list(range(len(gpus))):
         raise InputError(
             f"--gpus {','.join(map(str, gpus))}: GPUs that threads play are numbered from 0 without gaps; "
@@ -165,14 +172,13 @@ def fit(folder: Path, keep_bad_fits: bool) -> None:
 @click.option("--force", is_flag=True, help="Overwrite a picture that exists.")
 def show(file: str, plot: str | None, force: bool) -> None:
     """Print a shipped host by NAME, or FILE (a host, a profile, or samples), as tables."""
-    from rich.console import Console  # noqa: PLC0415 - with the next, what only this command needs
-
-    from calibrate import show as shown  # noqa: PLC0415
+    from calibrate import show as shown  # noqa: PLC0415 - what only this command needs
+    from sim.tables import plain  # noqa: PLC0415
 
     record = shown.read(file)
     drawn = None if plot is None else shown.plottable(record, plot)
     check_outputs((plot,), (file,), force=force)
-    shown.show(record, Console(width=None if sys.stdout.isatty() else 160))
+    shown.show(record, plain(width=None if sys.stdout.isatty() else 160))
     if plot is not None and drawn is not None:
         shown.plot(drawn, plot, force=force)
         note(f"wrote {plot}")
@@ -186,12 +192,11 @@ def diff(before: str, after: str) -> None:
 
     Files of one kind; a host may be a shipped one's name.
     """
-    from rich.console import Console  # noqa: PLC0415 - with the next two, what only this command needs
-
-    from calibrate.compare import compare, show_changes  # noqa: PLC0415
+    from calibrate.compare import compare, show_changes  # noqa: PLC0415 - with the next two, what only this command needs
     from calibrate.show import read  # noqa: PLC0415
+    from sim.tables import plain  # noqa: PLC0415
 
-    show_changes(compare(read(before), read(after)), Console(width=None if sys.stdout.isatty() else 160))
+    show_changes(compare(read(before), read(after)), plain(width=None if sys.stdout.isatty() else 160))
 
 
 @calibrate.command(

@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,7 +20,7 @@ from sim.models import build
 from sim.output import check_output, make_folder, write_file
 from sim.profile import Provenance
 from sim.provenance import stamp
-from sim.tables import put, say
+from sim.tables import plain, put, say
 from sim.trace import Trace, trace
 
 SHIPPED = ("resnet50", "resnet101", "hf:bert-base")
@@ -77,7 +76,7 @@ def estimate_command(host_name: str, models: tuple[str, ...], out: str | None, f
 
 def show(result: Estimation) -> None:
     """Tables on stdout: constants fitted, every published latency beside its estimate, every decision."""
-    console = Console(file=sys.stdout, width=150 if not sys.stdout.isatty() else None)
+    console = plain(file=sys.stdout, width=150 if not sys.stdout.isatty() else None)
     host = result.host
     constants = Table(
         title=f"{host.name}: constants fitted (all others are published, derived or assumed: `sim hosts {host.name}`)"

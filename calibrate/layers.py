@@ -32,6 +32,7 @@ from sim.models import Built
 from sim.network import Network
 from sim.ops import Wait, compute_stream
 from sim.plan import Access, Launch, Plan
+from sim.profile import Provenance
 from sim.program import lower
 from sim.timeline import SpanKind, Timeline
 
@@ -95,6 +96,8 @@ class LayersResult:
     """Host thread, of starts by graph behind a head; empty as `hooked` is, and where there is no graph."""
     waited: Waited | None = None
     """None where there is no graph, nothing to wait for, or nobody measured it."""
+    provenance: Provenance | None = None
+    """Of the call that measured it; None in files from before that was kept, and the session's first call stands in."""
 
     def run(self, way: str) -> LayerRun | None:
         return next((r for r in self.runs if r.way == way), None)

@@ -39,7 +39,7 @@ from sim.errors import InputError
 from sim.host import Host
 from sim.models import build
 from sim.network import Network
-from sim.profile import Profile, ProfileKind
+from sim.profile import Profile, ProfileKind, Provenance
 from sim.provenance import stamp
 from sim.trace import trace_model
 
@@ -148,7 +148,7 @@ def run(
     progress.plan(looks + NETWORK_SECONDS * len(missing))
     results = measure_cases(device, topology, effort, cases, store, progress, pace)
     draft = assemble(ask.name, opened.about, opened.gpus, results, keep_bad=True, figures=device.figures)
-    failed = _networks(missing, draft.host, device, store, progress, effort)
+    failed = _networks(missing, draft.host, device, store, progress, effort, opened.provenance)
     after = watch.states()
     found = [*flags(before, after), *unsteady(results)] if device.figures else [NO_FIGURE]
     store.keep_calibration(
@@ -182,7 +182,7 @@ def finish(store: Store, *, keep_bad: bool, flags: tuple[str, ...] = ()) -> Outc
 def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profile:
     """A network's profile on the host that was just assembled."""
     inputs = (f"host:{made.host.digest}", f"network:{result.network.digest}")
-    provenance = replace(opened.provenance, inputs=inputs)
+    provenance = replace(result.provenance or opened.provenance, inputs=inputs)
     kind: ProfileKind = "measured" if opened.figures else "played"
     costs = made.host.costs
     busy, weight = in_place(result) or (None, None)
@@ -202,6 +202,7 @@ def _networks(
     store: Store,
     progress: Progress,
     effort: Effort,
+    made: Provenance,
 ) -> list[str]:
     """Those that cannot be measured are told at the end, and cost the others nothing.
 
@@ -240,7 +241,7 @@ def _networks(
         result = attempt(request, network, partial(measure, network=network, first=first, **given))
         if result is not None:
             what = f"{request.model} {request.precision}"
-            store.keep_layers(host.name, result)
+            store.keep_layers(host.name, replace(result, provenance=made))
             for text in result.notes:
                 progress.note(f"{what}: {text}")
             progress.ended(what, NETWORK_SECONDS, f"{result.seconds:.1f} s")

@@ -17,7 +17,7 @@ from calibrate.samples import CaseResult, Point
 from calibrate.store import CALIBRATION, CASE, LAYERS, SESSION, Calibration
 from calibrate.timings import slowed, waits
 from sim import origins
-from sim.catalog import find_host, host_names
+from sim.catalog import find_host, host_file, host_names
 from sim.errors import InputError, require
 from sim.files import HOST, PROFILE, FileKind, read_record
 from sim.host import Figure, Host
@@ -44,8 +44,8 @@ PLAYED = "GPUs were played by threads: no figure here means anything"
 
 def read(path: str) -> Record:
     """Any file that `calibrate run` leaves behind, or a shipped host by its name. Raises InputError for another."""
-    if path in host_names() and not Path(path).exists():
-        return find_host(path)
+    if not Path(path).exists() and (path in host_names() or host_file(path) is None):
+        return find_host(path)  # or the names that are near
     try:
         with Path(path).open("rb") as stream:
             head = stream.read(4096).decode(errors="replace")

@@ -27,6 +27,7 @@ from hwexec.starts import (
     likeness,
     nothing,
     plain_answer,
+    shows_nothing,
     start_cold,
     steadiest_starts,
     take,
@@ -293,7 +294,7 @@ def run_entry(
             alone = None if is_warm or not device.figures else cold.copies_alone()
         match = starts.worst.right(dtype, reference.reproducible)
         bytes_agree = is_warm or cold.moved_bytes == plan.copied_bytes
-        eager = likeness(reference.tensors, plain)
+        eager, blank = likeness(reference.tensors, plain), shows_nothing(reference.tensors)
         note = f"eager: {cold.why_eager}" if cold.why_eager else ""
         launch = cold.launch
     ran = as_run(plan, launch)
@@ -312,6 +313,8 @@ def run_entry(
         note += f"{'; ' if note else ''}moved {cold.moved_bytes} bytes, {plan.copied_bytes} planned"
     if not eager.within(dtype):
         note += f"{'; ' if note else ''}resident answer differs from plain PyTorch's"
+    if blank:
+        note += f"{'; ' if note else ''}the answer {blank}"
     return Row(
         name=entry.name,
         links=entry.links,
@@ -320,7 +323,7 @@ def run_entry(
         direct_bytes=0 if is_warm else plan.direct_bytes(task.network),
         predicted_ns=None if predicted is None else predicted.makespan_ns,
         set_up_s=set_up_s if device.figures else None,
-        outputs_match=match and bytes_agree and eager.within(dtype),
+        outputs_match=match and bytes_agree and eager.within(dtype) and not blank,
         bit_equal=starts.worst.bit_equal,
         error=starts.worst.error,
         note=note,

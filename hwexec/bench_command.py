@@ -9,7 +9,7 @@ from hwexec import commands
 from hwexec import report as reports
 from hwexec.bench_record import BENCH, Row
 from hwexec.timing import Samples
-from sim.catalog import Request, host_file
+from sim.catalog import Request, host_path
 from sim.console import note
 from sim.errors import InputError, require
 from sim.files import PlanFile, read_plan, write_record
@@ -45,7 +45,7 @@ def run_bench(call: BenchCall) -> int:
     benching.check_names(call.names)
     files = told_apart(call.names, call.files, tuple(read_plan(path) for path in call.files))
     if call.out is not None:
-        check_outputs((call.out,), [*call.files, host_file(call.host), call.profile], force=call.force)
+        check_outputs((call.out,), [*call.files, host_path(call.host), call.profile], force=call.force)
     gpus = bench_gpus(call.gpus, call.files, files)
     with commands.opened(call.device, max(gpus) + 1) as device:
         host = commands.host_of(call.host, device, gpus)

@@ -24,8 +24,8 @@ from sim.catalog import (
     check_plans_model,
     find_host,
     find_profile,
-    host_file,
     host_names,
+    host_path,
     no_profile,
     obtain_profile,
 )
@@ -35,7 +35,7 @@ from sim.estimate import estimate
 from sim.files import PlanFile, read_plan, write_record
 from sim.hints import size_words
 from sim.host import Host
-from sim.made_for import check_host, check_network, host_named, other_host
+from sim.made_for import check_host, check_name, check_network, host_named, other_host
 from sim.models import Built, build
 from sim.network import Network
 from sim.output import check_outputs, make_folder, write_file
@@ -271,11 +271,7 @@ def _same_machine(call: VerifyCall, file: PlanFile, host: Host, device: Device) 
 
 def check_plan(path: str, file: PlanFile, network: Network, host: Host) -> None:
     """Before anything is built for it. InputError where the plan in a file is none for this network and host."""
-    # names are printed, and what a terminal obeys is no part of one
-    require(
-        file.plan.name.isprintable(),
-        f"{path}: the plan's name {file.plan.name!r} cannot be printed; change it",
-    )
+    check_name(path, file.plan)
     with naming(path):
         lower(file.plan, network, host)
 
@@ -314,7 +310,7 @@ def _folder(call: VerifyCall, file: PlanFile, host: Host, device: Device) -> Ite
     try:
         make_folder(folder)
         outputs = (folder / name for name in ("report.yaml", "trace.json", "timeline.png"))
-        check_outputs(outputs, (call.plan, host_file(call.host), call.profile), force=call.force)
+        check_outputs(outputs, (call.plan, host_path(call.host), call.profile), force=call.force)
         yield folder
     except BaseException:
         for path in fresh:

@@ -353,6 +353,7 @@ def bench_json(report: BenchReport) -> str:
             "limit_ms": {str(limit.links): limit.limit_ns / 1e6 for limit in report.limits},
             "complete": not report.stopped,
             "not_run": list(report.not_run),
+            "waived": {waived.name: waived.reason for waived in report.waived},
             "results": [
                 {
                     "name": row.name,

@@ -78,6 +78,18 @@ def plain_answer(scene: Scene, device: Device) -> list[torch.Tensor]:
         device.trim()
 
 
+def shows_nothing(answer: list[torch.Tensor]) -> str:
+    """Why any answer would be like this one, in words; empty where it shows something.
+
+    Arenas are filled with 0xFF before a start, and a weight of those is no number.
+    """
+    if not any(tensor.numel() for tensor in answer):
+        return "has no numbers, so there is nothing to compare"
+    if all(bool(tensor.isnan().all()) for tensor in answer):
+        return "is no number throughout, as it would be without any weight"
+    return ""
+
+
 def likeness(output: Any, reference: list[torch.Tensor]) -> Likeness:
     found = tensors(output)
     if [(t.shape, t.dtype) for t in found] != [(t.shape, t.dtype) for t in reference]:

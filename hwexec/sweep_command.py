@@ -30,7 +30,7 @@ from hwexec.host_memory import check_model
 from hwexec.report import NO_FIGURES
 from hwexec.sweep import SWEEP, Point, SweepRecord, run_case
 from hwexec.sweep_report import draw, summarise, summary_parts
-from sim.catalog import Request, check_plans_model, host_file, obtain_profile, profile_name
+from sim.catalog import Request, check_plans_model, host_path, obtain_profile, profile_name
 from sim.console import note
 from sim.errors import InputError, require
 from sim.files import read_record, write_record
@@ -85,7 +85,8 @@ def run_sweep(call: SweepCall) -> int:
     with commands.opened(call.device, max(call.gpus) + 1) as device:
         host = commands.host_of(call.host, device, call.gpus)
         cases = []
-        for model, dtype, batch in itertools.product(call.models, call.dtypes, call.batches):
+        asked = itertools.product(call.models, call.dtypes, call.batches)
+        for model, dtype, batch in dict.fromkeys(asked):  # who names one twice wants it once
             seq = call.seq if model.startswith("hf:") else None
             traced = trace_model(model, batch=batch, dtype=dtype, seq=seq)
             request = Request(model, batch, dtype, seq)
@@ -95,7 +96,7 @@ def run_sweep(call: SweepCall) -> int:
         make_folder(file.parent)
         with claimed(file.parent):
             outputs = (file, file.with_suffix(".png"), file.with_name("summary.txt"))
-            check_outputs(outputs, (host_file(call.host),), force=True)
+            check_outputs(outputs, (host_path(call.host),), force=True)
             try:
                 record = _run_cases(call, file, host, device, cases)
             except KeyboardInterrupt:
@@ -143,7 +144,7 @@ def _predict_again(call: AgainCall, file: Path) -> int:
     _check_models(call, file, record)
     outputs = (file.with_name("ablation.yaml"), file.with_suffix(".png"), file.with_name("summary.txt"))
     check_output(file, force=True)
-    check_outputs(outputs, (file, host_file(call.host)), force=True)
+    check_outputs(outputs, (file, host_path(call.host)), force=True)
     host = host_named(str(file), record.host, call.host)
     if host.name != record.host:
         note(f"{file}: planned by constants of {record.host}, predicted by those of {host.name}")
@@ -163,9 +164,11 @@ def _predict_again(call: AgainCall, file: Path) -> int:
 def _check_models(call: AgainCall, file: Path, record: SweepRecord) -> None:
     there = tuple(dict.fromkeys(point.model for point in record.points))
     for model in call.models:
+        code = [name for name in there if ":" in name and not name.startswith("hf:")]
+        remedy = f"name {' and '.join(code)}" if code else "leave it out"
         require(
             model in there,
-            f"--model {model}: {file} has plans of {', '.join(there) or 'none'} alone; leave it out",
+            f"--model {model}: {file} has plans of {', '.join(there) or 'none'} alone; {remedy}",
         )
     for model in there:
         given = model if model in call.models else None

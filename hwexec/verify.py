@@ -19,6 +19,7 @@ from hwexec.starts import (
     likeness,
     nothing,
     plain_answer,
+    shows_nothing,
     start_cold,
     take,
 )
@@ -226,6 +227,8 @@ def verify(task: Task, device: Device) -> Verified:
     reproducible = reference.reproducible and repeats.worst.bit_equal
     match = starts.worst.right(dtype, reproducible)
     remarks, failures = [], []
+    if blank := shows_nothing(reference.tensors):
+        failures.append(f"the {kind} answer {blank}; give inputs, or weights, that it hangs on")
     if why_eager:
         remarks.append(f"the plan is launched as {plan.launch.value}, but ran {launch.value}: {why_eager}")
     if not reproducible:
@@ -273,7 +276,7 @@ def verify(task: Task, device: Device) -> Verified:
         remarks=tuple(remarks),
         launch=launch.value,
         runs=task.runs,
-        outputs_match=match and (eager is None or eager.within(dtype)),
+        outputs_match=match and not blank and (eager is None or eager.within(dtype)),
         bit_equal=starts.worst.bit_equal,
         largest_error=starts.worst.error,
         error_allowed=TOLERANCES[dtype] if not reproducible else 0.0,

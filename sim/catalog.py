@@ -55,6 +55,14 @@ def host_file(name_or_path: str | None) -> str | None:
     return name_or_path
 
 
+def host_path(name_or_path: str | None) -> str | None:
+    """The path of a host's file, whether that was given or a name that ships; None of any other name, and of nothing."""
+    path = host_file(name_or_path)
+    if path is not None or name_or_path not in host_names():
+        return path
+    return str(_folder("hosts") / f"{name_or_path}.yaml")
+
+
 def find_host(name_or_path: str) -> Host:
     """A shipped host by name, or any host by the path of its file."""
     path = host_file(name_or_path)

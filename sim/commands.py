@@ -14,8 +14,8 @@ from sim.catalog import (
     Request,
     check_plans_model,
     find_host,
-    host_file,
     host_names,
+    host_path,
     obtain_network,
     obtain_profile,
 )
@@ -25,7 +25,7 @@ from sim.files import PlanFile, read_plan, write_plan
 from sim.hints import size_words
 from sim.host import Host
 from sim.listing import host_table, hosts_table, layers_json, layers_table
-from sim.made_for import check_host, check_network, host_named
+from sim.made_for import check_host, check_name, check_network, host_named
 from sim.memory import beside_bytes, room_bytes
 from sim.names import known_models
 from sim.output import check_outputs, write_file
@@ -88,7 +88,7 @@ class SimulateCall:
 def search_plan(call: SearchCall) -> None:
     if call.plot is not None:
         check_format(call.plot)
-    inputs = (host_file(call.host), call.profile)
+    inputs = (host_path(call.host), call.profile)
     check_outputs((call.out, call.trace, call.plot), inputs, force=call.force)
     target, *partners = call.gpus or (0,)
     options = Options(target, None if call.gpus is None else tuple(partners), call.memory_budget, call.runs)
@@ -137,12 +137,13 @@ def plan_file(profile: Profile, host: Host, answer: Answer, mean_ns: float | Non
 def simulate_plan(call: SimulateCall) -> None:
     if call.plot is not None:
         check_format(call.plot)
-    inputs = (call.plan, host_file(call.host), call.profile)
+    inputs = (call.plan, host_path(call.host), call.profile)
     check_outputs((call.trace, call.plot), inputs, force=call.force)
     file = read_plan(call.plan)
     # code to import and call, or a path to open, only the user may name
     check_plans_model(call.plan, file.model, call.model, profile=call.profile, instead=", or its --profile")
     host = host_named(call.plan, file.host, call.host)
+    check_name(call.plan, file.plan)
     check_host(call.plan, file, host)
     with naming(call.plan) if call.profile is None else nullcontext():  # a profile's faults have its own name
         profile = obtain_profile(host, Request(file.model, file.batch, file.dtype, file.seq), call.profile)
@@ -159,9 +160,13 @@ def simulate_plan(call: SimulateCall) -> None:
             json.dumps(
                 {
                     "model": network.model,
+                    "dtype": network.dtype,
+                    "batch": network.batch,
+                    "seq": network.seq,
                     "host": host.name,
                     "profile_kind": profile.kind,
                     "name": plan.name,
+                    "changed": _changed(file),
                     "latency_ms": timeline.makespan_ns / 1e6,
                     "copied_bytes": plan.copied_bytes,
                     "direct_bytes": plan.direct_bytes(network),
@@ -186,10 +191,18 @@ def simulate_plan(call: SimulateCall) -> None:
     _say_written((call.trace, call.plot))
 
 
+def _made(file: PlanFile) -> list[str]:
+    return [text for text in file.provenance.inputs if text.startswith("plan:")]
+
+
+def _changed(file: PlanFile) -> bool:
+    """Whether the plan was changed after it was made, as far as the file tells."""
+    return bool(_made(file)) and _made(file) != [f"plan:{file.plan.digest}"]
+
+
 def _against(file: PlanFile, timeline: Timeline) -> str:
     """The prediction beside the file's own, and why they differ, as far as can be told."""
-    made = [text for text in file.provenance.inputs if text.startswith("plan:")]
-    changed = bool(made) and made != [f"plan:{file.plan.digest}"]
+    made, changed = _made(file), _changed(file)
     edited = "the plan was changed after it was made"
     # a sum in another order is the same prediction
     if math.isclose(timeline.makespan_ns, file.predicted_ns):

@@ -8,6 +8,7 @@ from sim.files import PlanFile
 from sim.hints import run_words
 from sim.host import Host
 from sim.network import Network
+from sim.plan import Plan
 
 
 def host_named(path: str, name: str, given: str | None) -> Host:
@@ -38,6 +39,14 @@ def other_host(file: PlanFile, host: Host) -> str:
     return (
         f"made for {file.host} when it had other links, GPUs or costs than {host.name} has now "
         f"(sha256 {_short(file.host_digest)}, now {_short(host.digest)})"
+    )
+
+
+def check_name(path: str, plan: Plan) -> None:
+    """Raises InputError of a plan whose name cannot be printed: what a terminal obeys is no part of one."""
+    require(
+        bool(plan.name.strip()) and plan.name.isprintable(),
+        f"{path}: the plan's name {plan.name!r} cannot be printed; change it",
     )
 
 

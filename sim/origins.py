@@ -12,6 +12,7 @@ from sim.program import lower
 from sim.simulate import simulate
 
 FIGURE_KINDS: tuple[FigureKind, ...] = ("measured", "published", "derived", "fitted", "assumed")
+LAYER_TIMES = "layer times"
 MORE = 0.10
 """By this part each figure is raised to see what hangs on it."""
 
@@ -107,7 +108,7 @@ def _raised(profile: Profile, host: Host) -> Iterator[tuple[str, Profile, Host]]
         )
         for layer in profile.layers
     )
-    yield "layer times", replace(profile, layers=layers), host
+    yield LAYER_TIMES, replace(profile, layers=layers), host
     every = {field.name: getattr(host.costs, field.name) for field in fields(Costs)}
     costs: dict[str, Figure] = {
         name: figure for name, figure in every.items() if figure.kind != "measured" and figure.value

@@ -15,7 +15,7 @@ from sim.catalog import find_host, host_names
 from sim.hints import run_words, size_words
 from sim.host import Host
 from sim.network import Network
-from sim.origins import MORE, levers, origins
+from sim.origins import LAYER_TIMES, MORE, levers, origins
 from sim.plan import Access, Launch, Plan
 from sim.profile import Profile, ProfileKind
 from sim.search import Candidate, Options, Outcome
@@ -63,7 +63,9 @@ def footnote(profile: Profile, host: Host, plan: Plan) -> str:
             f"{what} {value}" for what, value in (("driver", made.driver), ("CUDA", made.cuda)) if value
         ]
         parts += [f"torch {made.torch}"] if made.torch else []
-        return f"Measured on {', '.join(p for p in parts if p)}, {made.date}."
+        told = f"Measured on {', '.join(p for p in parts if p)}, {made.date}"
+        rest = _rest_words(profile, host, plan)
+        return f"Layers {told[0].lower()}{told[1:]}. {rest}" if rest else f"{told}."
     if profile.kind == "played":
         return (
             f"NO FIGURES: threads of a processor played the GPUs of {made.host or host.name} when this was recorded "
@@ -72,22 +74,38 @@ def footnote(profile: Profile, host: Host, plan: Plan) -> str:
     return estimate_words(profile, host, plan)
 
 
+def _rest_words(profile: Profile, host: Host, plan: Plan) -> str:
+    """Of measured layers on a host that is not wholly measured, what `estimate_words` says of it; empty where the prediction of
+    `plan` hangs on nothing but measurements."""
+    if all(origin.kind == "measured" for origin in origins(host)):
+        return ""
+    hangs = any(lever.part > 0 for lever in levers(plan, profile, host) if lever.name != LAYER_TIMES)
+    return _constants_words(profile, host, plan, but=LAYER_TIMES) if hangs else ""
+
+
 def estimate_words(profile: Profile, host: Host, plan: Plan) -> str:
     """How many of a host's constants nobody measured, what lists them, and which of them the prediction of `plan` hangs on."""
+    words = _constants_words(profile, host, plan)
+    return f"Estimated: {words[0].lower()}{words[1:]}"
+
+
+def _constants_words(profile: Profile, host: Host, plan: Plan, but: str = "") -> str:
+    """The same, of all levers `but` one, as sentences."""
     found = tuple(origins(host))
     known, total = sum(o.count for o in found if o.kind == "measured"), sum(o.count for o in found)
     kinds = ", ".join(f"{o.count} {o.kind}" for o in found)
     counted = (
-        f"none of the {total} constants of {host.name} is measured"
+        f"None of the {total} constants of {host.name} is measured"
         if not known
         else f"{total - known} of the {total} constants of {host.name} are not measured"
     )
     ships = host.name in host_names() and find_host(host.name).digest == host.digest
     lists = f"`sim hosts {host.name if ships else 'FILE'}` lists each with its source"
-    told = [lever for lever in levers(plan, profile, host) if lever.part >= LEAST_TOLD][:MOST_TOLD]
+    moved = (lever for lever in levers(plan, profile, host) if lever.name != but)
+    told = [lever for lever in moved if lever.part >= LEAST_TOLD][:MOST_TOLD]
     changes = ", ".join(f"{lever.name} by {lever.part:.1%}" for lever in told)
     most = f" Raised by {MORE:.0%}, these change this answer most: {changes}." if changes else ""
-    return f"Estimated: {counted} ({kinds}); {lists}.{most}"
+    return f"{counted} ({kinds}); {lists}.{most}"
 
 
 # The search ----------------------------------------------------------------------------------------------------------
@@ -327,6 +345,7 @@ def search_json(answer: Answer) -> str:
             "memory_budget_bytes": options.memory_budget_bytes,
             "runs": options.runs,
             "strategies": [strategy_object(c, network) for c in outcome.strategies],
+            "not_shown": dict(outcome.left_out),
             "best": {**best, "launch": outcome.best.plan.launch.value},
             "bound_ms": outcome.bound_ns / 1e6,
             "gap": outcome.gap,
@@ -344,6 +363,7 @@ def strategy_object(candidate: Candidate, network: Network) -> dict[str, object]
         "cold_ms": candidate.makespan_ns / 1e6,
         "copied_bytes": plan.copied_bytes,
         "direct_bytes": plan.direct_bytes(network),
+        "held_bytes": plan.held_bytes(network),
         "chunks": len(plan.chunks),
         "gpus": list(plan.gpus),
     }

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import textwrap
+from typing import Any
 
 from rich.console import Console
 from rich.measure import measure_renderables
@@ -28,11 +29,16 @@ LONGEST_WORD = 24
 """Words of text up to this length stay whole, longer ones are folded; figures always stay."""
 
 
+def plain(**given: Any) -> Console:
+    """A console that prints text as it is: a name may have brackets, or colons around a word."""
+    return Console(highlight=False, markup=False, emoji=False, **given)
+
+
 def show(*parts: Table | str) -> None:
     """Print tables and prose."""
-    console = Console(highlight=False, markup=False)
+    console = plain()
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=WIDE, color_system=None)
+        console = plain(width=WIDE, color_system=None)
     for part in parts:
         put(console, part) if isinstance(part, Table) else say(console, part)
 
@@ -40,7 +46,7 @@ def show(*parts: Table | str) -> None:
 def as_text(*parts: Table | str) -> str:
     """As `show` prints where the output is no terminal."""
     text = io.StringIO()
-    console = Console(file=text, width=WIDE, color_system=None, highlight=False, markup=False)
+    console = plain(file=text, width=WIDE, color_system=None)
     for part in parts:
         put(console, part) if isinstance(part, Table) else say(console, part)
     return text.getvalue()

@@ -34,7 +34,12 @@ def test_a_host_that_ships_goes_by_its_name(capsys: pytest.CaptureFixture[str]) 
     assert main(["show", "h200-pair"]) == 0
     assert "launch_cross_ns" in capsys.readouterr().out
     assert main(["show", "h200-pear"]) == 2
-    assert "h200-pear: cannot be read (No such file or directory); check the path" in capsys.readouterr().err
+    assert "host 'h200-pear' is not known; nearest: h200-pair" in capsys.readouterr().err
+    assert main(["show", "h200-pear.yaml"]) == 2
+    assert (
+        "h200-pear.yaml: cannot be read (No such file or directory); check the path"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_change_from_about_nothing_is_told_by_what_it_adds() -> None:

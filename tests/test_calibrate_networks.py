@@ -108,6 +108,24 @@ def test_interrupted_between_its_halves_a_network_goes_on_with_the_second(
     assert not list((tmp_path / "state").glob("network-*")), "its samples are whole"
 
 
+def test_a_profile_says_which_call_measured_it(
+    device: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All had the session's first command and date."""
+    for word, models in (("first", ()), ("second", (MODEL,)), ("third", ())):
+        monkeypatch.setattr("sys.argv", ["calibrate", word])
+        outcome = run(ask(*models), device, Watch(None), Store(tmp_path), Told())
+    assert "second" in read_profile(outcome.profiles[0]).provenance.command
+    assert "second" in read_profile(finish(Store(tmp_path), keep_bad=True).profiles[0]).provenance.command
+    samples = tmp_path / "samples" / "fake"
+    (file,) = samples.iterdir()
+    lines = file.read_text().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if line.startswith("provenance:"))
+    rest = next(i for i, line in enumerate(lines[at + 1 :], at + 1) if not line.startswith(" "))
+    file.write_text("".join([*lines[:at], *lines[rest:]]))  # as before that was kept
+    assert "first" in read_profile(finish(Store(tmp_path), keep_bad=True).profiles[0]).provenance.command
+
+
 def test_no_host_time_is_taken_after_the_profiler_has_run(
     device: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

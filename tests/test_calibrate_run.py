@@ -266,6 +266,19 @@ def test_a_name_that_is_wrong_costs_nothing_that_was_measured(device: CpuDevice,
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.yaml")} == before
 
 
+@pytest.mark.parametrize("option", ["--dtype bf16", "--batch 3", "--seq 5"])
+def test_an_option_of_every_model_needs_one(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["run", "--name", "x", "--device", "cpu", "--out", str(out), *option.split()]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said == f"calibrate: {option}: it is of every --model, and none is named; name one, or leave it out\n"
+    )
+    assert not out.exists()
+
+
 def test_what_is_kept_of_an_earlier_run_is_told_with_its_effort(device: CpuDevice, tmp_path: Path) -> None:
     """Threads have one effort, whatever --quick says; on GPUs neither effort is mixed into the other."""
     counts: list[str] = []

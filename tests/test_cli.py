@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from sim.catalog import Request, find_host, find_profile, host_names, obtain_profile
+from sim.catalog import Request, find_host, find_profile, host_names, host_path, obtain_profile
 from sim.cli import parse_gpus, parse_size
 from sim.errors import InputError
-from sim.files import read_plan
+from sim.files import read_host, read_plan
+from sim.output import check_outputs
 from tests import golden
 from tests.simming import HERE, MACHINE, NETWORK, Sim, sim_in
 from tests.test_console import PROBE
@@ -179,6 +180,16 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
 def test_what_a_budget_leaves_out_is_told_in_the_unit_that_budgets_have(sim: Sim) -> None:
     done = sim("search", "--model", "resnet50", "--memory-budget", "60MiB")
     assert "not shown: demand (holds 97.7 MiB, over the memory budget)" in done.out
+
+
+def test_a_host_that_was_named_has_a_path_that_outputs_are_held_against() -> None:
+    """By its name alone it was no input, and --force put a plan in its place."""
+    path = host_path("h200-pair")
+    assert path is not None
+    assert read_host(path) == find_host("h200-pair")
+    assert [host_path(given) for given in (None, "nosuch", "./nosuch.yaml")] == [None, None, "./nosuch.yaml"]
+    with pytest.raises(InputError, match="is read by this command and would be lost"):
+        check_outputs((path,), (host_path("h200-pair"),), force=True)
 
 
 def test_the_name_of_a_shipped_host_may_be_a_user_file(sim: Sim) -> None:

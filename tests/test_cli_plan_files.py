@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,31 @@ def test_a_prediction_that_is_not_the_files_says_why(sim: Sim) -> None:
     assert says(replace(plan, predicted_ns=plan.predicted_ns + 20_000)).endswith(f"({other})")
     before = replace(edited, provenance=replace(plan.provenance, inputs=()))
     assert says(before) == f"where the file says {recorded} ({other}, or of another plan)"
+
+
+def test_json_says_what_was_simulated_and_whether_it_is_the_plan_that_was_made(sim: Sim) -> None:
+    assert sim("search", *HERE, "--out", "plan.yaml").code == 0
+    plan = read_plan("plan.yaml")
+
+    def found(file: PlanFile) -> dict[str, object]:
+        write_plan("plan.yaml", file, force=True)
+        said: dict[str, object] = json.loads(sim("simulate", "plan.yaml", *HERE[2:], "--json").out)
+        return said
+
+    made = found(plan)
+    assert [made[key] for key in ("dtype", "batch", "seq", "changed")] == ["fp32", 1, None, False]
+    eager = replace(plan.plan, launch=Launch.EAGER, head=0, opening=0)
+    assert found(replace(plan, plan=eager))["changed"] is True
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "", " "])
+def test_a_plan_whose_name_cannot_be_printed_is_refused(name: str, sim: Sim) -> None:
+    assert sim("search", *HERE, "--out", "plan.yaml").code == 0
+    plan = read_plan("plan.yaml")
+    write_plan("plan.yaml", replace(plan, plan=replace(plan.plan, name=name)), force=True)
+    done = sim("simulate", "plan.yaml", *HERE[2:])
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"sim: plan.yaml: the plan's name {name!r} cannot be printed; change it\n"
 
 
 def test_what_a_plan_file_gets_wrong_is_told_with_its_name(sim: Sim) -> None:

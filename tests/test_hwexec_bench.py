@@ -137,10 +137,11 @@ def test_json_has_the_keys_that_others_read(hwexec: Hwexec, monkeypatch: pytest.
         "limit_ms",
         "complete",
         "not_run",
+        "waived",
         "results",
     ]
     assert list(found) == keys
-    assert (found["complete"], found["not_run"]) == (True, [])
+    assert (found["complete"], found["not_run"], found["waived"]) == (True, [], {})
     assert set(found["limit_ms"]) == {"1", "2"}
     assert [(r["name"], r["links"]) for r in found["results"]] == [
         ("warm", 1),

@@ -326,6 +326,55 @@ def test_what_a_plan_file_gets_wrong_is_told_with_its_name(hwexec: Hwexec) -> No
     refused(hwexec(*bench), "hwexec: odd.yaml: plan 'best': ")
 
 
+class Blank(Toy):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) / 0 * 0
+
+
+class Silent(Toy):
+    def forward(self, tokens: Tensor) -> Tensor:
+        super().forward(tokens)
+        return None  # type: ignore[return-value]
+
+
+def blank() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return Blank(), toy()[1]
+
+
+def silent() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return Silent(), toy()[1]
+
+
+@pytest.mark.parametrize(
+    ("factory", "says"), [("blank", "is no number throughout"), ("silent", "has no numbers")]
+)
+def test_an_answer_that_no_weight_changes_passes_nothing(factory: str, says: str, hwexec: Hwexec) -> None:
+    """It was equal, bit for bit, to that of a run whose arenas were never filled."""
+    model = f"tests.test_hwexec_verify:{factory}"
+    assert run_command(sim_cli, "sim", ["search", "--model", model, "--out", "odd.yaml"]) == 0
+    done = hwexec("verify", "odd.yaml", "--device", "cpu", "--runs", "2", "--model", model, "--out", "found")
+    assert done.code == 1
+    assert f"the resident answer {says}" in " ".join(done.out.split())
+    report = read_record("found/report.yaml", verify.VERIFY)
+    assert (report.passed, report.outputs_match) == (False, False)
+    done = hwexec(
+        "bench",
+        "--model",
+        model,
+        "--device",
+        "cpu",
+        "--host",
+        "p3.8xlarge",
+        "-e",
+        "best",
+        "--runs",
+        "1",
+        "--json",
+    )
+    assert done.code == 1
+    assert all(says in row["note"] and not row["outputs_match"] for row in json.loads(done.out)["results"])
+
+
 def test_a_plan_for_another_network(hwexec: Hwexec, tmp_path: Path) -> None:
     file = read_plan("plan.yaml")
     write_plan("odd.yaml", replace(file, model="tests.test_hwexec_verify:wider"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sim.account import account, in_place
 from sim.baselines import BASELINES, Setting
 from sim.catalog import find_host
 from sim.errors import InputError
-from sim.host import Host
+from sim.host import Figure, Host
 from sim.network import Network
 from sim.picture import chrome_trace, picture, plot
 from sim.plan import Access, Chunk, Launch, Plan
@@ -182,9 +182,29 @@ def test_measured_profiles_name_where_and_when() -> None:
     )
     measured = replace(made.profile, kind="measured", provenance=provenance)
     assert report.title(measured, MACHINE, 0) == "test, fp32, batch 1 on test, GPU 0 (measured)"
-    assert report.footnote(measured, MACHINE, BEST) == (
+    assert report.footnote(measured, measured_host(MACHINE), BEST) == (
         "Measured on h200-pair, NVIDIA H200, driver 580.1, CUDA 13.0, torch 2.11, 2026-01-02T03:04:05Z."
     )
+    # a host that nobody measured, wholly or in part
+    text = report.footnote(measured, MACHINE, BEST)
+    assert re.sub(r"by \d+\.\d%", "by P", text) == (
+        "Layers measured on h200-pair, NVIDIA H200, driver 580.1, CUDA 13.0, torch 2.11, 2026-01-02T03:04:05Z. "
+        "None of the 36 constants of test is measured (36 assumed); `sim hosts FILE` lists each with its source. Raised by 10%, "
+        "these change this answer most: PCIe rates by P, all other costs by P."
+    )
+    unused = replace(measured_host(MACHINE).costs, peer_read_bytes_per_s=figure(1e9))
+    assert report.footnote(measured, replace(measured_host(MACHINE), costs=unused), BEST).startswith(
+        "Measured on"
+    ), "nothing hangs on it"
+
+
+def measured_host(host: Host) -> Host:
+    def known(told: Figure) -> Figure:
+        return replace(told, kind="measured")
+
+    costs = {field.name: known(getattr(host.costs, field.name)) for field in fields(host.costs)}
+    links = tuple(replace(link, bytes_per_s=known(link.bytes_per_s)) for link in host.links)
+    return replace(host, costs=replace(host.costs, **costs), links=links)
 
 
 def test_times_of_threads_are_called_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,12 +264,13 @@ def test_json_has_exactly_the_agreed_keys() -> None:
         "memory_budget_bytes",
         "runs",
         "strategies",
+        "not_shown",
         "best",
         "bound_ms",
         "gap",
         "search_seconds",
     ]
-    keys = ["name", "latency_ms", "cold_ms", "copied_bytes", "direct_bytes", "chunks", "gpus"]
+    keys = ["name", "latency_ms", "cold_ms", "copied_bytes", "direct_bytes", "held_bytes", "chunks", "gpus"]
     assert all(list(s) == keys for s in found["strategies"])
     assert list(found["best"]) == [*keys, "launch"]
     assert [s["name"] for s in found["strategies"]] == [c.name for c in made.outcome.strategies]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hwexec import pace, starts
 from hwexec.cpu import CpuDevice
-from hwexec.starts import SAME, Likeness, Starts, steadiest_starts, take
+from hwexec.starts import SAME, Likeness, Starts, shows_nothing, steadiest_starts, take
 from hwexec.timing import Samples
 from sim.errors import InputError
 
@@ -23,6 +23,27 @@ def series(*takes: tuple[float, ...], wrong: int = -1) -> Callable[[], Starts]:
         for at, t in enumerate(takes)
     )
     return lambda: next(made)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ([], "has no numbers"),
+        ([torch.ones(0)], "has no numbers"),
+        ([torch.full((2, 3), torch.nan)], "is no number throughout"),
+        (
+            [torch.full((3,), torch.nan, dtype=torch.bfloat16), torch.full((1,), torch.nan)],
+            "is no number throughout",
+        ),
+        ([torch.tensor([torch.nan, 1.0])], ""),
+        ([torch.full((2,), torch.nan), torch.zeros(1)], ""),
+        ([torch.tensor([3])], ""),
+    ],
+)
+def test_an_answer_that_any_weights_give_shows_nothing(answer: list[Tensor], says: str) -> None:
+    found = shows_nothing(answer)
+    assert found.startswith(says)
+    assert bool(found) is bool(says)
 
 
 CALM, WILD, WILDER = (100e6, 101e6, 102e6), (100e6, 130e6, 160e6), (10e6, 100e6, 190e6)

@@ -13,7 +13,7 @@ from calibrate import show as calibrated
 from hwexec.sweep_report import table_of
 from sim.catalog import Request, find_host, find_profile, host_names
 from sim.listing import host_table, hosts_table, layers_table
-from sim.tables import as_text, put, say, show
+from sim.tables import as_text, plain, put, say, show
 from tests.builders import network
 
 
@@ -48,6 +48,17 @@ def test_calibrates_tables_too() -> None:
     text = out.getvalue()
     assert "…" not in text
     assert "55.18" in text
+
+
+def test_names_are_printed_as_they_are() -> None:
+    """`hf:llama:layers=4` was a llama in a title, and a child called `[/x]` a traceback."""
+    table = Table(title="hf:llama:layers=4")
+    table.add_column("[red]")
+    table.add_row("see [/x] and so on and on and on")
+    text = as_text(table, ":smile:")
+    assert all(word in text for word in ("hf:llama:layers=4", "[red]", "see [/x]", ":smile:"))
+    console = plain(file=io.StringIO(), width=100)
+    assert [console.render_str(word).plain for word in ("[/x]", ":llama:")] == ["[/x]", ":llama:"]
 
 
 def test_a_table_keeps_to_the_screen_where_it_can() -> None:
