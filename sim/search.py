@@ -37,8 +37,11 @@ LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 """Groups of chunks tried."""
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 """Of what a read adds in place to what its copy takes, up to which reads are made in place."""
+NEAR, MOST_STARTS = 1.02, 2
+"""Of the ladder's plans, one for each set of links, those are varied that cost no more times as much as the best, so many at most:
+one that starts behind may end up ahead."""
 ROUNDS = 2
-"""How often the best of the ladder is varied, one decision after the other."""
+"""How often each of them is varied, one decision after the other."""
 LOCAL_MOVES = 52
 """Plans tried by local search on a network of up to 200 layers; fewer in proportion on longer ones."""
 
@@ -236,7 +239,13 @@ class _Finder:
         return [(i, j) for _, i, j in sorted(rows)]
 
     def _structured(self) -> Plan:
-        best = min([*self._all_in_place(), *self._ladder()], key=self._cost)
+        likely = sorted([*self._all_in_place(), *self._ladder()], key=self._cost)
+        near = [draft for draft in likely[:MOST_STARTS] if self._cost(draft) <= NEAR * self._cost(likely[0])]
+        best = min((self._refine(draft, self.moves // len(near)) for draft in near), key=self._cost)
+        return self._plan(best)
+
+    def _refine(self, best: Draft, moves: int) -> Draft:
+        """Varied one decision after the other, then by local moves."""
         for _ in range(ROUNDS):
             before = best
             best = self._least_draft(best, self._in_place(best))
@@ -244,7 +253,7 @@ class _Finder:
                 best = self._least_draft(best, vary(best, self.paths))
             if best == before:
                 break
-        return self._plan(self._improve(best))
+        return self._improve(best, moves)
 
     def _all_in_place(self) -> Iterator[Draft]:
         """Nothing held on the target: every read from host memory, or from partners' where that is faster."""
@@ -337,9 +346,9 @@ class _Finder:
 
     # Local moves
 
-    def _improve(self, best: Draft) -> Draft:
+    def _improve(self, best: Draft, left: int) -> Draft:
         """First improvement, moves drawn from the longest stalls of the best plan, until none helps or the moves are spent."""
-        left, cost = self.moves, self._cost(best)
+        cost = self._cost(best)
         tried: set[Draft] = {best}
         while left > 0:
             for draft in self._neighbours(best):
