@@ -48,6 +48,8 @@ T = TypeVar("T")
 NO_FIGURE = "GPUs were played by threads: no number written here means anything"
 NETWORK_SECONDS = 12.0
 """A first guess of what one network takes."""
+PLAYED_SECONDS = 10.0
+"""The same where threads play the GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +145,9 @@ def run(
         progress.note(
             f"{store.folder}: going on from {kept} before, with {how}; pass --fresh to measure all again"
         )
-    pace = 0.3 if ask.quick else 1.0
+    pace = 0.1 if not device.figures else 0.3 if ask.quick else 1.0
     looks = sum(c.seconds * pace for c in (*left, *looks_left(cases, had, device, effort)))
-    progress.plan(looks + NETWORK_SECONDS * len(missing))
+    progress.plan(looks + (NETWORK_SECONDS if device.figures else PLAYED_SECONDS) * len(missing))
     results = measure_cases(device, topology, effort, cases, store, progress, pace)
     draft = assemble(ask.name, opened.about, opened.gpus, results, keep_bad=True, figures=device.figures)
     failed = _networks(missing, draft.host, device, store, progress, effort, opened.provenance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -227,7 +227,7 @@ def bench(task: Task, device: Device, tell: Callable[[Row], None] = lambda row: 
         warm_graph_ns=warm_ns,
         limits=tuple(limits(task.network, rates, warm_ns, rows)),
         waived=tuple(waived),
-        rows=tuple(rows),
+        rows=tuple(rows if device.figures else map(_untimed, rows)),
         together_bytes_per_s=together,
         stopped=_why_stopped(stopped),
         not_run=tuple(left) if stopped is not None else (),
@@ -253,6 +253,11 @@ def limits(
         size = needed_bytes(network) if best is None else best.copied_bytes
         rate = sum(rates[:links])
         yield Limit(links, size, rate, max(warm_ns, size / rate * 1e9))
+
+
+def _untimed(row: Row) -> Row:
+    """Of GPUs that threads played nothing is told that could be taken for a time."""
+    return replace(row, predicted_ns=None, predicted_issued_ns=None)
 
 
 def _prepared(task: Task, plan: Plan, device: Device, inputs: tuple[torch.Tensor, ...]) -> ColdStart:

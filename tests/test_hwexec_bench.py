@@ -63,6 +63,7 @@ def test_every_strategy_on_the_cpu_gives_right_answers_and_no_times(hwexec: Hwex
     assert [row.links for row in found.rows][-4:] == [2, 2, 1, 2]
     assert all(row.outputs_match and row.samples_ns == () and row.runs == 2 for row in found.rows)
     assert [row.name for row in found.rows if row.plan is None] == ["warm"], "others can be predicted again"
+    assert {(row.predicted_ns, row.predicted_issued_ns) for row in found.rows} == {(None, None)}
     assert found.limits == ()
 
 
