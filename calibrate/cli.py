@@ -13,6 +13,7 @@ import click
 from sim.catalog import Request
 from sim.console import note, run_command
 from sim.errors import InputError, require
+from sim.names import DTYPE_NAMES
 from sim.output import check_file_name, check_outputs
 
 if TYPE_CHECKING:  # it imports torch
@@ -48,9 +49,7 @@ _OUT = click.Path(file_okay=False, path_type=Path)
     metavar="NAME",
     help="A network to time by layers: resnet50, hf:bert-base, ... Repeatable.",
 )
-@click.option(
-    "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Of every --model.  [default: fp32]"
-)
+@click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="Of every --model.  [default: fp32]")
 @click.option(
     "--batch", type=click.IntRange(min=1), help="Samples per request, of every --model.  [default: 1]"
 )

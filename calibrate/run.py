@@ -147,7 +147,7 @@ def run(
         )
     pace = 0.1 if not device.figures else 0.3 if ask.quick else 1.0
     looks = sum(c.seconds * pace for c in (*left, *looks_left(cases, had, device, effort)))
-    progress.plan(looks + (NETWORK_SECONDS if device.figures else PLAYED_SECONDS) * len(missing))
+    progress.plan(looks + _network_seconds(device) * len(missing))
     results = measure_cases(device, topology, effort, cases, store, progress, pace)
     draft = assemble(ask.name, opened.about, opened.gpus, results, keep_bad=True, figures=device.figures)
     failed = _networks(missing, draft.host, device, store, progress, effort, opened.provenance)
@@ -188,11 +188,12 @@ def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profil
     kind: ProfileKind = "measured" if opened.figures else "played"
     costs = made.host.costs
     busy, weight = in_place(result) or (None, None)
+    wait, wait_beside = waits(result.waited) or (None, None)
     profile = Profile(
         kind, result.network, made.host.digest, timings(result), provenance,
         slowed(result), busy, weight, start(result, costs) if opened.figures else None,
         hook(result.network, result.hooked, made.host), relay(result.network, result.hooked, made.host),
-        None, *(waits(result.waited) or (None, None)),
+        wait=wait, wait_beside=wait_beside,
     )  # fmt: skip
     return replace(profile, launch=launch(profile, result.launched, made.host))
 
@@ -211,6 +212,7 @@ def _networks(
     All are first timed without the profiler, then each with it: it would make the others' launches slower.
     """
     failed: list[str] = []
+    seconds = _network_seconds(device)
     ready: list[tuple[Request, Network, Unwatched]] = []
     given: dict[str, Any] = {"host": host, "device": device, "repeats": effort.repeats // 2 + 1}
 
@@ -228,7 +230,7 @@ def _networks(
             if line is None:
                 raise lost(what, error, store) from error
             failed.append(f"{what}: {line}")
-            progress.ended(what, NETWORK_SECONDS, f"failed: {line}")
+            progress.ended(what, seconds, f"failed: {line}")
         return None
 
     for request, network in missing:
@@ -246,8 +248,12 @@ def _networks(
             store.keep_layers(host.name, replace(result, provenance=made))
             for text in result.notes:
                 progress.note(f"{what}: {text}")
-            progress.ended(what, NETWORK_SECONDS, f"{result.seconds:.1f} s")
+            progress.ended(what, seconds, f"{result.seconds:.1f} s")
     return failed
+
+
+def _network_seconds(device: Device) -> float:
+    return NETWORK_SECONDS if device.figures else PLAYED_SECONDS
 
 
 def _network(request: Request) -> Network:

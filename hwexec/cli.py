@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from sim.console import run_command
 from sim.errors import InputError, require
+from sim.names import DTYPE_NAMES
 
 _F = TypeVar("_F", bound=Callable[..., int])
 
@@ -118,7 +119,7 @@ def verify(**options: Any) -> int:
 @cli.command()
 @click.option("--model", required=True, metavar="NAME", help="As for sim; `sim models` lists names.")
 @click.option("--batch", type=int, help="Samples per request. Default: 1.")
-@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32.")
+@click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="Default: fp32.")
 @click.option("--seq", type=int, help="Tokens per sample (hf: models). Default: the model's own.")
 @click.option(
     "-e",
@@ -171,7 +172,7 @@ def bench(**options: Any) -> int:
 @cli.command()
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Repeatable.")
 @click.option(
-    "--dtype", "dtypes", multiple=True, default=("fp32",), type=click.Choice(["fp32", "fp16", "bf16"]),
+    "--dtype", "dtypes", multiple=True, default=("fp32",), type=click.Choice(DTYPE_NAMES),
     help="Repeatable. Default: fp32.",
 )  # fmt: skip
 @click.option(

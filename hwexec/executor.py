@@ -6,8 +6,8 @@ it fails half way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
@@ -232,15 +232,18 @@ class ColdStart:
         """
         self._open()
         self.device.synchronize()
-        with self._given_up():
-            if self.launch is not Launch.EAGER:
+        try:
+            if self.launch is Launch.EAGER:
+                found = spans.of_rows(self.program, self._watched())
+            else:
                 captured = self._graphs["cold"]
                 seen = self.device.trace(lambda: self._replay(captured, lambda: None, self._ahead(captured)))
-                self._hot, self._full = True, False
-                return spans.of_graph(self.program, seen, captured.layer_nodes)
-            rows = self._watched()
-            self._hot, self._full = True, False
-            return spans.of_rows(self.program, rows)
+                found = spans.of_graph(self.program, seen, captured.layer_nodes)
+        except BaseException:
+            self._give_up()
+            raise
+        self._hot, self._full = True, False
+        return found
 
     def _watched(self) -> list[spans.Row]:
         """An eager cold start, timing events round everything."""
@@ -330,14 +333,6 @@ class ColdStart:
                 self._give_up()
             if (line := memory_error(error, self.device)) is not None:
                 raise line from None
-            raise
-
-    @contextmanager
-    def _given_up(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self._give_up()
             raise
 
     def _give_up(self) -> None:

@@ -11,6 +11,7 @@ import click
 
 from sim.console import run_command
 from sim.errors import InputError, require
+from sim.names import DTYPE_NAMES
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -79,7 +80,7 @@ _MODEL = _with(
         help="A torchvision model, an hf: name, or package.module:callable; `sim models` lists names.",
     ),
     click.option("--batch", type=int, help="Samples per request. Default: 1."),
-    click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32."),
+    click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="Default: fp32."),
     click.option("--seq", type=int, help="Tokens per sample (hf: models). Default: the model's own."),
 )
 _PROFILE = click.option(

@@ -197,7 +197,8 @@ def _made(file: PlanFile) -> list[str]:
 
 def _changed(file: PlanFile) -> bool:
     """Whether the plan was changed after it was made, as far as the file tells."""
-    return bool(_made(file)) and _made(file) != [f"plan:{file.plan.digest}"]
+    made = _made(file)
+    return bool(made) and made != [f"plan:{file.plan.digest}"]
 
 
 def _against(file: PlanFile, timeline: Timeline) -> str:

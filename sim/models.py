@@ -24,9 +24,10 @@ from sim.errors import InputError, require
 from sim.hf import SHAPES, hf_shape, make_transformer
 from sim.hints import error_line, unknown
 from sim.later import Later, weak
+from sim.names import DTYPE_NAMES
 from sim.tracker import ROOT
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = dict(zip(DTYPE_NAMES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
 MAX_BATCH = 65536
 """More samples than any GPU holds; a larger number is a typing mistake."""
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from sim.hf import SHAPES
 
+DTYPE_NAMES = ("fp32", "fp16", "bf16")
+"""What weights may be made, the default first; sim.models has PyTorch's own."""
 _REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n|[ \t)].*\n)*def (\w+)\(", re.MULTILINE)
 
 

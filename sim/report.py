@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -15,7 +15,7 @@ from sim.catalog import find_host, host_names
 from sim.hints import run_words, size_words
 from sim.host import Host
 from sim.network import Network
-from sim.origins import LAYER_TIMES, MORE, levers, origins
+from sim.origins import LAYER_TIMES, MORE, Lever, levers, origins
 from sim.plan import Access, Launch, Plan
 from sim.profile import Profile, ProfileKind
 from sim.search import Candidate, Options, Outcome
@@ -63,9 +63,9 @@ def footnote(profile: Profile, host: Host, plan: Plan) -> str:
             f"{what} {value}" for what, value in (("driver", made.driver), ("CUDA", made.cuda)) if value
         ]
         parts += [f"torch {made.torch}"] if made.torch else []
-        told = f"Measured on {', '.join(p for p in parts if p)}, {made.date}"
+        where = f"on {', '.join(p for p in parts if p)}, {made.date}."
         rest = _rest_words(profile, host, plan)
-        return f"Layers {told[0].lower()}{told[1:]}. {rest}" if rest else f"{told}."
+        return f"Layers measured {where} {rest}" if rest else f"Measured {where}"
     if profile.kind == "played":
         return (
             f"NO FIGURES: threads of a processor played the GPUs of {made.host or host.name} when this was recorded "
@@ -75,33 +75,31 @@ def footnote(profile: Profile, host: Host, plan: Plan) -> str:
 
 
 def _rest_words(profile: Profile, host: Host, plan: Plan) -> str:
-    """Of measured layers on a host that is not wholly measured, what `estimate_words` says of it; empty where the prediction of
-    `plan` hangs on nothing but measurements."""
+    """Of measured layers, what of the host nobody measured; empty where the prediction of `plan` hangs on none of that."""
     if all(origin.kind == "measured" for origin in origins(host)):
         return ""
-    hangs = any(lever.part > 0 for lever in levers(plan, profile, host) if lever.name != LAYER_TIMES)
-    return _constants_words(profile, host, plan, but=LAYER_TIMES) if hangs else ""
+    moved = [lever for lever in levers(plan, profile, host) if lever.name != LAYER_TIMES]
+    words = _constants_words(host, moved)
+    return f"{words[0].upper()}{words[1:]}" if moved else ""
 
 
 def estimate_words(profile: Profile, host: Host, plan: Plan) -> str:
     """How many of a host's constants nobody measured, what lists them, and which of them the prediction of `plan` hangs on."""
-    words = _constants_words(profile, host, plan)
-    return f"Estimated: {words[0].lower()}{words[1:]}"
+    return f"Estimated: {_constants_words(host, levers(plan, profile, host))}"
 
 
-def _constants_words(profile: Profile, host: Host, plan: Plan, but: str = "") -> str:
-    """The same, of all levers `but` one, as sentences."""
+def _constants_words(host: Host, moved: Sequence[Lever]) -> str:
+    """The same, as sentences; `moved` are what the prediction hangs on, most first."""
     found = tuple(origins(host))
     known, total = sum(o.count for o in found if o.kind == "measured"), sum(o.count for o in found)
     kinds = ", ".join(f"{o.count} {o.kind}" for o in found)
     counted = (
-        f"None of the {total} constants of {host.name} is measured"
+        f"none of the {total} constants of {host.name} is measured"
         if not known
         else f"{total - known} of the {total} constants of {host.name} are not measured"
     )
     ships = host.name in host_names() and find_host(host.name).digest == host.digest
     lists = f"`sim hosts {host.name if ships else 'FILE'}` lists each with its source"
-    moved = (lever for lever in levers(plan, profile, host) if lever.name != but)
     told = [lever for lever in moved if lever.part >= LEAST_TOLD][:MOST_TOLD]
     changes = ", ".join(f"{lever.name} by {lever.part:.1%}" for lever in told)
     most = f" Raised by {MORE:.0%}, these change this answer most: {changes}." if changes else ""

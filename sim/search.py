@@ -41,7 +41,7 @@ OBVIOUS = 0.5
 """What adds less than this part of its copy is read in place to begin with."""
 SURE = 1.002
 """Other reads in place must gain more than this: beside copies they are predicted a few percent of themselves off, and a plan of
-resnet50 that gained 0.04 % by one of 8 MiB took 1.1 % longer than predicted (results/h200-pair-2/bench)."""
+resnet50 that gained 0.02 % by one of 8 MiB took 1.1 % longer than predicted (results/h200-pair-2/bench)."""
 NEAR, MOST_STARTS = 1.02, 2
 """Of the ladder's plans, one for each set of links, those are varied that cost no more times as much as the best, so many at most:
 one that starts behind may end up ahead."""

@@ -231,7 +231,9 @@ class _Simulation:
                         yield env.timeout(now - env.now)
                     if self.carried[self.lane]:
                         least = max(over, busy)
-                goes_on = max(now + least, self.happened[op.event] + max(least, blocked))
+                goes_on = max(
+                    now + least, self.happened[op.event] + max(least, blocked)
+                )  # one that blocks costs no less
                 held = goes_on - least  # what a wait costs in any case is no stall
                 if self.detail and held > now and not is_landing(name):  # nothing else runs there
                     copy = self.behind[op.event]
@@ -242,7 +244,7 @@ class _Simulation:
 
     def wait_ns(self, op: Wait) -> tuple[float, float, float]:
         """What a wait costs that is over, from when its stream came there; the same of layers beside copies over their GPU's lane;
-        and one that blocks, from its event: no less."""
+        and one that blocks, from its event."""
         costs = self.costs
         over, blocked = costs.wait_ns, costs.wait_blocked_ns
         if op.cross_device:
@@ -257,7 +259,7 @@ class _Simulation:
             # timed with waits for events of the own device; one of another's costs no less than what the host's figure says
             least = over_ns if op.cross_device else 0.0
             over_ns, beside_ns = (max(own_ns, least) for own_ns in self.own_waits)
-        return over_ns, beside_ns, max(over_ns, blocked.value)
+        return over_ns, beside_ns, blocked.value
 
     def read_in_place(self, op: Run, timing: LayerTiming) -> Process:
         """One flow per place a layer reads from: host memory over its own PCIe lane, a partner over the peer route."""

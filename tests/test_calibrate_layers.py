@@ -16,6 +16,7 @@ from calibrate.fit import beside_ns
 from calibrate.layers import (
     LayerRun,
     LayersResult,
+    Unwatched,
     Waited,
     issue_times,
     layer_times,
@@ -327,18 +328,23 @@ def test_host_times_of_a_whole_start_are_taken_before_the_profiler_runs(figures:
     device.close()
 
 
+def first_half(made: Built, device: CpuDevice) -> Unwatched:
+    """As if the times of threads were figures."""
+    device.figures = True
+    network = trace(made).network
+    return unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=lambda _: None)
+
+
 def test_cold_starts_that_cannot_be_made_cost_a_network_its_own_figures_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made, device = built(), CpuDevice(1, delay_us=0.0)
-    device.figures = True
 
     def refused(*_: object) -> tuple[Point, ...]:
         raise InputError("GPU 1: no room")
 
     monkeypatch.setattr(layers, "graph_starts", refused)
-    network = trace(made).network
-    found = unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=lambda _: None)
+    found = first_half(made, device)
     assert (len(found.hooked), found.launched) == (2, ())
     assert "cold starts by graph: not measured (GPU 1: no room); the host's costs hold" in found.notes
     assert device.pinned == {}
@@ -347,11 +353,9 @@ def test_cold_starts_that_cannot_be_made_cost_a_network_its_own_figures_alone(
 
 def test_a_wrong_answer_of_a_cold_start_ends_a_networks_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     made, device = built(), CpuDevice(1, delay_us=0.0)
-    device.figures = True
     monkeypatch.setattr(Reference, "of", classmethod(lambda cls, *_: cls([], SAME)))
-    network = trace(made).network
     with pytest.raises(Mismatch, match="not that of a resident run"):
-        unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=lambda _: None)
+        first_half(made, device)
     assert device.pinned == {}
     device.close()
 
@@ -414,8 +418,7 @@ def test_a_gpu_without_room_for_copies_beside_a_run_costs_that_figure_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made, device = built(), CpuDevice(1, delay_us=0.0)
-    device.figures = True
-    network, allocate = trace(made).network, device.allocate
+    allocate = device.allocate
 
     def small(size: int, gpu: int) -> torch.Tensor:
         if size >= side.BESIDE_BYTES:
@@ -423,7 +426,7 @@ def test_a_gpu_without_room_for_copies_beside_a_run_costs_that_figure_alone(
         return allocate(size, gpu)
 
     monkeypatch.setattr(device, "allocate", small)
-    found = unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=lambda _: None)
+    found = first_half(made, device)
     assert (found.alone, found.waited) == (None, None)
     assert any("not measured (no room on GPU 0 for copies of" in note for note in found.notes)
     assert len(found.hooked) == 2
@@ -438,9 +441,7 @@ def test_a_network_without_waits_has_its_runs_alone_and_beside_copies_all_the_sa
         module = Branching()
     made = Built(module.eval(), (torch.ones(1, 32),), 1, "fp32", None, "toy")
     device = CpuDevice(1, delay_us=0.0)
-    device.figures = True
-    network = trace(made).network
-    found = unwatched(made, network, host=toy_host(), device=device, repeats=2, progress=lambda _: None)
+    found = first_half(made, device)
     assert found.waited is None
     assert found.alone is not None
     assert [len(point.samples_ns) for point in (found.alone, found.beside_copies) if point] == [4, 4]

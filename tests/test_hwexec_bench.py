@@ -23,6 +23,7 @@ from sim.errors import InputError
 from sim.files import read_plan, read_record, write_plan
 from tests.test_hwexec_verify import MODEL, Stopwatch
 
+ON_CPU = ("bench", "--model", MODEL, "--device", "cpu")
 ALL = ("warm", "demand", "pipeline", "pipeswitch", "dha", "pt", "pt+dha", "best", "best")
 
 
@@ -52,9 +53,7 @@ def hwexec(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
 
 
 def test_every_strategy_on_the_cpu_gives_right_answers_and_no_times(hwexec: Hwexec) -> None:
-    done = hwexec(
-        "bench", "--model", MODEL, "--device", "cpu", "-d", "0", "2", "--runs", "2", "--out", "b.yaml"
-    )
+    done = hwexec(*ON_CPU, "-d", "0", "2", "--runs", "2", "--out", "b.yaml")
     assert done.code == 0, done.err
     assert "times are no figures" in done.out
     assert " ms" not in done.out
@@ -173,13 +172,13 @@ def test_json_has_the_keys_that_others_read(hwexec: Hwexec, monkeypatch: pytest.
 def test_a_plan_file_runs_beside_the_strategies(hwexec: Hwexec, capsys: pytest.CaptureFixture[str]) -> None:
     run_command(sim_cli, "sim", ["search", "--model", MODEL, "--out", "plan.yaml"])
     capsys.readouterr()
-    done = hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "plan.yaml", "--runs", "1", "--json")
+    done = hwexec(*ON_CPU, "-e", "plan.yaml", "--runs", "1", "--json")
     assert [r["name"] for r in json.loads(done.out)["results"]] == ["warm", "best"]
     odd = hwexec("bench", "--model", "resnet18", "--device", "cpu", "-e", "plan.yaml")
     assert (odd.code, "batch 1, not for resnet18, fp32, batch 1; pass" in odd.err) == (2, True)
     file = read_plan("plan.yaml")
     write_plan("odd.yaml", replace(file, plan=replace(file.plan, chunks=())))
-    odd = hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "odd.yaml")
+    odd = hwexec(*ON_CPU, "-e", "odd.yaml")
     assert (odd.code, "odd.yaml: plan 'best'" in odd.err) == (2, True), "it is none, whatever the machine has"
 
 
@@ -189,7 +188,7 @@ def test_plan_files_say_which_gpus_and_others_that_are_named_are_refused(
     for gpus, path in (("0,2", "pair.yaml"), ("1", "one.yaml"), ("0,3", "other.yaml")):
         run_command(sim_cli, "sim", ["search", "--model", MODEL, "--gpus", gpus, "--out", path])
     capsys.readouterr()
-    ask = ("bench", "--model", MODEL, "--device", "cpu", "--runs", "1", "--json")
+    ask = (*ON_CPU, "--runs", "1", "--json")
 
     def gpus_of(*args: str) -> list[int]:
         done = hwexec(*ask, *args)
@@ -223,7 +222,7 @@ def test_plan_files_of_one_name_are_told_apart_by_their_paths(
     capsys.readouterr()
 
     def rows(strategies: str) -> list[str]:
-        done = hwexec("bench", "--model", MODEL, "--device", "cpu", "--runs", "1", "--json", "-e", strategies)
+        done = hwexec(*ON_CPU, "--runs", "1", "--json", "-e", strategies)
         return [row["name"] for row in json.loads(done.out)["results"]]
 
     assert rows("best,a.yaml,a.yaml,d.yaml") == ["warm", "best", "best (a.yaml)", "mine"]
@@ -235,7 +234,7 @@ def test_fewer_runs_than_asked_for_are_told_with_the_reason(
 ) -> None:
     monkeypatch.setattr(bench, "BUDGET_S", 0.0)
     monkeypatch.setattr(bench, "PEER_BUDGET_S", 0.0)
-    ask = ("bench", "--model", MODEL, "--device", "cpu", "-e", "dha", "--peers", "--runs", "5")
+    ask = (*ON_CPU, "-e", "dha", "--peers", "--runs", "5")
     done = hwexec(*ask, "--out", "b.yaml")
     assert "dha, 1 link: done (3 of 5 runs)" in done.err
     assert "dha: 3 of 5 runs, since those of a row may take 0 s together" in done.out
@@ -246,7 +245,7 @@ def test_fewer_runs_than_asked_for_are_told_with_the_reason(
     found = json.loads(hwexec(*ask, "--json").out)["results"]
     assert {(r["runs"], r["runs_asked"], "3 of 5 runs" in r["note"]) for r in found} == {(3, 5, True)}
     monkeypatch.setattr(bench, "BUDGET_S", 60.0)
-    assert " of " not in hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "dha", "--runs", "4").err
+    assert " of " not in hwexec(*ON_CPU, "-e", "dha", "--runs", "4").err
 
 
 @pytest.mark.parametrize(
@@ -268,11 +267,7 @@ def test_what_had_run_before_a_bench_was_stopped_is_kept_and_shown(
 
     monkeypatch.setattr(bench, "run_entry", stopped)
     ask = (
-        "bench",
-        "--model",
-        MODEL,
-        "--device",
-        "cpu",
+        *ON_CPU,
         "-d",
         "0,2",
         "-e",
@@ -312,7 +307,7 @@ def test_rows_that_can_no_longer_be_written_are_shown_all_the_same(
         return run_entry(*given)
 
     monkeypatch.setattr(bench, "run_entry", meanwhile)
-    done = hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "dha", "--runs", "1", "--out", "b.yaml")
+    done = hwexec(*ON_CPU, "-e", "dha", "--runs", "1", "--out", "b.yaml")
     assert (done.code, done.err.splitlines()[-1]) == (
         2,
         "hwexec: b.yaml: exists; choose another path or pass --force",
@@ -328,7 +323,7 @@ def test_a_bench_that_is_stopped_before_its_first_row_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench, "run_entry", stopped)
-    done = hwexec("bench", "--model", MODEL, "--device", "cpu", "--out", "b.yaml")
+    done = hwexec(*ON_CPU, "--out", "b.yaml")
     assert (done.code, done.out, Path("b.yaml").exists()) == (130, "", False)
 
 
@@ -345,7 +340,7 @@ def test_a_bench_that_is_stopped_before_its_first_row_leaves_nothing(
     ],
 )
 def test_bad_options_are_one_line(hwexec: Hwexec, args: tuple[str, ...], part: str) -> None:
-    done = hwexec("bench", "--model", MODEL, "--device", "cpu", "--runs", "1", *args)
+    done = hwexec(*ON_CPU, "--runs", "1", *args)
     assert (done.code, done.out) == (2, "")
     assert part in done.err.splitlines()[-1]
 
@@ -363,7 +358,7 @@ def test_gpus() -> None:
 
 
 def test_without_a_partner_parallel_transmission_is_waived(hwexec: Hwexec) -> None:
-    done = hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "pt,best", "--runs", "1")
+    done = hwexec(*ON_CPU, "-e", "pt,best", "--runs", "1")
     assert done.code == 0
     assert "waived: pt (it needs a second GPU" in done.out
 
@@ -373,9 +368,7 @@ def test_a_plan_that_the_machine_cannot_run_is_waived_alone(
 ) -> None:
     strangers = frozenset({(2, 0)})
     monkeypatch.setattr(commands, "open_device", lambda name, gpus: CpuDevice(gpus, strangers=strangers))
-    done = hwexec(
-        "bench", "--model", MODEL, "--device", "cpu", "-d", "0", "2", "-e", "pt,pipeline", "--runs", "1"
-    )
+    done = hwexec(*ON_CPU, "-d", "0", "2", "-e", "pt,pipeline", "--runs", "1")
     assert done.code == 0
     assert "waived: pt (GPU 0 cannot read GPU 2's memory" in done.out
     assert "pipeline" in done.out
@@ -393,11 +386,7 @@ def test_of_two_best_plans_the_one_that_cannot_run_is_waived_by_its_links(
 
     monkeypatch.setattr(bench, "run_entry", refused)
     done = hwexec(
-        "bench",
-        "--model",
-        MODEL,
-        "--device",
-        "cpu",
+        *ON_CPU,
         "-d",
         "0",
         "2",
@@ -430,7 +419,7 @@ def test_a_peer_that_fails_is_waived_with_its_reason(hwexec: Hwexec, monkeypatch
 
     made = (Peer("peer:broken", "", broken), Peer("peer:wrong", "", wrong), PEERS[0])
     monkeypatch.setattr(bench, "PEERS", made)
-    done = hwexec("bench", "--model", MODEL, "--device", "cpu", "-e", "best", "--peers", "--runs", "1")
+    done = hwexec(*ON_CPU, "-e", "best", "--peers", "--runs", "1")
     assert "waived: peer:broken (RuntimeError: no such luck)" in done.out
     assert done.code == 1  # the wrong one's answer differs
     assert [line.split()[1] for line in done.out.splitlines() if "peer:" in line and "DIFFERENT" in line] == [
