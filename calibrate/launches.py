@@ -63,7 +63,7 @@ def launch(bench: Bench) -> tuple[Point, ...]:
             # as a cold start finds it: arenas just filled, and the host's caches with something else in them
             before = partial(_as_behind_a_start, bench.device, chain.stream, partial(bench.poison, 0))
             if bare:
-                idle = wall_ns(graph.replay, bench.device, repeats=repeats, before=before)
+                idle = wall_ns(graph.replay, bench.device, gpu=0, repeats=repeats, before=before)
             else:
                 called = call_ns(graph.replay, bench.device, repeats=repeats, before=before)
         if bare:
@@ -147,7 +147,8 @@ def cold_starts(
     cold: ColdStart, inputs: tuple[torch.Tensor, ...], before: Callable[[], None], repeats: int
 ) -> Starts:
     """As `hwexec verify` makes them. Mismatch where an answer is not the resident run's."""
-    starts = take(partial(cold, *inputs), cold.device, kept(cold.resident(*inputs)), before, repeats)
+    reference = kept(cold.resident(*inputs))
+    starts = take(partial(cold, *inputs), cold.device, cold.plan.target, reference, before, repeats)
     if not starts.worst.bit_equal:
         raise Mismatch(UNTRUSTED)
     return starts

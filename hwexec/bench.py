@@ -287,6 +287,7 @@ def run_entry(
                     take,
                     partial(cold.resident, *inputs),
                     device,
+                    plan.target,
                     reference.tensors,
                     nothing,
                     task.runs,
@@ -353,7 +354,14 @@ def _run_peer(task: Task, peer: Peer, scene: Scene, device: Device, plain: list[
     with peer.set_up(scene) as ready:
         set_up_s = time.perf_counter() - began
         series = partial(
-            take, ready.call, device, plain, ready.before, min(task.runs, PEER_RUNS), PEER_BUDGET_S
+            take,
+            ready.call,
+            device,
+            scene.where.index or 0,
+            plain,
+            ready.before,
+            min(task.runs, PEER_RUNS),
+            PEER_BUDGET_S,
         )
         # whatever others' code raises waives no take that it made before
         starts, scattered = steadiest_starts(series, device, waived=(Exception,))

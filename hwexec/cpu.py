@@ -259,6 +259,9 @@ class CpuDevice:
         if stream.raw is not None:
             stream.raw.queue.put(lambda: time.sleep(hold_ns * 1e-9))
 
+    def wait_for_caller(self, gpu: int) -> None:
+        self.synchronize()
+
     def synchronize(self) -> None:
         tokens = []
         for stream in self._workers:

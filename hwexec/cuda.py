@@ -337,6 +337,9 @@ class CudaDevice:
         with torch.cuda.stream(stream.raw):
             _cuda._sleep(int(hold_ns * 1e-9 * _GATE_HZ))
 
+    def wait_for_caller(self, gpu: int) -> None:
+        self._caller(gpu).synchronize()
+
     def synchronize(self) -> None:
         for gpu in range(self.gpu_count):
             torch.cuda.synchronize(gpu)

@@ -87,7 +87,7 @@ Ready = Callable[[], object]
 
 
 class Device(Protocol):
-    """One host's GPUs. Methods that enqueue return at once; only `synchronize` and `wait_on_host` block."""
+    """One host's GPUs. Methods that enqueue return at once; `synchronize`, `wait_for_caller` and `wait_on_host` block."""
 
     kind: str
     """`cuda` or `cpu`."""
@@ -209,6 +209,10 @@ class Device(Protocol):
 
     def gate(self, stream: Stream, hold_ns: float) -> None:
         """Keep `stream` busy with nothing for about `hold_ns`, so that what follows is enqueued before it starts."""
+        ...
+
+    def wait_for_caller(self, gpu: int) -> None:
+        """The calling thread goes on once all that its own current stream of a GPU holds has happened: once an answer is there."""
         ...
 
     def synchronize(self) -> None:

@@ -126,7 +126,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """One thing started many times: wall-clock times from the request to the answer synchronised, and the worst answer.
+    """One thing started many times: wall-clock times from the request until the answer is there, and the worst answer.
 
     `issued`: of the same starts, until the host thread had issued all of it and the call returned. `paused`: of further ones,
     after a pause, and `roused` of others that were announced at its end.
@@ -144,6 +144,7 @@ class Starts:
 def take(
     call: Callable[[], Any],
     device: Device,
+    gpu: int,
     reference: list[torch.Tensor],
     before: Callable[[], None],
     runs: int,
@@ -152,6 +153,7 @@ def take(
     rouse: Callable[[], None] | None = None,
 ) -> Starts:
     """`runs` starts after one untimed (libraries load, graphs are uploaded), fewer where they take longer than `budget_s`.
+    A start is over once its answer is on `gpu`, whatever else is still under way.
 
     `before` makes the next call a cold one. Each follows it at once, as starts do on a busy server: what the host's core has in
     its caches a pause takes away, and that may be a third of a millisecond (results/h100-pair-2/trials). So `paused`
@@ -176,8 +178,9 @@ def take(
         began_ns = time.perf_counter_ns()
         output = call()
         returned = time.perf_counter_ns() - began_ns
-        device.synchronize()
+        device.wait_for_caller(gpu)
         elapsed = time.perf_counter_ns() - began_ns
+        device.synchronize()
         worst, made = worst.worse(likeness(output, reference)), made + 1
         return float(elapsed), float(returned)
 
@@ -230,7 +233,10 @@ def start_cold(
     paused: int = PAUSED,
 ) -> Starts:
     """Cold starts with every arena filled with 0xFF before."""
-    return take(lambda: cold(*inputs), cold.device, reference, cold.evict, runs, budget_s, paused, cold.rouse)
+    device, target = cold.device, cold.plan.target
+    return take(
+        lambda: cold(*inputs), device, target, reference, cold.evict, runs, budget_s, paused, cold.rouse
+    )
 
 
 def wake(cold: ColdStart, inputs: tuple[torch.Tensor, ...]) -> None:

@@ -182,12 +182,14 @@ def wall_ns(
     call: Callable[[], object],
     device: Device,
     *,
+    gpu: int | None = None,
     repeats: int = 10,
     warmup: int = 2,
     before: Callable[[], None] | None = None,
 ) -> Samples:
-    """Time `call` from an idle device until it is idle again, by the host's clock. `before` as in `time_ns`."""
-    found = _from_idle(call, device, repeats, warmup, before)
+    """Time `call` from an idle device until it is idle again, by the host's clock, or only the caller's stream of one `gpu`.
+    `before` as in `time_ns`."""
+    found = _from_idle(call, device, repeats, warmup, before, gpu)
     return Samples.of(found, lambda pair: pair[1])
 
 
@@ -205,9 +207,14 @@ def call_ns(
 
 
 def _from_idle(
-    call: Callable[[], object], device: Device, repeats: int, warmup: int, before: Callable[[], None] | None
+    call: Callable[[], object],
+    device: Device,
+    repeats: int,
+    warmup: int,
+    before: Callable[[], None] | None,
+    gpu: int | None = None,
 ) -> Paced[tuple[float, float]]:
-    """Until the call has returned, and until the device is idle again."""
+    """Until the call has returned, and until the device is idle again or the caller's stream of `gpu` is."""
 
     def sample() -> tuple[float, float]:
         if before is not None:
@@ -216,7 +223,10 @@ def _from_idle(
         began = time.perf_counter_ns()
         call()
         called = time.perf_counter_ns()
-        device.synchronize()
+        if gpu is None:
+            device.synchronize()
+        else:
+            device.wait_for_caller(gpu)
         return float(called - began), float(time.perf_counter_ns() - began)
 
     for _ in range(warmup):

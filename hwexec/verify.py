@@ -210,6 +210,7 @@ def verify(task: Task, device: Device) -> Verified:
         repeats = take(
             run,
             device,
+            plan.target,
             reference.tensors,
             nothing,
             task.runs if settles else min(task.runs, FEWEST),

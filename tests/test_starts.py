@@ -111,7 +111,7 @@ def test_starts_follow_their_preparation_at_once_and_further_ones_a_pause(
 
     def taken(paused: int) -> Starts:
         told.clear()
-        return take(start, device, [torch.ones(1)], lambda: told.append("evict"), 3, paused=paused)
+        return take(start, device, 0, [torch.ones(1)], lambda: told.append("evict"), 3, paused=paused)
 
     assert taken(2).paused is None, "times are no figures here"
     device.figures = True
@@ -122,6 +122,21 @@ def test_starts_follow_their_preparation_at_once_and_further_ones_a_pause(
     assert len(found.paused.raw) == 1
     assert not found.worst.bit_equal, "the answer of a start after a pause counts as well"
     device.close()
+
+
+def test_a_start_is_over_once_its_answer_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, told = CpuDevice(1, delay_us=0.0), list[str]()
+    clock = iter(range(0, 10**9, 1000))
+    monkeypatch.setattr(starts.time, "perf_counter_ns", lambda: told.append("clock") or next(clock))
+    monkeypatch.setattr(device, "wait_for_caller", lambda gpu: told.append(f"answer on {gpu}"))
+    monkeypatch.setattr(device, "synchronize", lambda: told.append("idle"))
+
+    def start() -> Tensor:
+        told.append("start")
+        return torch.ones(1)
+
+    take(start, device, 3, [torch.ones(1)], lambda: told.append("evict"), 1)
+    assert told[:8] == ["evict", "idle", "clock", "start", "clock", "answer on 3", "clock", "idle"]
 
 
 def test_a_start_after_a_pause_may_be_announced_half_a_millisecond_before(
@@ -139,7 +154,14 @@ def test_a_start_after_a_pause_may_be_announced_half_a_millisecond_before(
         return torch.ones(1)
 
     found = take(
-        lambda: now("start"), device, [torch.ones(1)], lambda: None, 3, paused=2, rouse=lambda: now("rouse")
+        lambda: now("start"),
+        device,
+        0,
+        [torch.ones(1)],
+        lambda: None,
+        3,
+        paused=2,
+        rouse=lambda: now("rouse"),
     )
     assert told == ["start"] * 4 + ["pause 0.1", "start"] * 2 + ["pause 0.1", "rouse", "start"] * 2
     assert at["start"] - at["rouse"] >= 0.003
