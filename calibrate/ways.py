@@ -81,22 +81,23 @@ def beside_copies(network: Network) -> Plan:
 
 
 MOST_CUTS = 32
-"""Layers that wait, in the run that waits are timed by: as many as large networks' best plans have."""
+"""Layers that wait, in the run that waits are timed by: about as many as large networks' best plans have."""
 
 
 def cut(network: Network) -> Plan:
-    """A graph whose bytes come ahead of it over the own lane, cut where layers begin to need some: all of them, or some spread
-    evenly. Waits for what a partner pushes cost as much (results/h200-pair-2/trials/pushes.txt)."""
-    needed: set[int] = set()
+    """A graph whose bytes come ahead of it over the own lane, cut where layers begin that need most of them: best plans have their
+    waits there, and between small layers one costs half as much or less (results/h200-pair-3/trials). Waits for what a partner
+    pushes cost as much (results/h200-pair-2/trials/pushes.txt)."""
+    needed: list[tuple[int, int]] = []
     seen: set[int] = set()
     for layer in network.layers:
         new = {read.storage for read in layer.reads} - seen
         if new:
-            needed.add(min(network.offsets[storage] for storage in new))
+            size = sum(network.storages[storage].size_bytes for storage in new)
+            needed.append((-size, min(network.offsets[storage] for storage in new)))
         seen |= new
-    starts = sorted(needed)
-    count = min(MOST_CUTS, len(starts))
-    cuts = sorted({0, network.arena_bytes, *(starts[at * len(starts) // count] for at in range(count))})
+    largest = sorted(needed)[:MOST_CUTS]
+    cuts = sorted({0, network.arena_bytes, *(start for _, start in largest)})
     chunks = tuple(Chunk(a, b, (0,)) for a, b in pairwise(cuts))
     return replace(everything(network, Access.COPIED), name="calibrate-cut", chunks=chunks, head=len(chunks))
 
