@@ -47,6 +47,8 @@ class Draft:
     """Chunks issued before the graph is launched; all, where there are no more."""
     opening: int = 0
     """First layers launched as a graph of their own, where all chunks are issued ahead of the graph."""
+    joined: bool = False
+    """Whether layers wait for what several lanes bring side by side all at once, where it is issued ahead of the graph."""
     cuts: tuple[Range, ...] | None = None
     """None: not cut yet."""
 
@@ -72,11 +74,12 @@ def plan_of(draft: Draft, network: Network, host: Host, name: str = "best") -> P
     )
     pieces = _by_need(draft.cuts, draft, network)
     eager = draft.launch is Launch.EAGER
-    chunks = tuple(deal(pieces, draft.paths, host, EVERY if eager else draft.head))
+    chunks = tuple(deal(pieces, draft.paths, host, EVERY if eager else draft.head, joined=draft.joined))
     head = 0 if eager else min(draft.head, len(chunks))
+    joined = draft.joined and head > 0 and len(draft.paths) > 1
     able = not eager and head == len(chunks)
     opening = min(draft.opening, len(network.layers) - 1) if able else 0
-    return Plan(name, target, draft.launch, access, chunks, head=head, opening=opening)
+    return Plan(name, target, draft.launch, access, chunks, head=head, opening=opening, joined=joined)
 
 
 def _by_need(copied: tuple[Range, ...], draft: Draft, network: Network) -> list[tuple[Range, bool]]:
@@ -162,7 +165,12 @@ HOLE_BYTES = 32 * 1024
 
 
 def deal(
-    pieces: Sequence[tuple[Range, bool]], paths: tuple[Path, ...], host: Host, head: int
+    pieces: Sequence[tuple[Range, bool]],
+    paths: tuple[Path, ...],
+    host: Host,
+    head: int,
+    *,
+    joined: bool = False,
 ) -> Iterator[Chunk]:
     """Give each range, in order, to the path on which it would land first; one marked True to a partner, to stay there.
     Partners take what they have room for; the rest goes straight.
@@ -193,7 +201,7 @@ def deal(
         if room is not None:
             room.take(_partners(path, stays), stop - start, stays=stays)
         if index < head:
-            copies, others = calls_of(path)
+            copies, others = calls_of(path, joined=joined and len(paths) > 1)
             thread += (copies - 1) * costs.issue_copy_ns.value + others * costs.issue_event_ns.value
         else:
             thread += len(path) * costs.launch_copy_ns.value
