@@ -33,7 +33,6 @@ class KeptPlan:
     access: str
     chunks: str
     opening: int = 0
-    joined: bool = False
 
     def __post_init__(self) -> None:
         for what, text, form, example in (
@@ -72,15 +71,7 @@ class KeptPlan:
             path = (self.target,) if found[3] is None else tuple(map(int, found[3].split(">")))
             chunks.append(Chunk(start, stop, path))
         return Plan(
-            self.name,
-            self.target,
-            self.launch,
-            access,
-            tuple(chunks),
-            self.sync,
-            self.head,
-            self.opening,
-            self.joined,
+            self.name, self.target, self.launch, access, tuple(chunks), self.sync, self.head, self.opening
         )
 
 
@@ -95,13 +86,5 @@ def keep(plan: Plan) -> KeptPlan:
         words.append(f"{start}+{chunk.size_bytes}{path}")
         stop = chunk.stop_bytes
     return KeptPlan(
-        plan.name,
-        plan.target,
-        plan.launch,
-        plan.sync,
-        plan.head,
-        access,
-        " ".join(words),
-        plan.opening,
-        plan.joined,
+        plan.name, plan.target, plan.launch, plan.sync, plan.head, access, " ".join(words), plan.opening
     )

@@ -109,8 +109,8 @@ SWEEP = FileKind("sweep", 3, SweepRecord, last="figures")
 
 
 def random_plan(network: Network, host: Host, gpus: tuple[int, ...], seed: str) -> Plan:
-    """A valid plan that no search made: reads in place, where chunks end, launch, head, opening and whether it is joined are
-    drawn. Same seed, same plan."""
+    """A valid plan that no search made: reads in place, where chunks end, launch, head and opening are drawn. Same seed, same
+    plan."""
     draw = random.Random(seed)
     target, *partners = gpus
     paths = ((target,), *((partner, target) for partner in partners))
@@ -133,7 +133,7 @@ def random_plan(network: Network, host: Host, gpus: tuple[int, ...], seed: str) 
     head = draw.choice((0, draw.randint(1, 4 * len(paths)), EVERY))
     # of no account but where all chunks are ahead
     opening = draw.choice((0, draw.randrange(len(network.layers))))
-    drawn = replace(draft, cuts=tuple(cuts), head=head, opening=opening, joined=draw.random() < 0.5)
+    drawn = replace(draft, cuts=tuple(cuts), head=head, opening=opening)
     return plan_of(drawn, network, host, "random")
 
 

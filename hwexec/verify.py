@@ -318,7 +318,7 @@ def predict(cold: ColdStart, profile: Profile) -> Timeline:
 
 def as_run(plan: Plan, launch: Launch) -> Plan:
     """A graph that could not be captured ran eagerly, without a head, and is predicted and kept so."""
-    return plan if launch is Launch.GRAPH else replace(plan, launch=launch, head=0, opening=0, joined=False)
+    return plan if launch is Launch.GRAPH else replace(plan, launch=launch, head=0, opening=0)
 
 
 def _error(found: Likeness) -> str:

@@ -47,8 +47,6 @@ class Draft:
     """Chunks issued before the graph is launched; all, where there are no more."""
     opening: int = 0
     """First layers launched as a graph of their own, where all chunks are issued ahead of the graph."""
-    joined: bool = False
-    """Whether layers wait for what several lanes bring side by side all at once, where it is issued ahead of the graph."""
     cuts: tuple[Range, ...] | None = None
     """None: not cut yet."""
 
@@ -74,12 +72,11 @@ def plan_of(draft: Draft, network: Network, host: Host, name: str = "best") -> P
     )
     pieces = _by_need(draft.cuts, draft, network)
     eager = draft.launch is Launch.EAGER
-    chunks = tuple(deal(pieces, draft.paths, host, EVERY if eager else draft.head, joined=draft.joined))
+    chunks = tuple(deal(pieces, draft.paths, host, EVERY if eager else draft.head))
     head = 0 if eager else min(draft.head, len(chunks))
-    joined = draft.joined and head > 0 and len(draft.paths) > 1
     able = not eager and head == len(chunks)
     opening = min(draft.opening, len(network.layers) - 1) if able else 0
-    return Plan(name, target, draft.launch, access, chunks, head=head, opening=opening, joined=joined)
+    return Plan(name, target, draft.launch, access, chunks, head=head, opening=opening)
 
 
 def _by_need(copied: tuple[Range, ...], draft: Draft, network: Network) -> list[tuple[Range, bool]]:
@@ -165,12 +162,7 @@ HOLE_BYTES = 32 * 1024
 
 
 def deal(
-    pieces: Sequence[tuple[Range, bool]],
-    paths: tuple[Path, ...],
-    host: Host,
-    head: int,
-    *,
-    joined: bool = False,
+    pieces: Sequence[tuple[Range, bool]], paths: tuple[Path, ...], host: Host, head: int
 ) -> Iterator[Chunk]:
     """Give each range, in order, to the path on which it would land first; one marked True to a partner, to stay there.
     Partners take what they have room for; the rest goes straight.
@@ -201,7 +193,7 @@ def deal(
         if room is not None:
             room.take(_partners(path, stays), stop - start, stays=stays)
         if index < head:
-            copies, others = calls_of(path, joined=joined and len(paths) > 1)
+            copies, others = calls_of(path)
             thread += (copies - 1) * costs.issue_copy_ns.value + others * costs.issue_event_ns.value
         else:
             thread += len(path) * costs.launch_copy_ns.value

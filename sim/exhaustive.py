@@ -21,7 +21,7 @@ def every_plan(
     """All plans cut at storage boundaries, None if they are too many. `fits` says which have room.
 
     All of: each read copied or in place from host memory, the order of storages, which neighbours one chunk joins, the
-    path of each chunk (straight, or over one partner), the launch, and a graph's head and opening, joined or not.
+    path of each chunk (straight, or over one partner), the launch, and a graph's head and opening.
     """
     keys = [(i, j) for i, layer in enumerate(network.layers) for j in range(len(layer.reads))]
     paths = [(target,), *((p, target) for p in partners)]
@@ -43,11 +43,8 @@ def every_plan(
                 eager = Plan("best", target, Launch.EAGER, access, chunks)
                 if fits(eager):
                     plans.append(eager)
-                    graphs = [replace(eager, launch=Launch.GRAPH, head=n) for n in range(len(chunks) + 1)]
-                    graphs += [replace(graphs[-1], opening=n) for n in range(1, len(network.layers))]
-                    if len({way[0] for way in ways}) > 1:
-                        graphs += [replace(plan, joined=True) for plan in graphs if plan.head > 1]
-                    plans += graphs
+                    plans += [replace(eager, launch=Launch.GRAPH, head=n) for n in range(len(chunks) + 1)]
+                    plans += [replace(plans[-1], opening=n) for n in range(1, len(network.layers))]
         if len(plans) > MOST_PLANS:
             return None
     return plans

@@ -38,14 +38,6 @@ def _openings(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
     )
 
 
-def joins(draft: Draft) -> Iterator[Draft]:
-    """One wait for what all lanes bring at once; and more of them, since they are fewer then. Over one link it is all the same."""
-    if len(draft.paths) > 1:
-        joined = replace(draft, launch=Launch.GRAPH, head=draft.head or EVERY, joined=True)
-        yield joined
-        yield replace(joined, groups=draft.groups * 3 // 2 + 1, cuts=None)
-
-
 def _groups(draft: Draft, paths: Sequence[Path]) -> Iterator[Draft]:
     """More waits or fewer."""
     now = draft.groups

@@ -33,15 +33,6 @@ def landing_stream(target: int, copies: str) -> str:
     return f"land:{target}:{copies}"
 
 
-def joined_stream(target: int) -> str:
-    """A stream of the target without work of its own, which waits for what lanes bring side by side.
-
-    A wait for an event that is long over costs a layer of a graph 1 to 4 us, and beside copies up to 9
-    (results/h200-pair-3/trials): so layers wait once for chunks of several lanes, and this stream for each of them.
-    """
-    return landing_stream(target, "lanes")
-
-
 def is_landing(stream: str) -> bool:
     return stream.startswith("land:")
 

@@ -82,8 +82,6 @@ class Plan:
     opening: int = 0
     """Of a graph plan whose head is all chunks, how many first layers are a graph of their own, launched as soon as the
     chunks that they wait for are issued: a small graph is launched sooner, and these layers run while the rest is issued."""
-    joined: bool = False
-    """Of a head over several lanes, whether layers wait once for chunks that come side by side, when all of these have landed."""
 
     @property
     def copied_bytes(self) -> int:
@@ -101,8 +99,7 @@ class Plan:
         """sha256 over all that decides how it runs; its name does not."""
         chunks = [[c.start_bytes, c.stop_bytes, *c.path] for c in self.chunks]
         content = [self.target, self.launch, self.access, chunks, self.sync, self.head]
-        content += [self.opening] if self.opening or self.joined else []
-        content += [self.joined] if self.joined else []
+        content += [self.opening] if self.opening else []
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
     def crossing(self, gpu: int) -> Iterator[tuple[int, int]]:
@@ -169,10 +166,6 @@ class Plan:
             ),
             f"plan {self.name!r}: an opening of {self.opening} layers; only a graph plan with all {len(self.chunks)} chunks in "
             f"its head has one, of 1 to {len(network.layers) - 1} layers: write 0, or put all chunks in the head",
-        )
-        require(
-            not self.joined or self.head > 0,
-            f"plan {self.name!r}: joined, but it has no head, whose chunks alone layers can wait for together: leave joined out",
         )
         require(
             len(self.access) == len(network.layers),

@@ -7,8 +7,9 @@ interpret this very list.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from sim.errors import require
 from sim.host import Host
@@ -24,11 +25,10 @@ from sim.ops import (
     device_of,
     h2d_stream,
     is_landing,
-    joined_stream,
     landing_stream,
     peer_stream,
 )
-from sim.plan import Access, Chunk, Launch, Plan, Sync
+from sim.plan import Access, Launch, Plan, Sync
 from sim.proof import merge, prove
 
 
@@ -126,102 +126,44 @@ def lower(plan: Plan, network: Network, host: Host) -> Program:
 
 
 def _landed(head: list[Op], wanted: set[int]) -> Iterator[Op]:
-    """Without the landings that nothing in the graph waits for. What such a one waits for the next on its stream does, and of one
-    stream's events only for the last."""
-    recorded = {op.event: op.stream for op in head if isinstance(op, Record)}
-    pending: dict[str, dict[str, Wait]] = {}
-    for op in head:
-        if not is_landing(op.stream):
-            yield op
+    """Without the landings that nothing in the graph waits for; each is a Wait and the Record after it."""
+    for op, after in zip_longest(head, head[1:]):
+        landing = isinstance(op, Wait) and is_landing(op.stream)
+        if landing and isinstance(after, Record) and after.event not in wanted:
             continue
-        waits = pending.setdefault(op.stream, {})
-        if isinstance(op, Wait):
-            waits[recorded[op.event]] = op
-        elif isinstance(op, Record) and op.event in wanted:
-            yield from waits.values()
-            waits.clear()
-            yield op
+        yield op
 
 
 class _Lowering:
     def __init__(self, plan: Plan, network: Network, host: Host) -> None:
         self.plan, self.network, self.host = plan, network, host
         self.compute = compute_stream(plan.target)
-        self.by_start = sorted(range(len(plan.chunks)), key=lambda i: plan.chunks[i].start_bytes)
-        self.starts = [plan.chunks[i].start_bytes for i in self.by_start]
         self.copies: list[list[Op]] = []
-        """Per chunk, the operations that bring it, and behind the last of a wave its landing."""
-        self.landed: list[Record] = []
-        """Per chunk, what a layer waits for."""
-        self.last = [_last_stream(chunk) for chunk in plan.chunks]
+        """Per chunk, the operations that bring it, its final Record last."""
+        self.last: list[str] = []
         """Per chunk, the stream of its last copy."""
-        self.counts = list(self.last)
-        """Per chunk, the stream on which of several that a layer needs the last is enough."""
         self.behind: list[dict[str, int]] = []
         """Per chunk, by stream, the highest chunk that has passed there once it has landed."""
         self.waited: dict[str, dict[str, int]] = {}
         """The same of what each waiting stream has waited for."""
-        self.until: list[int] = []
-        """Per chunk, the last of its wave."""
         passed: dict[str, dict[str, int]] = {}
-        recorded: dict[int, dict[str, int]] = {}
         event = 0
-        for wave in self._waves():
-            for index in wave:
-                ops, event = self._copies(index, event)
-                self.copies.append(ops)
-                self.landed.append(_last(ops))
-                self.behind.append(_passed(ops, index, passed, recorded))
-                self.until.append(wave.stop - 1)
-            if (land := self._landing(wave)) is not None:
-                ops = [self._wait(land, self.landed[index]) for index in wave]
-                ops.append(Record(land, event))
+        for index in range(len(plan.chunks)):
+            ops, event = self._copies(index, event)
+            self.last.append(ops[-1].stream)
+            if index < plan.head and device_of(ops[-1].stream) != plan.target:
+                land = landing_stream(plan.target, ops[-1].stream)
+                ops += [Wait(land, event - 1, cross_device=True), Record(land, event)]
                 event += 1
-                self.copies[-1] += ops
-                self.landed[wave.start :] = [_last(ops)] * len(wave)
-                if len(wave) > 1:
-                    self.counts[wave.start : wave.stop] = [land] * len(wave)
-                self.behind[wave.start :] = [_passed(ops, wave.stop - 1, passed, recorded)] * len(wave)
-
-    def _waves(self) -> Iterator[range]:
-        """Chunks in issue order: by themselves, or of a joined head those that come side by side to the target and are read there,
-        one of each lane and of each stream at most."""
-        plan = self.plan
-        joins = plan.head if plan.joined else 0
-        read = (
-            {chunk for layer in range(len(self.network.layers)) for chunk in self._needs(layer)}
-            if joins
-            else ()
-        )
-        begin, used = 0, set[str]()
-        for index, chunk in enumerate(plan.chunks):
-            streams = {h2d_stream(chunk.path[0]), self.last[index]}
-            alone = index >= joins or chunk.path[-1] != plan.target or index not in read
-            if alone or streams & used:
-                if begin < index:
-                    yield range(begin, index)
-                begin, used = index, set()
-            if alone:
-                yield range(index, index + 1)
-                begin = index + 1
-            else:
-                used |= streams
-        if begin < len(plan.chunks):
-            yield range(begin, len(plan.chunks))
-
-    def _landing(self, wave: range) -> str | None:
-        """The stream on which a wave lands, where layers do not wait for its copies themselves."""
-        if wave.start >= self.plan.head:
-            return None
-        if len(wave) > 1:
-            return joined_stream(self.plan.target)
-        copies = self.last[wave.start]
-        return None if device_of(copies) == self.plan.target else landing_stream(self.plan.target, copies)
+            self.copies.append(ops)
+            self.behind.append(_passed(ops, index, passed))
+        self.by_start = sorted(range(len(plan.chunks)), key=lambda i: plan.chunks[i].start_bytes)
+        self.starts = [plan.chunks[i].start_bytes for i in self.by_start]
 
     def head(self) -> Iterator[Op]:
         """Copies issued ahead of the graph, and the opening. A layer waits for one inside its graph, where it needs it."""
         opening = range(self.plan.opening)
-        first = 1 + max((self.until[chunk] for layer in opening for chunk in self._needs(layer)), default=-1)
+        first = 1 + max((chunk for layer in opening for chunk in self._needs(layer)), default=-1)
         for ops in self.copies[:first]:
             yield from ops
         for layer in opening:
@@ -294,37 +236,23 @@ class _Lowering:
         waited = self.waited.setdefault(waiter, {})
         last: dict[str, int] = {}
         for chunk in chunks:
-            stream = self.counts[chunk]
-            if chunk > max(waited.get(stream, -1), waited.get(self.last[chunk], -1)):
+            stream = self.last[chunk]
+            if chunk > waited.get(stream, -1):
                 last[stream] = max(chunk, last.get(stream, -1))
         rows = sorted(last.items(), key=lambda row: (-len(self.plan.chunks[row[1]].path), row[0]))
         for stream, chunk in rows:
             if any(self.behind[other].get(stream, -1) >= chunk for _, other in rows if other != chunk):
                 continue
             merge(waited, self.behind[chunk], none=-1)
-            yield self._wait(waiter, self.landed[chunk])
-
-    def _wait(self, waiter: str, record: Record) -> Wait:
-        far = waiter != HOST and device_of(record.stream) != self.plan.target
-        return Wait(waiter, record.event, cross_device=far)
-
-
-def _last_stream(chunk: Chunk) -> str:
-    """The stream of its last copy."""
-    return peer_stream(*chunk.path[-2:]) if len(chunk.path) > 1 else h2d_stream(chunk.path[0])
+            record = self.copies[chunk][-1]
+            assert isinstance(record, Record)
+            far = waiter != HOST and device_of(record.stream) != self.plan.target
+            yield Wait(waiter, record.event, cross_device=far)
 
 
-def _last(ops: Sequence[Op]) -> Record:
-    record = ops[-1]
-    assert isinstance(record, Record)
-    return record
-
-
-def _passed(
-    ops: list[Op], chunk: int, passed: dict[str, dict[str, int]], recorded: dict[int, dict[str, int]]
-) -> dict[str, int]:
-    """What is behind a chunk that has landed, by stream; brings `passed`, the same of each stream, and `recorded`, of each event,
-    up to its operations."""
+def _passed(ops: list[Op], chunk: int, passed: dict[str, dict[str, int]]) -> dict[str, int]:
+    """What is behind a chunk that has landed, by stream; brings `passed`, the same of each stream, up to its operations."""
+    recorded: dict[int, dict[str, int]] = {}
     here: dict[str, int] = {}
     for op in ops:
         here = passed.setdefault(op.stream, {})
@@ -336,11 +264,10 @@ def _passed(
     return dict(here)
 
 
-def calls_of(path: tuple[int, ...], *, joined: bool = False) -> tuple[int, int]:
+def calls_of(path: tuple[int, ...]) -> tuple[int, int]:
     """Copies, and records and waits together, that the host issues for a chunk of a head over these GPUs; as `lower` has it.
 
-    A copy and its record each; between two of them a wait, and behind a relay the landing's wait and record; of a `joined` head
-    the landing waits for a chunk that comes straight as well.
+    A copy and its record each; between two of them a wait, and behind a relay the landing's wait and record.
     """
     hops = len(path) - 1
-    return 1 + hops, 1 + 2 * hops + (2 if hops else int(joined))
+    return 1 + hops, 1 + 2 * hops + 2 * (hops > 0)

@@ -271,8 +271,7 @@ def _copies_words(plan: Plan, done: Account) -> str:
     ends = " to ".join(dict.fromkeys((size_words(sizes[0]), size_words(sizes[-1]))))
     chunks = "1 chunk" if len(sizes) == 1 else f"{len(sizes)} chunks of {ends}"
     lanes = [f"{size_words(size)} over GPU {gpu}'s lane{_onward(plan, gpu)}" for gpu, size in done.lanes]
-    once = "; layers wait once for what comes side by side" if plan.joined else ""
-    return f"copies {size_words(plan.copied_bytes)} in {chunks} ({', '.join(lanes)}{once})"
+    return f"copies {size_words(plan.copied_bytes)} in {chunks} ({', '.join(lanes)})"
 
 
 def _onward(plan: Plan, gpu: int) -> str:

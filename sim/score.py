@@ -36,7 +36,7 @@ class Scores:
         self._known: dict[tuple[object, ...], Score] = {}
 
     def of(self, plan: Plan) -> Score:
-        key = (plan.launch, plan.sync, plan.access, plan.chunks, plan.head, plan.opening, plan.joined)
+        key = (plan.launch, plan.sync, plan.access, plan.chunks, plan.head, plan.opening)
         known = self._known.get(key)
         if known is None:
             self.evaluated += 1

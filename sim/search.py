@@ -24,7 +24,7 @@ from sim.exhaustive import every_plan
 from sim.hints import size_words
 from sim.host import Host
 from sim.memory import room_bytes
-from sim.moves import PART_BYTES, VARIATIONS, joins, neighbours
+from sim.moves import PART_BYTES, VARIATIONS, neighbours
 from sim.network import Network
 from sim.plan import Launch, Plan
 from sim.profile import Profile
@@ -45,8 +45,6 @@ resnet50 that gained 0.02 % by one of 8 MiB took 1.1 % longer than predicted (re
 NEAR, MOST_STARTS = 1.02, 2
 """Of the ladder's plans, one for each set of links, those are varied that cost no more times as much as the best, so many at most:
 one that starts behind may end up ahead."""
-CLOSE = 1.003
-"""A joined plan that costs no more times as much as one that is not, before local moves, may be ahead behind them."""
 ROUNDS = 2
 """How often each of them is varied, one decision after the other."""
 LOCAL_MOVES = 52
@@ -261,17 +259,7 @@ class _Finder:
         return other if self._cost(other) <= SURE * self._cost(best) else best
 
     def _refine(self, best: Draft, moves: int) -> Draft:
-        """Varied one decision after the other, then by local moves; and so once more with what all lanes bring joined."""
-        apart = self._varied(best)
-        best = self._improve(apart, moves)
-        likely = sorted(map(self._fit, joins(apart)), key=self._cost)
-        if likely:
-            joined = self._varied(likely[0])
-            if self._cost(joined) <= CLOSE * self._cost(apart):
-                best = self._least_draft(best, [self._improve(joined, moves // 2)])
-        return best
-
-    def _varied(self, best: Draft) -> Draft:
+        """Varied one decision after the other, then by local moves."""
         for _ in range(ROUNDS):
             before = best
             best = self._least_draft(best, self._in_place(best))
@@ -279,7 +267,7 @@ class _Finder:
                 best = self._least_draft(best, vary(best, self.paths))
             if best == before:
                 break
-        return best
+        return self._improve(best, moves)
 
     def _all_in_place(self) -> Iterator[Draft]:
         """Nothing held on the target: every read from host memory, or from partners' where that is faster."""

@@ -168,11 +168,9 @@ def plans(draw: st.DrawFn, network: Network, host: Host, launch: Launch | None =
     head = draw(st.integers(0, len(chunks))) if launch is Launch.GRAPH else 0
     opened = launch is Launch.GRAPH and head == len(chunks)
     opening = draw(st.integers(0, len(network.layers) - 1)) if opened else 0
-    joined = draw(st.booleans()) if head else False
-    return Plan(draw(names), target, launch, tuple(access), tuple(chunks), sync, head, opening, joined)
+    return Plan(draw(names), target, launch, tuple(access), tuple(chunks), sync, head, opening)
 
 
 def headed(plan: Plan, head: int) -> Plan:
-    """A plan with another head; only one of all chunks may have an opening, and only a head be joined."""
-    opening = plan.opening if head == len(plan.chunks) else 0
-    return replace(plan, head=head, opening=opening, joined=plan.joined and head > 0)
+    """A plan with another head; only one of all chunks may have an opening."""
+    return replace(plan, head=head, opening=plan.opening if head == len(plan.chunks) else 0)

@@ -38,9 +38,7 @@ def test_a_plan_must_fit_its_host_and_network(sim: Sim, tmp_path: Path) -> None:
     )
     copied = tuple(tuple(Access.COPIED for _ in row) for row in plan.plan.access)
     write_plan(
-        "plan.yaml",
-        replace(plan, plan=replace(plan.plan, access=copied, chunks=(), head=0, joined=False)),
-        force=True,
+        "plan.yaml", replace(plan, plan=replace(plan.plan, access=copied, chunks=(), head=0)), force=True
     )
     says("but no chunks bring all of it to GPU 0")
     write_plan("plan.yaml", replace(plan, plan=replace(plan.plan, target=7)), force=True)
@@ -63,7 +61,7 @@ def test_a_prediction_that_is_not_the_files_says_why(sim: Sim) -> None:
         return re.findall(r"Predicted: \S+ ms, (.*?); no plan", done.out)[0]
 
     assert says(replace(plan, plan=replace(plan.plan, name="mine"))) == "as the file says"
-    eager = replace(plan.plan, launch=Launch.EAGER, head=0, joined=False)
+    eager = replace(plan.plan, launch=Launch.EAGER, head=0)
     recorded = f"{plan.predicted_ns / 1e6:.2f} ms"
     edited = replace(plan, plan=replace(eager, sync=Sync.HOST_ALL))
     assert says(edited) == f"where the file says {recorded} (the plan was changed after it was made)"
@@ -84,7 +82,7 @@ def test_json_says_what_was_simulated_and_whether_it_is_the_plan_that_was_made(s
 
     made = found(plan)
     assert [made[key] for key in ("dtype", "batch", "seq", "changed")] == ["fp32", 1, None, False]
-    eager = replace(plan.plan, launch=Launch.EAGER, head=0, opening=0, joined=False)
+    eager = replace(plan.plan, launch=Launch.EAGER, head=0, opening=0)
     assert found(replace(plan, plan=eager))["changed"] is True
 
 

@@ -384,7 +384,7 @@ def test_a_plan_for_another_network(hwexec: Hwexec, tmp_path: Path) -> None:
     refused(done, "it has 3 layers", "has 4 here")
     write_plan("odd2.yaml", replace(file, network_digest="0" * 64))
     refused(hwexec("verify", "odd2.yaml", "--device", "cpu"), "another network", "000000000000...")
-    short = replace(file.plan, chunks=file.plan.chunks[1:], head=0, opening=0, joined=False)
+    short = replace(file.plan, chunks=file.plan.chunks[1:], head=0, opening=0)
     write_plan("odd3.yaml", replace(file, plan=short))
     done = hwexec("verify", "odd3.yaml", "--device", "cpu")
     refused(done, "odd3.yaml: plan 'best': layer", "no chunks bring all of it")

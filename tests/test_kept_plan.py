@@ -49,7 +49,6 @@ def test_kept_plans_can_be_read_by_eye_and_lose_nothing() -> None:
         "access",
         "chunks",
         "opening",
-        "joined",
     ]
     assert {f.name for f in fields(KeptPlan)} == {f.name for f in fields(Plan)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import pytest
 from hypothesis import assume, given, settings
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sim.errors import InputError
 from sim.host import Host
 from sim.network import Network
-from sim.ops import Copy, Op, Record, Run, Wait, device_of
+from sim.ops import Copy, Record, Run, Wait, device_of
 from sim.plan import Access, Chunk, Launch, Plan, Sync
 from sim.program import Program, calls_of, lower
 from tests import strategies as some
@@ -57,19 +57,14 @@ def told(program: Program) -> list[str]:
     return [f"{type(op).__name__} {op.stream}" for op in program.ops]
 
 
-def landings(program: Program) -> list[tuple[Op, ...]]:
-    """Of the head, what each landing stream waits for, and the event that it records then."""
-    found: list[tuple[Op, ...]] = []
-    waits: list[Op] = []
-    for op in program.ops[: program.head_ops]:
-        if op.stream.startswith("land:"):
-            waits.append(op)
-            if isinstance(op, Record):
-                found.append(tuple(waits))
-                waits = []
-        else:
-            assert not waits, "a landing's operations stand together"
-    return found
+def landings(program: Program) -> list[tuple[Wait, Record]]:
+    """Of the head, each wait of a landing stream with the event that it records then."""
+    head = program.ops[: program.head_ops]
+    return [
+        (wait, record)
+        for wait, record in pairwise(head)
+        if isinstance(wait, Wait) and wait.stream.startswith("land:") and isinstance(record, Record)
+    ]
 
 
 def test_a_relayed_chunk_of_a_head_lands_through_a_stream_of_the_target() -> None:
@@ -77,8 +72,6 @@ def test_a_relayed_chunk_of_a_head_lands_through_a_stream_of_the_target() -> Non
     plan = replace(copied(net, Chunk(0, 100, (1, 0)), Chunk(256, 356, (0,))), head=2)
     program = lower(plan, net, machine)
     ((wait, record),) = landings(program)
-    assert isinstance(wait, Wait)
-    assert isinstance(record, Record)
     pushed = next(op for op in program.ops if isinstance(op, Record) and op.stream == "p2p:1>0")
     assert (wait.event, wait.cross_device, record.stream) == (pushed.event, True, wait.stream)
     assert device_of(wait.stream) == 0
@@ -158,16 +151,13 @@ def test_layers_wait_for_a_head_by_events_of_their_own_device_alone(case: tuple[
             assert not op.cross_device
     wanted = {op.event for op in waits}
     landed = [op for op in program.ops if op.stream.startswith("land:")]
-    assert [op for landing in landings(program) for op in landing] == landed, "in the head alone"
-    for *over, record in landings(program):
-        assert isinstance(record, Record)
+    assert [op for pair in landings(program) for op in pair] == landed, (
+        "a wait and its record, in the head alone"
+    )
+    for wait, record in landings(program):
+        assert wait.cross_device
+        assert device_of(recorded[wait.event]) != plan.target == device_of(wait.stream)
         assert record.event in wanted
-        assert over, "and it stands behind something"
-        for wait in over:
-            assert isinstance(wait, Wait)
-            assert device_of(wait.stream) == plan.target
-            assert wait.cross_device is (device_of(recorded[wait.event]) != plan.target)
-            assert wait.cross_device or plan.joined
     every_wait_is_needed(program)
 
 

@@ -74,9 +74,7 @@ def every_plan(net, machine, timings):  # type: ignore[no-untyped-def]
                     ]:
                         accesses = tuple((a,) for a in access)
                         plan = Plan("brute", 0, launch, accesses, chunks, head=head, opening=opening)
-                        for joined in (False, True)[: 1 + (head > 0)]:
-                            program = lower(replace(plan, joined=joined), net, machine)
-                            yield simulate(program, timings, detail=False).makespan_ns
+                        yield simulate(lower(plan, net, machine), timings, detail=False).makespan_ns
 
 
 @settings(deadline=None, max_examples=30)
