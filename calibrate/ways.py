@@ -85,9 +85,9 @@ MOST_CUTS = 32
 
 
 def cut(network: Network) -> Plan:
-    """A graph whose bytes come ahead of it over the own lane, cut where layers begin that need most of them: best plans have their
-    waits there, and between small layers one costs half as much or less (results/h200-pair-3/trials). Waits for what a partner
-    pushes cost as much (results/h200-pair-2/trials/pushes.txt)."""
+    """A graph whose bytes come ahead of it over the own lane, cut where layers begin that need most of them, as best plans are.
+
+    Waits for what a partner pushes cost as much (results/h200-pair-2/trials/pushes.txt)."""
     needed: list[tuple[int, int]] = []
     seen: set[int] = set()
     for layer in network.layers:

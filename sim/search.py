@@ -18,7 +18,7 @@ from sim.baselines import BASELINES, Setting, published_partner
 from sim.bound import bound_ns, intake, warm_ns
 from sim.budget import within
 from sim.cutting import Cutter
-from sim.draft import EVERY, Draft, Path, ReadKey, onward, paths_of, plan_of
+from sim.draft import EVERY, SMALLEST_CHUNK_BYTES, Draft, Path, ReadKey, onward, paths_of, plan_of
 from sim.errors import require
 from sim.exhaustive import every_plan
 from sim.hints import size_words
@@ -167,6 +167,9 @@ class _Finder:
         self.left_out: list[tuple[str, str]] = []
         self.published = tuple(self._published())
         self.reads = self._reads_by_cost()
+        self.worth = [key for key in self.reads if self._size(key) >= SMALLEST_CHUNK_BYTES]
+        """Those that may gain in place. What is smaller adds nothing to a copy; in place beside copies it took 7 us, which profiles
+        cannot tell from what larger reads take (results/h100-pair-6/trials/joins.txt)."""
         layers = len(self.network.layers)
         self.moves = max(12, min(LOCAL_MOVES, LOCAL_MOVES * 200 // max(1, layers)))
 
@@ -232,6 +235,11 @@ class _Finder:
                 yield plan
             else:
                 self.left_out.append((baseline.name, reason))
+
+    def _size(self, read: ReadKey) -> int:
+        """Bytes of the storage that it reads."""
+        layer, at = read
+        return self.network.storages[self.network.layers[layer].reads[at].storage].size_bytes
 
     def _reads_by_cost(self) -> list[ReadKey]:
         """Reads that can be in place, cheapest first: added time over the time its copy takes."""
@@ -337,12 +345,10 @@ class _Finder:
         target = self.options.target
         others = {gpu for path in paths for gpu in path} - {target}
         per_byte = ratio * 1e9 / intake(self.host, (target, *sorted(others)))
-        storages, layers = self.network.storages, self.network.layers
         return frozenset(
             (i, j)
-            for i, j in self.reads
-            if self.profile.layers[i].direct[j].median_ns
-            < per_byte * storages[layers[i].reads[j].storage].size_bytes
+            for i, j in self.worth
+            if self.profile.layers[i].direct[j].median_ns < per_byte * self._size((i, j))
         )
 
     def _in_place(self, draft: Draft) -> Iterator[Draft]:
@@ -384,4 +390,4 @@ class _Finder:
         cut = self._cut(draft)
         plan = self._plan(cut)
         timeline = simulate(lower(plan, self.network, self.host), self.profile)
-        return neighbours(cut, plan, timeline, self.network, self.reads)
+        return neighbours(cut, plan, timeline, self.network, self.worth)

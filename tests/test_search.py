@@ -281,6 +281,22 @@ def test_a_start_that_is_a_little_behind_may_end_up_ahead(model: str) -> None:
     assert both.plan.gpus == (0, 1)
 
 
+def test_what_is_too_small_for_a_copy_of_its_own_is_not_read_in_place() -> None:
+    """However little a bias adds in place by a profile, beside copies its kernel waits for the wire."""
+    tiny, large = 12_288, 9_000_000
+    machine, net = host(1), network(*((large, tiny) for _ in range(12)))
+    base = profile(net, machine, run=1e6)
+    layers = tuple(replace(t, direct=(Timing(1e9), Timing(0))) for t in base.layers)
+    best = search(replace(base, layers=layers), machine, Options()).best
+    assert {access for row in best.plan.access for access in row} == {Access.COPIED}
+    larger = network(*((large, 100_000) for _ in range(12)))
+    best = search(replace(base, network=larger, layers=layers), machine, Options()).best
+    assert Access.DIRECT in {row[1] for row in best.plan.access}, "what is larger may be"
+    # where nothing may be held all of it is in place
+    none = search(replace(base, layers=layers), machine, Options(memory_budget_bytes=0)).best
+    assert {access for row in none.plan.access for access in row} == {Access.DIRECT}
+
+
 def test_what_gains_next_to_nothing_is_not_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """8 MiB of resnet50 read in place gained 0.02 %, and the start took 1.1 % longer than predicted."""
     machine = find_host("h200-pair")
