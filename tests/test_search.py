@@ -256,7 +256,7 @@ def test_storages_of_a_few_bytes_break_no_move(seed: int) -> None:
 def test_local_moves_shift_bytes_finely_where_eighths_are_too_coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """A relayed half of the last chunks that lands after the other one by less than an eighth of it: finer steps even them out."""
     machine = find_host("h100-pair")
-    asked = (("resnet50", "fp32"), ("resnet101", "fp32"), ("hf:bert-base", "fp32"), ("hf:bert-base", "bf16"))
+    asked = (("resnet50", "fp32"), ("resnet101", "fp32"), ("hf:gpt2", "bf16"), ("hf:bert-base", "bf16"))
 
     def found() -> list[float]:
         profiles = [find_profile(machine, Request(model, dtype=dtype)) for model, dtype in asked]
