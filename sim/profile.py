@@ -76,8 +76,8 @@ class Profile:
     slowed: Figure | None = None
     """Part by which layers together take longer while host memory is copied to their GPU; None where nobody measured it."""
     direct_busy: Figure | None = None
-    """Nanoseconds that a layer's reads in place wait behind copies under way; None where nobody measured them with this
-    network's kernels, and the host's costs hold."""
+    """Nanoseconds that a layer's reads in place wait behind copies under way, no less than the host's costs say; None where nobody
+    measured them with this network's kernels."""
     direct_weight: Figure | None = None
     """From then on, their share of the link for each share a copy takes (1 = equal). There with `direct_busy`, or neither."""
     start: Figure | None = None
@@ -160,6 +160,12 @@ class Profile:
         if self.wait is None or self.wait_beside is None:
             return None
         return self.wait.value, max(self.wait.value, self.wait_beside.value)
+
+    def direct_busy_ns(self, costs: Costs) -> float:
+        """What a layer's reads in place wait behind copies, no less than the host's: a network's own is fitted to whole runs, in
+        which its large reads hide what small ones wait, down to nothing."""
+        own = self.direct_busy.value if self.direct_busy is not None else 0.0
+        return max(own, costs.direct_busy_ns.value)
 
     def cut_ns(self, costs: Costs, launch: Launch) -> float:
         """What a cut between layers costs them, beside copies as most are, where no layer has to wait for it."""

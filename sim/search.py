@@ -244,11 +244,11 @@ class _Finder:
     def _reads_by_cost(self) -> list[ReadKey]:
         """Reads that can be in place, cheapest first: added time over the time its copy takes."""
         per_byte = 1e9 / intake(self.host, self.gpus)
-        rows = []
-        for i, (layer, timing) in enumerate(zip(self.network.layers, self.profile.layers, strict=True)):
-            for j, (read, extra) in enumerate(zip(layer.reads, timing.direct, strict=True)):
-                size = self.network.storages[read.storage].size_bytes
-                rows.append((extra.median_ns / max(1.0, size * per_byte), i, j))
+        rows = [
+            (extra.median_ns / max(1.0, self._size((i, j)) * per_byte), i, j)
+            for i, timing in enumerate(self.profile.layers)
+            for j, extra in enumerate(timing.direct)
+        ]
         return [(i, j) for _, i, j in sorted(rows)]
 
     def _structured(self) -> Plan:

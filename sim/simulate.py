@@ -268,9 +268,10 @@ class _Simulation:
             route = self.host.h2d_route(self.program.plan.target)
             rate = self.host.rate(route) * 1e-9
             ramp = 0.0
-            own, weight = self.profile.direct_busy, self.profile.direct_weight or self.costs.direct_weight
+            own = self.profile.direct_weight
+            weight = own or self.costs.direct_weight
             if self.carried[self.lane]:
-                yield self.env.timeout((own or self.costs.direct_busy_ns).value)
+                yield self.env.timeout(self.profile.direct_busy_ns(self.costs))
                 ramp = 0.0 if own is not None else min(direct, self.costs.direct_ramp_ns.value)
                 if ramp > 0:
                     yield self.fabric.transfer(route, ramp * rate)

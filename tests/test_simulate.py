@@ -445,6 +445,20 @@ def test_a_read_in_place_behind_copies_waits_shares_evenly_and_then_takes_over()
     assert timeline.of(SpanKind.COPY)[-1].stop_ns == 10_000 + 1300
 
 
+def test_a_read_in_place_waits_no_less_behind_copies_than_the_host_says() -> None:
+    costs = replace(FREE, direct_busy_ns=figure(100), direct_weight=figure(4))
+    net, machine = network(1000, 1000, 9000), host(costs=costs)
+    plan = replace(
+        copied(net, Chunk(0, 1000, (0,)), Chunk(2048, 11048, (0,))),
+        access=((Access.COPIED,), (Access.DIRECT,), (Access.COPIED,)),
+    )
+    program, base = lower(plan, net, machine), profile(net, machine, direct=0)
+    for own, waited in ((0, 100), (40, 100), (250, 250)):
+        timings = replace(base, direct_busy=figure(own), direct_weight=figure(1))
+        runs = [(s.start_ns, s.stop_ns) for s in simulate(program, timings).of(SpanKind.RUN)]
+        assert runs[1] == (2000, 2000 + waited + 1000)
+
+
 def test_layers_are_slower_while_host_memory_is_copied_to_their_gpu() -> None:
     net, machine = network(1000, 0, 0, 3000), host(2, nvlink=1000)
     plan = copied(net, Chunk(0, 1000, (0,)), Chunk(1024, 4024, (0,)))
