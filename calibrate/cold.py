@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -109,6 +110,14 @@ def relay(network: Network, points: tuple[Point, ...], host: Host) -> Figure | N
     return _left(points[2], points[1], host, over[0] - own[0], over[1] - own[1], points[2].copies, "chunks")
 
 
+def calls_ns(network: Network, host: Host, hooks: Figure | None) -> float:
+    """What the calls of an eager start of one chunk take the host, beyond its layers; `hooks` as a profile has them."""
+    copies, events, layers = _calls(in_one(network), network, host)
+    costs = host.costs
+    hook_ns = costs.issue_hook_ns.value if hooks is None else hooks.value
+    return copies * costs.issue_copy_ns.value + events * costs.issue_event_ns.value + layers * hook_ns
+
+
 def launch(profile: Profile, points: tuple[Point, ...], host: Host) -> Figure | None:
     """What the host takes longer to issue this network's graph starts than `profile`, without such a figure, says of them: median
     and 10th to 90th percentile. None where nobody measured it, and where it takes no longer."""
@@ -141,12 +150,9 @@ def _left(
 
 
 def _calls(plan: Plan, network: Network, host: Host) -> tuple[int, int, int]:
-    """Copies, records and waits, and layers that something is issued ahead of, as the simulator counts them."""
+    """Copies, records and waits, and layers that wait, as the simulator counts them."""
     ops = lower(plan, network, host).ops
     copies = sum(isinstance(op, Copy) for op in ops)
     events = sum(isinstance(op, Record | Wait) and op.stream != HOST for op in ops)
-    hooks = sum(
-        isinstance(op, Run) and index > 0 and not isinstance(ops[index - 1], Run)
-        for index, op in enumerate(ops)
-    )
+    hooks = sum(isinstance(op, Run) and isinstance(before, Wait) for before, op in pairwise(ops))
     return copies, events, hooks

@@ -15,7 +15,7 @@ import torch
 from calibrate.assemble import Assembled, GpuFacts, assemble
 from calibrate.bench import FULL, NO_FIGURES, QUICK, Case, Effort
 from calibrate.cases import CASES, Progress, looks_left, lost, measure_cases, unsteady
-from calibrate.cold import hook, launch, relay
+from calibrate.cold import calls_ns, hook, launch, relay
 from calibrate.identity import (
     GpuState,
     HostIdentity,
@@ -189,10 +189,12 @@ def profile_of(result: LayersResult, made: Assembled, opened: Session) -> Profil
     costs = made.host.costs
     busy, weight = in_place(result) or (None, None)
     wait, wait_beside = waits(result.waited) or (None, None)
+    hooks = hook(result.network, result.hooked, made.host)
+    layers = timings(result, calls_ns(result.network, made.host, hooks))
     profile = Profile(
-        kind, result.network, made.host.digest, timings(result), provenance,
+        kind, result.network, made.host.digest, layers, provenance,
         slowed(result), busy, weight, start(result, costs) if opened.figures else None,
-        hook(result.network, result.hooked, made.host), relay(result.network, result.hooked, made.host),
+        hooks, relay(result.network, result.hooked, made.host),
         wait=wait, wait_beside=wait_beside,
     )  # fmt: skip
     return replace(profile, launch=launch(profile, result.launched, made.host))

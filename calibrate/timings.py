@@ -24,10 +24,13 @@ from sim.host import Costs, Figure
 from sim.profile import LayerTiming, Timing
 
 
-def timings(result: LayersResult) -> tuple[LayerTiming, ...]:
-    """A profile's layers: medians over the watched runs, spreads their interquartile ranges."""
+def timings(result: LayersResult, calls_ns: float = 0.0) -> tuple[LayerTiming, ...]:
+    """A profile's layers: medians over the watched runs, spreads their interquartile ranges.
+
+    `calls_ns` is what a cold start of one chunk takes the host for that: its copy, its events, and coming ahead of a layer.
+    """
     resident, issue, direct = (_need(result, way) for way in ("resident", "issue", "direct"))
-    issued = issue.columns() * _cooled(result, issue)
+    issued = issue.columns() * _cooled(result, issue, calls_ns)
     peer = result.run("peer")
     alone = {p: run for p in range(1, MOST_ALONE + 1) if (run := result.run(alone_way(p))) is not None}
     direct_added = _added(result, resident, direct, result.run("direct-small"), alone)
@@ -45,7 +48,7 @@ def timings(result: LayersResult) -> tuple[LayerTiming, ...]:
     )
 
 
-def _cooled(result: LayersResult, issue: LayerRun) -> float:
+def _cooled(result: LayersResult, issue: LayerRun, calls_ns: float) -> float:
     """What makes layers' medians, which are of runs in a loop, add up to the host's time in the modules of a cold start.
 
     A loop finds all that it needs in the core's caches. Before a cold start the host has waited for one: on two H100 that took 5 to
@@ -54,7 +57,7 @@ def _cooled(result: LayersResult, issue: LayerRun) -> float:
     if not result.hooked or result.around is None:
         return 1.0
     layers_ns = float(np.median(issue.columns(), axis=0).sum())
-    return max(0.0, result.hooked[0].median_ns - result.around.median_ns) / layers_ns
+    return max(0.0, result.hooked[0].median_ns - calls_ns - result.around.median_ns) / layers_ns
 
 
 def slowed(result: LayersResult) -> Figure | None:

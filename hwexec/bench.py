@@ -297,9 +297,10 @@ def run_entry(
             else:
                 series = partial(start_cold, cold, inputs, reference.tensors, task.runs, BUDGET_S, paused)
             starts, scattered = steadiest_starts(series, device)
+            moved = 0 if is_warm else cold.brought()[0]
             alone = None if is_warm or not device.figures else cold.copies_alone()
         match = starts.worst.right(dtype, reference.reproducible)
-        bytes_agree = is_warm or cold.moved_bytes == plan.copied_bytes
+        bytes_agree = is_warm or moved == plan.copied_bytes
         eager, blank = likeness(reference.tensors, plain), shows_nothing(reference.tensors)
         note = f"eager: {cold.why_eager}" if cold.why_eager else ""
         launch = cold.launch
@@ -316,7 +317,7 @@ def run_entry(
     if not reference.reproducible:
         note += f"{'; ' if note else ''}not reproducible, compared within the tolerance of {dtype}"
     if not bytes_agree:
-        note += f"{'; ' if note else ''}moved {cold.moved_bytes} bytes, {plan.copied_bytes} planned"
+        note += f"{'; ' if note else ''}moved {moved} bytes, {plan.copied_bytes} planned"
     if not eager.within(dtype):
         note += f"{'; ' if note else ''}resident answer differs from plain PyTorch's"
     if blank:

@@ -276,6 +276,14 @@ class ColdStart:
 
         return time_ns(enqueue, self.device, lanes, repeats=repeats, warmup=1)
 
+    def brought(self) -> tuple[int, int]:
+        """Bytes that the plan copies and that are on their GPUs now: out of host memory, and on from GPU to GPU. Blocks.
+
+        Of arenas, which `evict` fills with 0xFF, as they are: what a start copied, not what it was to copy.
+        """
+        self._open()
+        return self._stage.brought()
+
     def landed(self, *args: Any, **kwargs: Any) -> Any:
         """A cold start's layers and waits, behind copies that have all landed: no wait holds a layer up, and what this takes longer
         than a resident run is what they cost.

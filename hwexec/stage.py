@@ -22,6 +22,9 @@ from sim.ops import HOST, Copy, Op, Run, device_of
 from sim.plan import Access, Plan
 from sim.program import Program
 
+COMPARED_BYTES = 64 * 2**20
+"""Of an arena at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Way:
@@ -228,7 +231,9 @@ class Stage:
         found = {"cold": Way(self.program.ops, first, repoint), "warm": Way(runs, first, repoint)}
         places = {"in place": Access.DIRECT} | ({"resident": Access.COPIED} if self.settles else {})
         for way, access in places.items():
-            found[way] = Way(runs, [pair for s in everything for pair in at(s, access)], {})
+            # what no layer reads no one brings, also here
+            where = ((s, access if s in seen else Access.DIRECT) for s in everything)
+            found[way] = Way(runs, [pair for s, how in where for pair in at(s, how)], {})
         self.find = Finder((storage, place(storage, access)) for storage, access in pairs)
         return found
 
@@ -312,6 +317,19 @@ class Stage:
         bring()
         self.device.record(self.background, done)
         return done
+
+    def brought(self) -> tuple[int, int]:
+        """Bytes of chunks that lie as they are in host memory on the first GPU of their way, and on later ones. Blocks."""
+        self.device.synchronize()
+        first = later = 0
+        for chunk in self.plan.chunks:
+            for hop, gpu in enumerate(chunk.path):
+                for start in range(chunk.start_bytes, chunk.stop_bytes, COMPARED_BYTES):
+                    stop = min(start + COMPARED_BYTES, chunk.stop_bytes)
+                    held = self._held(gpu, start, stop)
+                    size = (stop - start) * torch.equal(held, self.host.tensor[start:stop].to(held.device))
+                    first, later = (first, later + size) if hop else (first + size, later)
+        return first, later
 
     def poison(self) -> None:
         """Fill every arena with 0xFF, then bring what the plan holds resident. Blocks."""

@@ -217,7 +217,7 @@ def verify(task: Task, device: Device) -> Verified:
             paused=PAUSED if settles else 0,
         )
         starts = start_cold(cold, inputs, reference.tensors, task.runs)
-        moved, relayed = cold.moved_bytes, cold.relayed_bytes
+        moved, relayed = cold.brought()
         timelines: tuple[Timeline, ...] = ()
         if device.figures:
             cold.evict()

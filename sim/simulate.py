@@ -128,7 +128,7 @@ class _Simulation:
             begin = now
             if isinstance(op, Run):
                 now += self.profile.layers[op.layer].issue.median_ns
-                if index and not isinstance(self.program.ops[index - 1], Run):
+                if index and isinstance(self.program.ops[index - 1], Wait):
                     now += hook_ns
             else:
                 now += issue[type(op)]

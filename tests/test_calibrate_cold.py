@@ -9,7 +9,7 @@ from unittest.mock import ANY
 import pytest
 import torch
 
-from calibrate.cold import eager_starts, graph_starts, hook, launch, relay
+from calibrate.cold import calls_ns, eager_starts, graph_starts, hook, launch, relay
 from calibrate.samples import Point
 from calibrate.ways import over_lanes
 from hwexec.cpu import CpuDevice
@@ -51,6 +51,13 @@ def test_what_is_left_per_relayed_chunk_when_its_calls_are_paid_for() -> None:
     assert found is not None
     assert (found.value, found.kind) == (pytest.approx(4_000), "measured")
     assert relay(net, points(1e6, 2e6), machine) is None, "no partner"
+
+
+def test_the_calls_of_one_chunk_are_a_copy_its_events_and_coming_ahead_of_one_layer() -> None:
+    net, machine = network(1000, 0, 1000), host(costs=replace(COSTS, issue_hook_ns=figure(7_000)))
+    assert calls_ns(net, machine, None) == 2_000 + 2 * 500 + 7_000
+    assert calls_ns(net, machine, figure(9_000)) == 2_000 + 2 * 500 + 9_000
+    assert calls_ns(network(0), machine, None) == 0
 
 
 def test_a_network_whose_hooks_cannot_be_told_has_the_hosts() -> None:

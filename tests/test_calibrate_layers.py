@@ -261,6 +261,8 @@ def test_layers_issue_adds_up_to_a_cold_start_where_there_is_one() -> None:
     assert sum(layer.issue.median_ns for layer in timings(loop)) == pytest.approx(30_000)
     started = replace(loop, hooked=(samples(95_000.0), samples(200_000.0)))
     assert [layer.issue.median_ns for layer in timings(started)] == pytest.approx([30_000] * 3)
+    # less what the start's own copy takes, which a prediction has besides
+    assert [layer.issue.median_ns for layer in timings(started, 9_000)] == pytest.approx([27_000] * 3)
 
 
 def test_reads_in_place_beside_copies_give_a_profile_its_busy_time_and_weight() -> None:

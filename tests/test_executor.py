@@ -11,17 +11,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import hwexec
 from hwexec.cpu import CpuDevice, _Recorder
 from hwexec.device import POISON
 from hwexec.timing import Samples, time_ns, wall_ns
+from sim.catalog import find_host
 from sim.errors import InputError
 from sim.ops import Copy
 from sim.plan import Access, Chunk, Launch, Plan, Sync
 from sim.program import lower
 from sim.timeline import SpanKind
+from sim.trace import trace_module
 from sim.tracker import tensors_in
 from tests import strategies as some
 from tests import toys
@@ -382,3 +384,37 @@ def test_a_buffer_that_each_run_writes_before_it_reads_it_may_lie_anywhere(
             cold.evict()
             assert torch.equal(cold(x), want)
             assert torch.equal(cold.warm(x), want)
+
+
+class Labelled(nn.Module):
+    """Answers with a buffer that no layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.register_buffer("labels", torch.arange(128.0))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.second(self.first(x)), self.labels[:8]
+
+
+@pytest.mark.parametrize("launch", Launch)
+@pytest.mark.parametrize("access", [Access.COPIED, Access.DIRECT])
+def test_what_no_layer_reads_is_right_in_every_run(access: Access, launch: Launch) -> None:
+    module, x = Labelled().eval().requires_grad_(False), torch.randn(2, 64)
+    net, machine = trace_module(module, (x,)).network, find_host("h100-pair")
+    read = sorted({read.storage for layer in net.layers for read in layer.reads})
+    assert len(read) < len(net.storages)
+    starts = ((net.offsets[s], net.storages[s].size_bytes) for s in read)
+    chunks = tuple(Chunk(at, at + size, (0,)) for at, size in starts) if access is Access.COPIED else ()
+    plan = Plan("labelled", 0, launch, tuple(tuple(access for _ in la.reads) for la in net.layers), chunks)
+    device = CpuDevice(1, seed=1, delay_us=100)
+    want = torch.arange(8.0)
+    with hwexec.prepare(module, plan, (x,), network=net, host=machine, device=device) as cold:
+        cold.evict()
+        for run in (cold, cold.warm, cold.in_place):
+            assert torch.equal(run(x)[1], want)
+        cold.settle()
+        for run in (cold.warm, cold.resident, cold):
+            assert torch.equal(run(x)[1], want)
+    device.close()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hwexec import commands, verify
 from hwexec.cli import cli, parse_share
 from hwexec.cpu import CpuDevice
-from hwexec.starts import Starts
+from hwexec.device import Ready, Stream
 from sim.catalog import find_host
 from sim.cli import cli as sim_cli
 from sim.console import run_command
@@ -224,15 +224,14 @@ def test_an_answer_that_is_not_pytorchs_own_is_no_fault_of_cold_starts(
     assert (report.passed, report.cold_match, report.outputs_match) == (False, True, False)
 
 
-def test_bytes_that_were_not_planned_fail(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
-    start_cold = verify.start_cold
+def test_bytes_that_did_not_arrive_fail(hwexec: Hwexec, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready_copy = CpuDevice.ready_copy
 
-    def one_less(cold: Any, *args: Any) -> Starts:
-        starts = start_cold(cold, *args)
-        cold.moved_bytes -= 1
-        return starts
+    def lost(device: CpuDevice, stream: Stream, to: Tensor, source: Tensor) -> Ready:
+        """The pushes from GPU to GPU are never made."""
+        return (lambda: None) if stream.name.startswith("p2p") else ready_copy(device, stream, to, source)
 
-    monkeypatch.setattr(verify, "start_cold", one_less)
+    monkeypatch.setattr(CpuDevice, "ready_copy", lost)
     done = hwexec("verify", "plan.yaml", "--device", "cpu", "--runs", "1", "--out", "here")
     assert done.code == 1
     assert "NOT as planned" in done.out

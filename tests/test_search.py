@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from sim import moves
 from sim import search as sim_search
-from sim.bound import bound_ns, intake
+from sim.bound import bound_ns, intake, warm_ns
 from sim.catalog import Request, find_host, find_profile
 from sim.errors import InputError
 from sim.plan import Access, Chunk, Launch, Plan
 from sim.profile import LayerTiming, Profile, Timing
 from sim.program import lower
+from sim.score import Scores
 from sim.search import Options, search
 from sim.simulate import simulate
 from tests import strategies as some
@@ -187,6 +188,29 @@ def test_many_runs_copy_what_one_run_reads_in_place() -> None:
     assert often.best.mean_ns < 2 * 12 * 1000 + 12_000_000 / 500
     assert often.best.mean_ns < once.best.makespan_ns
     assert often.best.settles or Access.DIRECT not in {a for row in often.best.plan.access for a in row}
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_warm_run_costs_what_the_simulator_says_of_one(data: st.DataObject) -> None:
+    machine, net = data.draw(some.hosts()), data.draw(some.networks())
+    timings = data.draw(some.profiles(net, machine))
+    scores = Scores(timings, machine, 0, None, 2)
+    rows = tuple(tuple(Access.RESIDENT for _ in layer.reads) for layer in net.layers)
+    for launch in Launch:
+        warm = lower(Plan("warm", 0, launch, rows, ()), net, machine)
+        assert scores.warm_ns(launch, ()) == pytest.approx(simulate(warm, timings, detail=False).makespan_ns)
+        assert scores.warm_ns(launch, rows) == scores.warm_ns(launch, ())
+        assert scores.warm_ns(launch, ()) >= warm_ns(timings, machine) * (1 - 1e-9), "which is a bound"
+
+
+def test_the_mean_of_many_runs_is_of_runs_launched_as_the_plan_is() -> None:
+    timings = find_profile(find_host("h100-pair"), Request("resnet50"))
+    assert timings is not None
+    found = search(timings, find_host("h100-pair"), Options(runs=1_000_000))
+    mean = {candidate.name: candidate.mean_ns for candidate in found.strategies}
+    assert mean["demand"] > 3 * mean["best"], "issued anew, op by op, each time"
+    assert found.best.plan.launch is Launch.GRAPH
 
 
 def test_a_tied_table_goes_each_way() -> None:

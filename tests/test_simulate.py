@@ -358,6 +358,11 @@ def test_eager_host_issues_one_operation_after_another() -> None:
     of_host = profile(net, hooked, issue=2000)
     assert simulate(lower(plan, net, hooked), of_host).makespan_ns == 5380
     assert simulate(lower(plan, net, hooked), replace(of_host, hook=figure(500))).makespan_ns == 5580
+    # what stands ahead of a layer that waits for none of it is issued before the module is called
+    in_place = replace(plan, access=((Access.DIRECT,), ()))
+    assert (
+        simulate(lower(in_place, net, hooked), profile(net, hooked, issue=2000, direct=0)).makespan_ns == 5070
+    )
 
 
 def test_a_launch_takes_as_much_longer_as_its_networks_own_starts_and_once() -> None:
