@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from calibrate.assemble import GpuFacts
 from calibrate.fit import Fit
@@ -84,6 +84,15 @@ LAYERS = FileKind("layer-samples", 3, LayersResult, last="seconds")
 FIRST_HALF = FileKind("layer-samples-first-half", 1, FirstHalf, last="network_digest")
 
 Write = Callable[..., None]
+T = TypeVar("T")
+
+
+def _measured(path: Path, kind: FileKind[T]) -> T | None:
+    """What a file of a calibration says, None where there is none."""
+    try:
+        return read_record(path, kind) if path.exists() else None
+    except InputError as error:
+        raise InputError(f"{error}; or remove it, and that is measured again") from None
 
 
 class Store:
@@ -166,7 +175,7 @@ class Store:
 
     def case(self, name: str) -> CaseResult | None:
         path = self.folder / "state" / f"case-{name}.yaml"
-        return read_record(path, CASE) if path.exists() else None
+        return _measured(path, CASE)
 
     def keep_case(self, result: CaseResult) -> None:
         self.put(self.folder / "state" / f"case-{result.case}.yaml", CASE, result)
@@ -184,16 +193,12 @@ class Store:
 
     def layers(self, name: str, network: Network) -> LayersResult | None:
         """What was measured for this very network, None where nothing was, or for another of its name."""
-        path = self._layers(name) / file_name(network)
-        if not path.exists():
-            return None
-        found = read_record(path, LAYERS)
-        return found if found.network.digest == network.digest else None
+        found = _measured(self._layers(name) / file_name(network), LAYERS)
+        return found if found is not None and found.network.digest == network.digest else None
 
     def first_half(self, network: Network) -> Unwatched | None:
         """What of this very network was timed without the profiler, None where nothing was."""
-        path = self._first_half(network)
-        found = read_record(path, FIRST_HALF) if path.exists() else None
+        found = _measured(self._first_half(network), FIRST_HALF)
         return found.unwatched if found is not None and found.network_digest == network.digest else None
 
     def keep_first_half(self, network: Network, found: Unwatched) -> None:

@@ -179,6 +179,10 @@ class _Loader:
             f"{origin}: {name!r} is a {type(tensor).__name__}; pass a tensor",
         )
         require(
+            not tensor.is_meta,
+            f"{origin}: {name!r} is on the meta device and has no bytes; give one that has",
+        )
+        require(
             tensor.shape == want.shape and tensor.dtype == want.dtype,
             f"{origin}: {name!r} is {_dtype(tensor)} {list(tensor.shape)}, but {_dtype(want)} {list(want.shape)} in the "
             "module; convert it first: the arena holds what kernels read",

@@ -6,6 +6,7 @@ it fails half way.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from types import TracebackType
@@ -41,7 +42,9 @@ class ColdStart:
 
     Outputs of graph starts are overwritten by the next start of the same kind (cold, warm, resident, in place): clone what
     must last.
-    Between starts the module's tensors are CPU views of the host arena, which a next cold start brings.
+    One thread at a time. Between starts the module's tensors are CPU views of the host arena, which a next cold start brings:
+    change them in place (load_state_dict, copy_). Tensors that are replaced (assign=True, `module.fc = ...`), cast (`half()`) or
+    written through `.data` are not seen, and `close` gives the module its own back.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class ColdStart:
         self._hot = self._full = False
         self._settling: Event | None = None
         self._closed = False
+        self._starting = threading.Lock()
         self._stack = ExitStack()
         try:
             if own_device:
@@ -317,6 +321,17 @@ class ColdStart:
         self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, landed: bool = False
     ) -> Any:
         """`landed`: what the head brings is there."""
+        require(
+            self._starting.acquire(blocking=False),
+            f"{self.network.model}: another thread is in a start of this module, whose arenas and output are one; take turns, or "
+            "prepare a copy of the module for each thread",
+        )
+        try:
+            return self._started(kind, args, kwargs, landed)
+        finally:
+            self._starting.release()
+
+    def _started(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], landed: bool) -> Any:
         captured = self._graphs.get(kind)
         begun = captured is not None and captured.head is not None
         try:
@@ -398,6 +413,7 @@ class ColdStart:
             self._stack.close()
 
     def __enter__(self) -> ColdStart:
+        self._open()
         return self
 
     def __exit__(

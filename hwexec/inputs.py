@@ -89,6 +89,8 @@ class Inputs:
                     type(given) is not torch.Tensor
                     or given.dtype != fixed.dtype
                     or given.shape != fixed.shape
+                    or given.is_meta
+                    or given.layout is not fixed.layout
                 ):
                     break
             else:
@@ -114,6 +116,11 @@ class Inputs:
                 (given.shape, given.dtype) == (fixed.shape, fixed.dtype),
                 f"{who}: input {number} is {given.dtype} {list(given.shape)}, but {fixed.dtype} {list(fixed.shape)} in the "
                 "example; a prepared module takes that only",
+            )
+            _refuse_empty(who, number, given)
+            require(
+                given.layout is fixed.layout,
+                f"{who}: input {number} is {given.layout}, but {fixed.layout} in the example; convert it",
             )
             pairs.append((fixed, given))
         return pairs
@@ -168,6 +175,7 @@ def check_example(who: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
     """InputError where an example's input is of a kind that no start could bring."""
     for number, leaf in enumerate(pytree.tree_leaves((args, kwargs))):
         _refuse_array(who, number, leaf)
+        _refuse_empty(who, number, leaf)
 
 
 def shown(value: object) -> str:
@@ -181,6 +189,13 @@ def _refuse_array(who: str, number: int, value: object) -> None:
     require(
         not isinstance(value, numpy.ndarray),
         f"{who}: input {number} is a numpy array; pass torch.from_numpy(...) of it",
+    )
+
+
+def _refuse_empty(who: str, number: int, value: object) -> None:
+    require(
+        not (isinstance(value, torch.Tensor) and value.is_meta),
+        f"{who}: input {number} is on the meta device and has no values; give one that has",
     )
 
 

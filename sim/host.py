@@ -168,6 +168,14 @@ class Roofline:
     direct_strided_bytes_per_s: Figure
     """In-place read rate of requests of 32 bytes each, the smallest that cross PCIe."""
 
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self) if field.name.endswith("_per_s")):
+            value = getattr(self, name).value
+            require(value >= 1, f"roofline: {name} {value:g}; a rate is 1 or more")
+        for name in ("gemm_efficiency", "tile_rows"):
+            value = getattr(self, name).value
+            require(value > 0, f"roofline: {name} {value:g}; must be more than 0")
+
 
 @dataclass(frozen=True)
 class Host:

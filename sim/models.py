@@ -364,6 +364,10 @@ def _move(module: nn.Module, recipe: _Recipe) -> None:
             tensor.device.type != "meta",
             f"model {recipe.name!r}: {key!r} is on the meta device and has no values; make it on the CPU",
         )
+        require(
+            tensor.layout is torch.strided,
+            f"model {recipe.name!r}: {key!r} is {tensor.layout}, whose bytes cannot be moved; make it a dense tensor",
+        )
         if id(tensor) not in done:
             old = tensor.untyped_storage()
             if old._cdata not in storages:

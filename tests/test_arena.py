@@ -180,6 +180,10 @@ def test_safetensors_files_are_read_straight_into_the_arena(tmp_path: Path) -> N
         ),
         (lambda s: s | {"table.weight": s["table.weight"].half()}, r"is float16 \[29, 16\], but float32"),
         (lambda s: s | {"who": torch.zeros(1)}, r"has 'who', which the module has not"),
+        (
+            lambda s: s | {"table.weight": s["table.weight"].to("meta")},
+            r"'table.weight' is on the meta device and has no bytes; give one that has",
+        ),
         (lambda s: {k: v for k, v in s.items() if "dense" not in k}, r"the state_dict lacks 2 tensors"),
     ],
 )

@@ -19,7 +19,7 @@ from calibrate.cases import CASES
 from calibrate.cli import main
 from calibrate.compare import compare
 from calibrate.run import NO_FIGURE, Ask, Watch, finish, run
-from calibrate.samples import Point
+from calibrate.samples import CaseResult, Point
 from calibrate.store import Store
 from hwexec.cpu import CpuDevice
 from sim.errors import InputError
@@ -157,6 +157,18 @@ def test_a_full_disk_is_one_line_and_keeps_what_there_was(
     ):
         run(ask(), device, Watch(None), store, Told(), cases=cases)
     assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["case-h2d.yaml", "session.yaml"]
+
+
+def test_a_state_that_was_cut_off_says_how_to_go_on(tmp_path: Path) -> None:
+    store, kept = Store(tmp_path), tmp_path / "state" / "case-h2d.yaml"
+    result = CaseResult("h2d", "copies", (Point("h2d:0", 0, 1, (1.0,)),))
+    store.keep_case(result)
+    assert store.case("h2d") == result
+    kept.write_text(kept.read_text()[:60])
+    with pytest.raises(InputError, match=r"case-h2d.yaml: .*; or remove it, and that is measured again"):
+        store.case("h2d")
+    kept.unlink()
+    assert store.case("h2d") is None
 
 
 def test_the_state_of_another_host_is_not_mixed_in(device: CpuDevice, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,18 @@ def test_a_partner_without_a_route(sim: Sim, tmp_path: Path) -> None:
     write_host("host.yaml", lonely, force=True)
     write_profile("profile.yaml", profile(NETWORK, lonely), force=True)
     refused(sim("search", *HERE, "--gpus", "0,2"), "GPU 2 has no route to GPU 0 on test", tmp_path)
+
+
+@pytest.mark.parametrize("rate", ["memory_bytes_per_s", "peak_fp32_flops_per_s", "direct_stream_bytes_per_s"])
+def test_a_roofline_whose_rate_is_nothing_is_refused(rate: str, sim: Sim, tmp_path: Path) -> None:
+    write_host("host.yaml", find_host("p3.8xlarge"), force=True)
+    whole = (tmp_path / "host.yaml").read_text()
+    none = re.sub(rf"({rate}: \{{value: )[0-9.e+]+", r"\g<1>0.0", whole)
+    assert none != whole
+    (tmp_path / "host.yaml").write_text(none)
+    done = sim("search", "--model", "resnet50", "--host", "./host.yaml")
+    refused(done, f"roofline: {rate} 0; a rate is 1 or more", tmp_path)
+    assert "host.yaml" in done.err
 
 
 def test_an_estimate_needs_a_roofline(sim: Sim, tmp_path: Path) -> None:

@@ -418,3 +418,36 @@ def test_what_no_layer_reads_is_right_in_every_run(access: Access, launch: Launc
         for run in (cold.warm, cold.resident, cold):
             assert torch.equal(run(x)[1], want)
     device.close()
+
+
+def test_two_threads_make_no_start_at_once() -> None:
+    made = toys.text()
+    with cold_start(made, dealt(made), CpuDevice(2, seed=3, delay_us=100)) as cold:
+        inside, told = threading.Event(), list[str]()
+        bring = cold._inputs.given
+
+        def slow(*args: Any) -> Any:
+            inside.set()
+            second.join(10)
+            return bring(*args)
+
+        def again() -> None:
+            inside.wait(10)
+            try:
+                cold(*made.inputs)
+            except InputError as error:
+                told.append(str(error))
+
+        cold._inputs.given = slow  # type: ignore[method-assign]
+        second = threading.Thread(target=again)
+        second.start()
+        first = cold(*made.inputs)
+        cold._inputs.given = bring  # type: ignore[method-assign]
+        assert told == [
+            f"{made.network.model}: another thread is in a start of this module, whose arenas and output are one; take turns, or "
+            "prepare a copy of the module for each thread"
+        ]
+        assert torch.equal(first, made.answer)
+        cold.close()
+        with pytest.raises(InputError, match="is closed"):
+            cold.__enter__()

@@ -45,6 +45,10 @@ def fails(): raise ValueError("no luck today\\nand more")
 def leaves(): raise SystemExit(3)
 def number(): return 3
 def lazy(): return nn.LazyLinear(3)
+def sparse():
+    module = nn.Linear(4, 3)
+    module.register_buffer("sp", torch.eye(4).to_sparse())
+    return module, torch.ones(1, 4)
 class Careful(nn.Module):
     """Reads values while it is built, ties, and cuts parameters out of one tensor."""
     def __init__(self):
@@ -336,6 +340,7 @@ def test_hf_names_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
         ("shop:no_inputs", "returned no inputs"),
         ("shop:odd_inputs", "must be a tensor or a tuple of tensors"),
         ("shop:lazy", "'weight' has no shape yet"),
+        ("shop:sparse", "'sp' is torch.sparse_coo, whose bytes cannot be moved; make it a dense tensor"),
         ("no_such_package.x:make", "cannot be imported: ModuleNotFoundError"),
         ("broken:make", "cannot be imported: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
         ("script:make", "cannot be imported: SystemExit: usage: script.py FILE"),

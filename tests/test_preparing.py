@@ -364,7 +364,20 @@ def test_what_is_no_tensor_is_told_in_one_line() -> None:
             {"x": ["a"] * 100},
             "toy: the inputs are not built like the example's; give as many, by the same names",
         ),
+        (
+            {"x": torch.ones(2, 4, device="meta")},
+            "toy: input 0 is on the meta device and has no values; give one that has",
+        ),
+        (
+            {"x": torch.ones(2, 4).to_sparse()},
+            "toy: input 0 is torch.sparse_coo, but torch.strided in the example; convert it",
+        ),
     ]
+    bare = named | {"x": torch.ones(2, 4, device="meta")}
+    assert (
+        says(made, example_inputs=bare)
+        == "Scaled: input 0 is on the meta device and has no values; give one that has"
+    )
     with prepare(made, example_inputs=named) as cold:
         for changed, text in refused:
             with pytest.raises(InputError) as caught:
