@@ -37,7 +37,7 @@ def parse_size(text: str, option: str = "--memory-budget") -> int:
     require(len(number) <= 20, f"{option} {text!r}: larger than any memory; give a smaller size")
     size = int(number) * unit if number.isdigit() else round(float(number) * unit)
     require(
-        size == 0 or size >= _LEAST_BARE_BYTES or bool(found[2]),
+        float(number) == 0 or size >= _LEAST_BARE_BYTES or bool(found[2]),
         f"{option} {text!r}: of which unit? Say {number}MiB or {number}GiB, or {number}B where bytes are meant",
     )
     return size

@@ -41,6 +41,7 @@ def refused(done: Run, says: str, folder: Path) -> None:
         ("--memory-budget nan", "must be a size"),
         ("--memory-budget 200", "--memory-budget '200': of which unit? Say 200MiB or 200GiB, or 200B where"),
         ("--memory-budget 1.5", "of which unit? Say 1.5MiB"),
+        ("--memory-budget 0.1", "of which unit? Say 0.1MiB"),
         ("--memory-budget 999999", "of which unit?"),
         ("--memory-budget 1e9", "must be a size"),
         ("--memory-budget=", "must be a size"),
