@@ -11,7 +11,7 @@
         cold.timeline()             # one more cold start, watched: a measured sim.timeline.Timeline
         cold.resident(*inputs)      # the reference: everything in GPU memory, launched the same way
         cold.in_place(*inputs)      # another: everything read in place from host memory
-        cold.launch, cold.why_eager, cold.moved_bytes
+        cold.launch, cold.why_eager, cold.brought()
 
 `prepare(module, plan, example_inputs, *, host, network=None, device=None, weights=None, settles=True)`: `module` is in
 `eval()`; `plan` is what `sim.files.read_plan(path)` gives, held against host and module, or a `sim.plan.Plan`; `host` is the

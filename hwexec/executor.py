@@ -63,10 +63,6 @@ class ColdStart:
         self.launch: Launch = program.launch
         self.why_eager = ""
         """Why a plan for a graph runs eagerly all the same; empty where it does not."""
-        self.moved_bytes = 0
-        """Host memory to GPUs, by copies, in the last cold start; of captured ones, what each of them copies."""
-        self.relayed_bytes = 0
-        """GPU to GPU, likewise."""
         self._graphs: dict[str, Captured] = {}
         self._hot = self._full = False
         self._settling: Event | None = None
@@ -147,9 +143,6 @@ class ColdStart:
             return
         if same:
             self._graphs["warm"] = self._graphs["resident"]
-        copies = [op for op in self.program.ops if isinstance(op, Copy)]
-        self.moved_bytes = sum(op.size_bytes for op in copies if op.source is None)
-        self.relayed_bytes = sum(op.size_bytes for op in copies if op.source is not None)
 
     def _drop_graphs(self) -> None:
         for captured in {id(c): c for c in self._graphs.values()}.values():
@@ -378,8 +371,6 @@ class ColdStart:
             walk.finish()
         finally:
             hooks.abandon()
-        if kind == "cold":
-            self.moved_bytes, self.relayed_bytes = walk.moved_bytes, walk.relayed_bytes
         return output
 
     def _ahead(self, captured: Captured) -> bool:

@@ -104,8 +104,8 @@ class Inputs:
             f"{who}: the inputs are not built like the example's; give as many, by the same names",
         )
         for number, (fixed, given) in enumerate(zip(self._leaves, leaves, strict=True)):
+            _refuse_kind(who, number, given)
             if not isinstance(fixed, torch.Tensor) or not isinstance(given, torch.Tensor):
-                _refuse_array(who, number, given)
                 require(
                     _same(fixed, given),
                     f"{who}: input {number} is {shown(given)}, but {shown(fixed)} in the example; prepare the module "
@@ -117,7 +117,6 @@ class Inputs:
                 f"{who}: input {number} is {given.dtype} {list(given.shape)}, but {fixed.dtype} {list(fixed.shape)} in the "
                 "example; a prepared module takes that only",
             )
-            _refuse_empty(who, number, given)
             require(
                 given.layout is fixed.layout,
                 f"{who}: input {number} is {given.layout}, but {fixed.layout} in the example; convert it",
@@ -174,8 +173,7 @@ class Inputs:
 def check_example(who: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """InputError where an example's input is of a kind that no start could bring."""
     for number, leaf in enumerate(pytree.tree_leaves((args, kwargs))):
-        _refuse_array(who, number, leaf)
-        _refuse_empty(who, number, leaf)
+        _refuse_kind(who, number, leaf)
 
 
 def shown(value: object) -> str:
@@ -185,14 +183,11 @@ def shown(value: object) -> str:
     return " ".join(reprlib.repr(value).split())
 
 
-def _refuse_array(who: str, number: int, value: object) -> None:
+def _refuse_kind(who: str, number: int, value: object) -> None:
     require(
         not isinstance(value, numpy.ndarray),
         f"{who}: input {number} is a numpy array; pass torch.from_numpy(...) of it",
     )
-
-
-def _refuse_empty(who: str, number: int, value: object) -> None:
     require(
         not (isinstance(value, torch.Tensor) and value.is_meta),
         f"{who}: input {number} is on the meta device and has no values; give one that has",

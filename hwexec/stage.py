@@ -321,15 +321,15 @@ class Stage:
     def brought(self) -> tuple[int, int]:
         """Bytes of chunks that lie as they are in host memory on the first GPU of their way, and on later ones. Blocks."""
         self.device.synchronize()
-        first = later = 0
+        found = [0, 0]
         for chunk in self.plan.chunks:
             for hop, gpu in enumerate(chunk.path):
                 for start in range(chunk.start_bytes, chunk.stop_bytes, COMPARED_BYTES):
                     stop = min(start + COMPARED_BYTES, chunk.stop_bytes)
                     held = self._held(gpu, start, stop)
-                    size = (stop - start) * torch.equal(held, self.host.tensor[start:stop].to(held.device))
-                    first, later = (first, later + size) if hop else (first + size, later)
-        return first, later
+                    if torch.equal(held, self.host.tensor[start:stop].to(held.device)):
+                        found[min(hop, 1)] += stop - start
+        return found[0], found[1]
 
     def poison(self) -> None:
         """Fill every arena with 0xFF, then bring what the plan holds resident. Blocks."""

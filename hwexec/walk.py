@@ -103,10 +103,6 @@ class Walk:
         self.cursor = 0
         self.reached = -1
         """The layer that is running, or the last whose operations have been issued."""
-        self.moved_bytes = 0
-        """From host memory."""
-        self.relayed_bytes = 0
-        """From one GPU to another."""
         self._before: list[int | None] = []
         """Nodes in the graph when a layer is about to begin, and at the end."""
         self._after: list[int | None] = []
@@ -195,11 +191,6 @@ class Walk:
         index = self.order[self.cursor]
         op = self.ops[index]
         self.cursor += 1
-        if isinstance(op, Copy):
-            if op.source is None:
-                self.moved_bytes += op.size_bytes
-            else:
-                self.relayed_bytes += op.size_bytes
         if self.script is not None and (call := self.script.calls.get(index)) is not None:
             call()
             return

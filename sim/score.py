@@ -59,13 +59,12 @@ class Scores:
         runs = self.runs
         if runs == 1:
             return Score(makespan, makespan, False)
-        full = self.warm_ns(plan.launch, ())
         stay = makespan + (runs - 1) * self.warm_ns(plan.launch, plan.access)
         whole = self.budget is None or self.network.arena_bytes <= self.budget
         in_place = self._in_place_bytes(plan) if whole else 0  # settled, all weights lie there
         if in_place:
             rate = self.host.rate(self.host.h2d_route(self.target)) * 1e-9
-            settle = makespan + in_place / rate + (runs - 1) * full
+            settle = makespan + in_place / rate + (runs - 1) * self.warm_ns(plan.launch, ())
             if settle < stay:
                 return Score(settle / runs, makespan, True)
         return Score(stay / runs, makespan, False)

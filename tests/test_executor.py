@@ -39,8 +39,8 @@ def test_a_cold_start_answers_as_the_module_does(launch: Launch) -> None:
     with cold_start(made, dealt(made, launch), device) as cold:
         assert (cold.launch, cold.why_eager) == (launch, "")
         assert torch.equal(cold(*made.inputs), made.answer)
-        assert cold.moved_bytes == made.network.arena_bytes
-        assert cold.relayed_bytes == made.network.arena_bytes // 1024 * 512
+        assert cold.brought()[0] == made.network.arena_bytes
+        assert cold.brought()[1] == made.network.arena_bytes // 1024 * 512
         other = tuple((t + 3) % 29 for t in made.inputs)
         with torch.no_grad():
             assert torch.equal(cold.warm(*other), made.module(*other)), (
@@ -63,7 +63,7 @@ def test_any_valid_plan_of_any_network_is_bit_equal(data: st.DataObject) -> None
         assert (cold.launch, cold.why_eager) == (plan.launch, "")
         assert torch.equal(cold(*made.inputs), made.answer)
         assert torch.equal(cold(*made.inputs), made.answer)
-        assert cold.moved_bytes == plan.copied_bytes
+        assert cold.brought()[0] == plan.copied_bytes
         assert torch.equal(cold.warm(*made.inputs), made.answer)
         cold.settle()
         assert torch.equal(cold.warm(*made.inputs), made.answer)
@@ -132,7 +132,7 @@ def test_reading_at_the_partner_and_what_is_resident_beforehand() -> None:
     )
     with cold_start(made, Plan("peer", 0, Launch.GRAPH, access, chunks), CpuDevice(2)) as cold:
         assert torch.equal(cold(*made.inputs), made.answer)
-        assert cold.relayed_bytes == 0
+        assert cold.brought()[1] == 0
     access = tuple(
         tuple(Access.RESIDENT if net.offsets[r.storage] < cut else Access.COPIED for r in layer.reads)
         for layer in net.layers
@@ -141,7 +141,7 @@ def test_reading_at_the_partner_and_what_is_resident_beforehand() -> None:
         assert torch.equal(cold(*made.inputs), made.answer)
         cold.evict()
         assert torch.equal(cold(*made.inputs), made.answer)
-        assert cold.moved_bytes == net.arena_bytes - cut
+        assert cold.brought()[0] == net.arena_bytes - cut
 
 
 def test_a_network_that_no_graph_can_hold_runs_eagerly_and_says_why() -> None:

@@ -95,7 +95,7 @@ def test_cold_is_bit_equal_to_resident(name: str, launch: Launch, links: int, de
         for _ in range(5):
             cold.evict()
             assert same(tensors(cold(*built.inputs)), want)
-        assert cold.moved_bytes == plan.copied_bytes
+        assert cold.brought()[0] == plan.copied_bytes
         assert same(tensors(cold.warm(*built.inputs)), want)
         cold.settle()
         assert same(tensors(cold.warm(*built.inputs)), want)
@@ -180,7 +180,7 @@ def test_weights_are_read_at_the_partner(device: CudaDevice) -> None:
         want = tensors(cold.resident(*built.inputs))
         cold.evict()
         assert same(tensors(cold(*built.inputs)), want)
-        assert cold.relayed_bytes == 0
+        assert cold.brought()[1] == 0
         cold.settle()
         assert same(tensors(cold.warm(*built.inputs)), want)
 

@@ -32,7 +32,7 @@ def test_whatever_the_head_a_start_is_bit_equal_also_right_behind_another(links:
         device = CpuDevice(2, seed=head, delay_us=300)
         with cold_start(made, replace(plan, head=head), device) as cold:
             toys.check_cold_then_again(made, cold)
-            assert (cold.moved_bytes, cold.relayed_bytes) == (
+            assert cold.brought() == (
                 plan.copied_bytes,
                 sum(c.size_bytes for c in plan.chunks if len(c.path) == 2),
             )
@@ -197,7 +197,7 @@ def test_what_is_not_captured_runs_its_head_eagerly_too() -> None:
         for _ in range(3):
             cold.evict()
             assert torch.equal(cold(*made.inputs), made.answer)
-        assert cold.moved_bytes == plan.copied_bytes
+        assert cold.brought()[0] == plan.copied_bytes
         copies = cold.timeline().of(SpanKind.COPY)
         assert len(copies) == sum(len(c.path) for c in plan.chunks)
 
