@@ -10,7 +10,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -277,7 +277,7 @@ class CpuDevice:
     # Graphs
 
     @contextmanager
-    def capture(self, stream: Stream) -> Iterator[CpuGraph]:
+    def capture(self, stream: Stream, arenas: Sequence[torch.Tensor] | None = None) -> Iterator[CpuGraph]:
         if self.fault("capture"):
             raise CaptureError("an injected capture error")
         graph = CpuGraph(self, stream.gpu)

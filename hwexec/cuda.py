@@ -12,7 +12,7 @@ import ctypes
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -347,8 +347,8 @@ class CudaDevice:
     # Graphs
 
     @contextmanager
-    def capture(self, stream: Stream) -> Iterator[CudaGraph]:
-        graph = CudaGraph(stream)
+    def capture(self, stream: Stream, arenas: Sequence[torch.Tensor] | None = None) -> Iterator[CudaGraph]:
+        graph = CudaGraph(stream, arenas)
         self.synchronize()
         torch.cuda.empty_cache()
         # nothing that a capture forbids may be freed inside it, as a cycle's tensors would be

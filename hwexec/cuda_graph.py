@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from hwexec.device import Stream
 from hwexec.driver import captured_nodes
-from hwexec.fills import memsets_to_kernels
+from hwexec.nodes import to_kernels
 
 _cuda: Any = torch.cuda  # much of it has no types
 _EDITED = hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph")
@@ -24,9 +25,10 @@ def _new() -> Any:
 class CudaGraph:
     """A torch.cuda.CUDAGraph of one stream's work, or several of them, one after another."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, arenas: Sequence[torch.Tensor] | None = None) -> None:
         self.parts: list[Any] = [_new()]
         self.stream = stream
+        self._arenas = arenas
         self._earlier: int | None = 0
         """Nodes of the parts before the last."""
         # a pool of its own: captures that shared one would overwrite each other's outputs
@@ -63,7 +65,7 @@ class CudaGraph:
     def _make_ready(self) -> None:
         if _EDITED:
             part = self.parts[-1]
-            memsets_to_kernels(part.raw_cuda_graph(), self.stream.gpu)
+            to_kernels(part.raw_cuda_graph(), self.stream.gpu, self._arenas)
             part.instantiate()
 
     def _end(self) -> None:

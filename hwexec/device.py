@@ -221,9 +221,13 @@ class Device(Protocol):
 
     # Graphs
 
-    def capture(self, stream: Stream) -> AbstractContextManager[Graph]:
+    def capture(
+        self, stream: Stream, arenas: Sequence[torch.Tensor] | None = None
+    ) -> AbstractContextManager[Graph]:
         """Capture what is enqueued inside on `stream` and on streams that wait for it. All must be joined before the end.
 
+        Copies into `arenas` are a plan's; with these given, other copies are a layer's own, and kernels where the device can
+        do that, so that they stand behind none of the plan's.
         Raises CaptureError where the work cannot be captured; the device is usable afterwards.
         """
         ...

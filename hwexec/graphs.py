@@ -54,7 +54,7 @@ def capture(module: torch.nn.Module, stage: Stage, kind: str, forward: Callable[
             torch.inference_mode(False),
             stage.pointed(kind),
             torch.no_grad(),
-            device.capture(stage.compute) as graph,
+            device.capture(stage.compute, list(stage.arenas.values())) as graph,
         ):
             walk = stage.walk(kind, graph=graph, head=head)
             walk.begin()

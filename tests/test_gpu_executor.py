@@ -359,6 +359,61 @@ def test_a_captured_memset_is_a_kernel_that_writes_the_same(
     device.close_stream(stream)
 
 
+@pytest.mark.skipif(not hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph"), reason="needs PyTorch 2.8")
+@pytest.mark.parametrize("words", [72, 5])
+def test_a_captured_copy_of_a_layer_is_a_kernel_and_one_into_an_arena_is_not(
+    words: int, device: CudaDevice
+) -> None:
+    host = HostArena(device, MIB, 0)
+    weight = host.tensor.view(torch.float32)[:words]
+    weight.copy_(torch.rand(words))
+    in_place = host.view(0).view(torch.float32)[:words]
+    stream, arena = device.stream("compute:0", 0), device.allocate(MIB, 0)
+    with device.capture(stream, [arena]) as graph:
+        device.copy(stream, arena, host.tensor)
+        one = in_place.clone()
+        two = one.clone()
+
+    def replay() -> None:
+        with device.on(stream):
+            graph.replay()
+
+    seen = device.trace(replay)
+    assert [a.kind for a in seen if a.kind not in ("launch", "issue")] == ["h2d", "kernel", "kernel"]
+    for found in (one, two, arena.view(torch.float32)[:words]):
+        assert torch.equal(found.cpu(), weight)
+    graph.close()
+    device.close_stream(stream)
+    host.close()
+
+
+class Scaled(nn.Module):
+    """Copies its weight before it uses it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gain.clone()
+
+
+@pytest.mark.skipif(not hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph"), reason="needs PyTorch 2.8")
+def test_a_layer_that_copies_a_weight_read_in_place_stands_behind_no_weights(device: CudaDevice) -> None:
+    module = nn.Sequential(nn.Linear(1024, 1024), Scaled(1024), nn.Linear(1024, 2**16)).eval()
+    built = Built(module, (torch.randn(4, 1024),), 4, "fp32", None, "toy")
+    net = trace(built).network
+    plan = dealt(net, Launch.GRAPH, 1, 8 * MIB, direct=(1,))
+    with prepared(built, net, replace(plan, head=len(plan.chunks)), device) as cold:
+        want = tensors(cold.resident(*built.inputs))
+        cold.evict()
+        assert same(tensors(cold(*built.inputs)), want)
+        cold.evict()
+        spans = cold.timeline()
+        scaled = next(s for s in spans.of(SpanKind.RUN) if s.layer == 1)
+        assert scaled.stop_ns < max(s.stop_ns for s in spans.of(SpanKind.COPY)) / 2
+
+
 def test_the_gate_hides_the_cost_of_issuing(device: CudaDevice) -> None:
     host = HostArena(device, 64 * MIB, 0)
     assert host.tensor.is_pinned()
