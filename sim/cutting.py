@@ -33,7 +33,7 @@ from itertools import accumulate, pairwise
 from math import inf
 
 from sim.draft import SMALLEST_CHUNK_BYTES, Draft, Path, Range, ReadKey, evenly, runs_of, shares
-from sim.host import Host
+from sim.host import Costs, Host
 from sim.plan import Launch
 from sim.profile import Profile
 
@@ -78,14 +78,14 @@ class Cutter:
         ends = [ran[at] for at in [*layers[1:], len(ran) - 1]] if layers else []
         self.run_ns = [0.0, *(end - self.before_ns for end in ends)]
         """Up to each boundary, the layers that can run once it has landed and those before them."""
-        taken = [0.0, *accumulate(_in_place_ns(profile, draft.direct))]
+        costs = host.costs
+        taken = [0.0, *accumulate(_carried_ns(profile, draft.direct, costs))]
         share = self.rates[0] / sum(self.rates)
         held = [0.0, *(taken[at] * share for at in layers)]
         bytes_per_ns = sum(self.rates) * 1e-9
         self.landed_ns = [size / bytes_per_ns + ns for size, ns in zip(sums, held, strict=True)]
         """B_i / r by boundary, and what layers before it take of the lanes by reading in place."""
 
-        costs = host.costs
         self.wait_ns = profile.cut_ns(costs, draft.launch)
         """w."""
         self._late_ns = max(0.0, costs.wait_blocked_ns.value - self.wait_ns)
@@ -196,6 +196,17 @@ def _run_ns(profile: Profile, direct: frozenset[ReadKey]) -> list[float]:
         timing.resident.median_ns + profile.beside_ns(layer) + in_place[layer]
         for layer, timing in enumerate(profile.layers)
     ]
+
+
+def _carried_ns(profile: Profile, direct: frozenset[ReadKey], costs: Costs) -> list[float]:
+    """How long each layer's reads in place keep the target's lane, all of it theirs."""
+    carried = _in_place_ns(profile, direct)
+    places: dict[int, list[int]] = {}
+    for layer, at in direct:
+        places.setdefault(layer, []).append(at)
+    for layer, own in places.items():
+        carried[layer] += profile.hidden_ns(layer, own, costs)
+    return carried
 
 
 def _in_place_ns(profile: Profile, direct: frozenset[ReadKey]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -166,6 +167,14 @@ class Profile:
         which its large reads hide what small ones wait, down to nothing."""
         own = self.direct_busy.value if self.direct_busy is not None else 0.0
         return max(own, costs.direct_busy_ns.value)
+
+    def hidden_ns(self, layer: int, places: Collection[int], costs: Costs) -> float:
+        """How long these reads in place of a layer keep the wire busy while it computes, which what they add to it does not show:
+        their bytes at the rate of kernels that do nothing but read, less what they add, and no longer than it computes."""
+        timing, reads = self.layers[layer], self.network.layers[layer].reads
+        own = [(reads[place].touched_bytes, timing.direct[place].median_ns) for place in places]
+        carried = sum(size for size, _ in own) * 1e9 / costs.direct_bytes_per_s.value
+        return min(max(0.0, carried - sum(added for _, added in own)), timing.resident.median_ns)
 
     def cut_ns(self, costs: Costs, launch: Launch) -> float:
         """What a cut between layers costs them, beside copies as most are, where no layer has to wait for it."""

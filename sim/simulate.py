@@ -191,12 +191,16 @@ class _Simulation:
                 beside = self.slows and self.inbound_left > 0
                 if (in_place or beside) and now > env.now:
                     yield env.timeout(now - env.now)
+                hidden = None
                 if in_place:
-                    yield from self.read_in_place(op, timing)
+                    hidden = yield from self.read_in_place(op, timing)
                     now = env.now
                 now += timing.resident.median_ns
                 if self.inbound_left > 0 and self.carried[self.lane]:
                     now += self.beside[op.layer]
+                if hidden is not None:
+                    yield hidden
+                    now = max(now, env.now)
                 self.span(name, SpanKind.RUN, begin, now, self.label(op), index, layer=op.layer)
             elif isinstance(op, Copy):
                 now = max(now, ready)
@@ -261,10 +265,13 @@ class _Simulation:
             over_ns, beside_ns = (max(own_ns, least) for own_ns in self.own_waits)
         return over_ns, beside_ns, blocked.value
 
-    def read_in_place(self, op: Run, timing: LayerTiming) -> Process:
-        """One flow per place a layer reads from: host memory over its own PCIe lane, a partner over the peer route."""
-        direct = sum(t.median_ns for t, a in zip(timing.direct, op.access, strict=True) if a is Access.DIRECT)
-        if Access.DIRECT in op.access:
+    def read_in_place(self, op: Run, timing: LayerTiming) -> Generator[simpy.Event, None, simpy.Event | None]:
+        """One flow per place a layer reads from: host memory over its own PCIe lane, a partner over the peer route. The event is
+        the end of what it reads of host memory while it computes; None where that is nothing."""
+        hidden = None
+        places = [j for j, access in enumerate(op.access) if access is Access.DIRECT]
+        if places:
+            direct = sum(timing.direct[j].median_ns for j in places)
             route = self.host.h2d_route(self.program.plan.target)
             rate = self.host.rate(route) * 1e-9
             ramp = 0.0
@@ -277,8 +284,11 @@ class _Simulation:
                     yield self.fabric.transfer(route, ramp * rate)
             if direct > ramp:
                 yield self.fabric.transfer(route, (direct - ramp) * rate, weight.value)
+            hidden_ns = self.profile.hidden_ns(op.layer, places, self.costs)
+            if hidden_ns > 0:
+                hidden = self.fabric.transfer(route, hidden_ns * rate, weight.value)
         if Access.PEER not in op.access:
-            return
+            return hidden
         require(
             len(timing.peer) == len(op.access),
             f"layer {op.layer} reads a partner's memory in place, and the profile has no timing for that; measure one with it",
@@ -290,6 +300,7 @@ class _Simulation:
                 assert holder is not None
                 route = self.host.peer_route(holder, self.program.plan.target)
                 yield self.fabric.transfer(route, extra.median_ns * self.host.rate(route) * 1e-9)
+        return hidden
 
     def span(
         self,

@@ -437,6 +437,24 @@ def test_a_read_in_place_takes_what_the_profile_says_and_slows_a_copy_beside_it(
     assert alone.makespan_ns == pytest.approx(2 * 2500)
 
 
+def test_what_a_layer_reads_while_it_computes_keeps_the_wire_as_busy() -> None:
+    costs = replace(FREE, direct_bytes_per_s=figure(1e9))
+    net, machine = network(4000, 6000), host(costs=costs)
+    timings = profile(
+        net, machine, run=3000, direct=1500
+    )  # 4000 ns of reading, 2500 of them in the kernel's own time
+    plan = replace(copied(net, Chunk(4096, 10_096, (0,))), access=((Access.DIRECT,), (Access.COPIED,)))
+    timeline = simulate(lower(plan, net, machine), timings)
+    # half the link each: 3000 ns for 1500, then 5000 for the other 2500, which its 3000 of kernel do not hide
+    assert timeline.of(SpanKind.RUN)[0].stop_ns == 3000 + 5000
+    assert timeline.of(SpanKind.COPY)[0].stop_ns == 4000 + 6000, "all bytes have crossed the link"
+    alone = replace(plan, access=((Access.DIRECT,), (Access.DIRECT,)), chunks=())
+    assert simulate(lower(alone, net, machine), timings).makespan_ns == 4500 + 4500, "as the profile says"
+    short = replace(timings, layers=(replace(timings.layers[0], resident=Timing(500)), timings.layers[1]))
+    assert short.hidden_ns(0, [0], costs) == 500, "no longer than the kernel"
+    assert simulate(lower(alone, net, machine), short).makespan_ns == 2000 + 4500
+
+
 def test_a_read_in_place_behind_copies_waits_shares_evenly_and_then_takes_over() -> None:
     costs = replace(FREE, direct_busy_ns=figure(100), direct_ramp_ns=figure(500), direct_weight=figure(4))
     net, machine = network(1000, 1000, 9000), host(costs=costs)
