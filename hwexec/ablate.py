@@ -14,7 +14,7 @@ from rich.table import Table
 from hwexec.sweep import Point
 from hwexec.sweep_report import ERRORS, Errors, by_launch, error_cells, errors_of, table_of
 from sim.files import FileKind
-from sim.host import Costs, Figure, Host
+from sim.host import LARGEST, Costs, Figure, Host
 from sim.plan import Launch, Plan
 from sim.profile import Profile, Provenance, Timing
 from sim.program import lower
@@ -77,6 +77,7 @@ MECHANISMS: dict[str, Callable[[Model], Model]] = {
     "sharing": lambda model: replace(model, share=False),
     "in-place read under load": _costs(0, "direct_busy_ns", "direct_ramp_ns", own=("direct_busy",)),
     "in-place weight": _costs(1, "direct_weight", own=("direct_weight",)),
+    "in-place read while computing": _costs(LARGEST, "direct_bytes_per_s"),
     "kernels slowed by copies": _not_slowed,
     "latency": _costs(0, "copy_latency_ns", "peer_latency_ns"),
     "wait": _costs(0, *_named(Costs, "wait_"), own=_named(Profile, "wait")),

@@ -25,10 +25,10 @@ MEMCPY, MEMSET = 1, 2
 THREADS, MOST_BLOCKS = 256, 1024
 WORD, WIDE = 4, 16
 """Bytes that a thread writes at once; of a copy `WIDE` where all is aligned to that."""
-_HOST_MEMORY = 1
-"""CU_MEMORYTYPE_HOST."""
-_OF_GPU = 9
-"""CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: the driver refuses it for memory that it does not know, which no kernel could read."""
+_HOST, _GPU = 1, 2
+"""CU_MEMORYTYPE_HOST and _DEVICE."""
+_KIND, _ORDINAL = 2, 9
+"""CU_POINTER_ATTRIBUTE_MEMORY_TYPE and _DEVICE_ORDINAL: the driver refuses them for memory that it does not know."""
 
 _LOOP = """
 .visible .entry %(name)s(.param .u64 to, .param .u64 words, %(given)s)
@@ -131,8 +131,8 @@ class _Memcpy(ctypes.Structure):
         ]
         if any(ends) or self.height > 1 or self.depth > 1:
             return None
-        origin = self.origin_host if self.origin_kind == _HOST_MEMORY else self.origin_device
-        to = self.to_host if self.to_kind == _HOST_MEMORY else self.to_device
+        origin = self.origin_host if self.origin_kind == _HOST else self.origin_device
+        to = self.to_host if self.to_kind == _HOST else self.to_device
         return origin, to
 
 
@@ -153,7 +153,8 @@ def to_kernels(graph: int, gpu: int, arenas: Sequence[torch.Tensor] | None = Non
 
     With `arenas` also copies, but for those into them, which are a plan's own. The graph must not be capturing any more, nor be
     instantiated yet. A node stays where the driver refuses a step, where it writes rows, odd bytes or memory that is not the
-    GPU's, or where its edges say more than that one node comes before another.
+    GPU's, where it reads memory that is neither that nor pinned nor an arena, or where its edges say more than that one node
+    comes before another.
     """
     driver = load_driver()
     if driver is None:
@@ -243,10 +244,13 @@ def _as_copy(gpu: int, arenas: Sequence[torch.Tensor], driver: Any, node: ctypes
     if ends is None:
         return None
     origin, to = ends
-    if any(arena.data_ptr() <= to < arena.data_ptr() + arena.numel() for arena in arenas):
+    own = (_GPU, gpu)
+    if _in(arenas, to) or _memory(driver, to) != own:
         return None
-    _gpu_of(driver, origin)
-    if _gpu_of(driver, to) != gpu:
+    kind, _ = read = _memory(driver, origin)
+    if (
+        kind != _HOST and read != own and not _in(arenas, origin)
+    ):  # a partner's holds nothing else that kernels here may read
         return None
     word = next((w for w in (WIDE, WORD) if not (origin % w or to % w or size_bytes % w)), None)
     if word is None:
@@ -255,11 +259,19 @@ def _as_copy(gpu: int, arenas: Sequence[torch.Tensor], driver: Any, node: ctypes
     return _Work(f"copy{word}", words, (ctypes.c_uint64(to), ctypes.c_uint64(words), ctypes.c_uint64(origin)))
 
 
-def _gpu_of(driver: Any, address: int) -> int:
-    """Whose memory this is, pinned host memory the GPU's that pinned it; _Refused where the driver does not know it."""
-    gpu = ctypes.c_int()
-    _checked(driver.cuPointerGetAttribute(ctypes.byref(gpu), _OF_GPU, ctypes.c_uint64(address)))
-    return gpu.value
+def _in(arenas: Sequence[torch.Tensor], address: int) -> bool:
+    return any(arena.data_ptr() <= address < arena.data_ptr() + arena.numel() for arena in arenas)
+
+
+def _memory(driver: Any, address: int) -> tuple[int, int]:
+    """Of what kind it is, and whose: pinned host memory the GPU's that pinned it. _Refused where the driver does not know it."""
+    found = []
+    for attribute in (_KIND, _ORDINAL):
+        value = ctypes.c_int()
+        _checked(driver.cuPointerGetAttribute(ctypes.byref(value), attribute, ctypes.c_uint64(address)))
+        found.append(value.value)
+    kind, gpu = found
+    return kind, gpu
 
 
 def _replace(driver: Any, graph: int, node: int, gpu: int, work_of: _WorkOf) -> bool:

@@ -1,8 +1,8 @@
 """Lower bounds: no plan on this host can be faster. Knows no search.
 
-Let run_i be layer i's time with weights resident, x_is >= 0 what reading storage s in place adds to it, f_is the bytes
-that it keeps the target's lane from carrying (x_is at the lane's rate), b_s the bytes of s, B the highest rate at which host
-memory can leave into all allowed GPUs together, and S the time before anything starts.
+Let run_i be layer i's time with weights resident, x_is >= 0 what reading storage s in place adds to it, f_is bytes
+that it keeps the target's lane from carrying (x_is at the lane's rate, or more), b_s the bytes of s, B the highest rate at
+which host memory can leave into all allowed GPUs together, and S the time before anything starts.
 
 Fix a layer l. A plan either brings all of s to some GPU before layer l starts (a layer up to l reads it copied or at a
 partner), or every reader of s up to l reads it from host memory in place. Call the first set Z. Layers run one after

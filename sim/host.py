@@ -124,7 +124,7 @@ class Costs:
     launch_wait_ns: Figure
     """Graph mode: added launch time per wait for a copy of the head."""
     direct_bytes_per_s: Figure
-    """Highest rate of one kernel reading host memory in place. Estimates use it; a simulation takes times from a profile."""
+    """Highest rate of one kernel reading host memory in place; its bytes keep the link busy that long, whatever a profile has."""
     direct_busy_ns: Figure
     """Read in place that begins while its link carries copies: waits this long behind what they have under way."""
     direct_ramp_ns: Figure
@@ -194,6 +194,11 @@ class Host:
         require(
             self.costs.direct_weight.value > 0,
             f"host {self.name!r}: direct_weight is 0, and a read in place beside copies would never end; give it more than 0",
+        )
+        rate = self.costs.direct_bytes_per_s.value
+        require(
+            rate >= 1,
+            f"host {self.name!r}: direct_bytes_per_s is {rate}, and a read in place would never end; a rate is 1 or more",
         )
         names = {link.name for link in self.links}
         require(

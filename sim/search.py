@@ -39,6 +39,9 @@ RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 """Of what a read adds in place to what its copy takes, up to which reads are made in place."""
 OBVIOUS = 0.5
 """What adds less than this part of its copy is read in place to begin with."""
+SURE = 1.002
+"""Other reads in place must gain more than this: beside copies they are predicted a few percent of themselves off, so that less
+is noise."""
 NEAR, MOST_STARTS = 1.02, 2
 """Of the ladder's plans, one for each set of links, those are varied that cost no more times as much as the best, so many at most:
 one that starts behind may end up ahead."""
@@ -252,7 +255,16 @@ class _Finder:
         likely = sorted([*self._all_in_place(), *self._ladder()], key=self._cost)
         near = [draft for draft in likely[:MOST_STARTS] if self._cost(draft) <= NEAR * self._cost(likely[0])]
         best = min((self._refine(draft, self.moves // len(near)) for draft in near), key=self._cost)
-        return self._plan(best)
+        return self._plan(self._surer(best))
+
+    def _surer(self, best: Draft) -> Draft:
+        """Without reads in place that take about as long as their copies, where that costs next to nothing."""
+        obvious = best.direct & self._cheaper_in_place(OBVIOUS, best.paths)
+        if obvious == best.direct:
+            return best
+        other = self._fit(replace(best, direct=obvious, cuts=None))
+        other = self._least_draft(other, self._likely(other))  # local moves would read in place again
+        return other if self._cost(other) <= SURE * self._cost(best) else best
 
     def _refine(self, best: Draft, moves: int) -> Draft:
         """Varied one decision after the other, then by local moves."""

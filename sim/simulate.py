@@ -7,7 +7,8 @@ Rules
   target's own lane carries copies, a wait of its layers costs more, however long ago the event was. In a graph a wait of its
   layers costs what the profile says, where it does: a layer that waits is not made ready while the one before it runs.
 - A copy pays its latency, then is a flow over every link of its route. A kernel that reads in place is a flow, then
-  runs for its resident time, so that alone on an idle link it takes what the profile says. Where its link carries copies,
+  runs for its resident time, so that alone on an idle link it takes what the profile says. Bytes that it cannot have read
+  in the first of these it reads in the second, and ends no sooner than they have come. Where its link carries copies,
   it first waits behind what they have under way, and gets no more than a copy's share for its first stretch.
 - Layers that begin while host memory is copied to their GPU take longer by the profile's measured part.
 - Flows share links (sim/fabric.py). A read in place alone keeps its link busy however few bytes it makes of it (its requests
@@ -268,15 +269,14 @@ class _Simulation:
     def read_in_place(self, op: Run, timing: LayerTiming) -> Generator[simpy.Event, None, simpy.Event | None]:
         """One flow per place a layer reads from: host memory over its own PCIe lane, a partner over the peer route. The event is
         the end of what it reads of host memory while it computes; None where that is nothing."""
-        hidden = None
         places = [j for j, access in enumerate(op.access) if access is Access.DIRECT]
+        route = self.host.h2d_route(self.program.plan.target)
+        rate = self.host.rate(route) * 1e-9
+        own = self.profile.direct_weight
+        weight = own or self.costs.direct_weight
         if places:
             direct = sum(timing.direct[j].median_ns for j in places)
-            route = self.host.h2d_route(self.program.plan.target)
-            rate = self.host.rate(route) * 1e-9
             ramp = 0.0
-            own = self.profile.direct_weight
-            weight = own or self.costs.direct_weight
             if self.carried[self.lane]:
                 yield self.env.timeout(self.profile.direct_busy_ns(self.costs))
                 ramp = 0.0 if own is not None else min(direct, self.costs.direct_ramp_ns.value)
@@ -284,11 +284,12 @@ class _Simulation:
                     yield self.fabric.transfer(route, ramp * rate)
             if direct > ramp:
                 yield self.fabric.transfer(route, (direct - ramp) * rate, weight.value)
-            hidden_ns = self.profile.hidden_ns(op.layer, places, self.costs)
-            if hidden_ns > 0:
-                hidden = self.fabric.transfer(route, hidden_ns * rate, weight.value)
-        if Access.PEER not in op.access:
-            return hidden
+        if Access.PEER in op.access:
+            yield from self.read_at_partners(op, timing)
+        hidden_ns = self.profile.hidden_ns(op.layer, places, self.costs) if places else 0.0
+        return self.fabric.transfer(route, hidden_ns * rate, weight.value) if hidden_ns > 0 else None
+
+    def read_at_partners(self, op: Run, timing: LayerTiming) -> Process:
         require(
             len(timing.peer) == len(op.access),
             f"layer {op.layer} reads a partner's memory in place, and the profile has no timing for that; measure one with it",
@@ -300,7 +301,6 @@ class _Simulation:
                 assert holder is not None
                 route = self.host.peer_route(holder, self.program.plan.target)
                 yield self.fabric.transfer(route, extra.median_ns * self.host.rate(route) * 1e-9)
-        return hidden
 
     def span(
         self,

@@ -214,6 +214,11 @@ def edited(pattern: str, new: str, kind: FileKind[Any] = HOST) -> bytes:
             "bytes_per_s: {value: 1.0e-300",
             "links[0]: link 'pcie0': 1e-300 bytes/s; a rate is 1 or more",
         ),
+        (
+            r"direct_bytes_per_s: {value: [^,]*",
+            "direct_bytes_per_s: {value: 0.0",
+            "direct_bytes_per_s is 0.0, and a read in place would never end; a rate is 1 or more",
+        ),
         (r"memory_bytes: \d+", "memory_bytes: -4", "gpus[0]: GPU 0: memory_bytes -4; must be 0 or more"),
         (
             r"^(  copy_latency_ns: {value: )[^,]*",

@@ -40,8 +40,8 @@ class Driver:
         self.nodes: dict[int, Node] = {}
         self.refuses: set[str] = set()
         self.annotated: set[int] = set()
-        self.owners: dict[int, int] = {}
-        """Whose GPU's an address is."""
+        self.owners: dict[int, tuple[int, int]] = {}
+        """By address, of what kind its memory is and which GPU's."""
         self.loaded = 0
         self.handles = count(100)
 
@@ -98,11 +98,10 @@ class Driver:
             setattr(params._obj, name, value)
         return OK
 
-    def _cuPointerGetAttribute(self, gpu: Any, attribute: int, address: Any) -> int:
-        assert attribute == 9
+    def _cuPointerGetAttribute(self, value: Any, attribute: int, address: Any) -> int:
         if address.value not in self.owners:
             return REFUSED
-        gpu._obj.value = self.owners[address.value]
+        value._obj.value = self.owners[address.value][(2, 9).index(attribute)]
         return OK
 
     def _cuGraphNodeGetDependencies(self, node: Any, nodes: Any, count: Any) -> int:
@@ -155,7 +154,7 @@ def copied(driver: Driver, origin: int, to: int, size_bytes: int, *before: int, 
         "origin_kind": kind, f"origin_{where}": origin, "to_kind": DEVICE, "to_device": to,
         "width": size_bytes, "height": 1, "depth": 1,
     }  # fmt: skip
-    driver.owners |= {origin: 0, to: 0}
+    driver.owners |= {origin: (kind, 0), to: (DEVICE, 0)}
     return handle
 
 
@@ -271,6 +270,16 @@ def test_a_copy_of_a_layer_is_a_kernel(
     assert driver.nodes[before] is made
 
 
+@pytest.mark.parametrize("in_arena", [True, False])
+def test_of_a_partners_memory_only_arenas_are_read_by_kernels(in_arena: bool, driver: Driver) -> None:
+    """GPUs are let into each other's memory for these."""
+    arena = torch.empty(4096, dtype=torch.uint8)
+    origin = arena.data_ptr() + 64 if in_arena else 0x1000
+    copied(driver, origin, 0x2000, 16)
+    driver.owners[origin] = (DEVICE, 1)
+    assert nodes.to_kernels(1, 0, [arena]) == in_arena
+
+
 def test_copies_into_arenas_and_of_no_one_who_gives_arenas_stay(driver: Driver) -> None:
     arena = torch.empty(4096, dtype=torch.uint8)
     own = copied(driver, 0x1000, arena.data_ptr() + 4092, 4)
@@ -285,13 +294,13 @@ def test_copies_into_arenas_and_of_no_one_who_gives_arenas_stay(driver: Driver) 
     "odd",
     [
         {"height": 2}, {"depth": 2}, {"origin_x": 4}, {"to_y": 1}, {"to_array": 5}, {"width": 1151}, {"to_device": 0x2002},
-        {"origin_device": 0x7000}, {"to_device": 0x3000},
+        {"origin_device": 0x7000}, {"to_device": 0x3000}, {"to_device": 0x4000},
     ],
 )  # fmt: skip
 def test_a_copy_that_no_kernel_can_do_stays(odd: dict[str, int], driver: Driver) -> None:
-    """Rows, offsets, arrays, odd bytes, memory that the driver does not know, and another GPU's."""
+    """Rows, offsets, arrays, odd bytes, memory that the driver does not know, another GPU's, and the host's."""
     handle = copied(driver, 0x1000, 0x2000, 1152)
-    driver.owners |= {0x2002: 0, 0x3000: 1}
+    driver.owners |= {0x2002: (DEVICE, 0), 0x3000: (DEVICE, 1), 0x4000: (HOST, 0)}
     driver.nodes[handle].memcpy |= odd
     assert nodes.to_kernels(1, 0, []) == 0
     assert list(driver.nodes) == [handle]

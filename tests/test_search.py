@@ -321,14 +321,25 @@ def test_what_is_too_small_for_a_copy_of_its_own_is_not_read_in_place() -> None:
     assert {access for row in none.plan.access for access in row} == {Access.DIRECT}
 
 
-def test_what_keeps_the_wire_as_busy_as_its_copy_is_not_read_in_place() -> None:
+def test_what_gains_next_to_nothing_is_not_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = find_host("h200-pair")
+    made = find_profile(machine, Request("hf:bert-base"))
+    assert made is not None
+    best = search(made, machine, Options(partners=())).best
+    assert best.plan.direct_bytes(made.network) > 80e6, "what gains much is"
+    monkeypatch.setattr(sim_search, "SURE", 0.0)
+    least = search(made, machine, Options(partners=())).best
+    assert least.plan.direct_bytes(made.network) > best.plan.direct_bytes(made.network)
+    assert least.makespan_ns < best.makespan_ns < 1.002 * least.makespan_ns
+
+
+def test_what_keeps_the_wire_as_busy_as_its_copy_is_not_read_in_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """8 MiB of resnet50 read in place were to gain 0.02 %, and the start took 1.1 % longer than predicted."""
+    monkeypatch.setattr(sim_search, "SURE", 0.0)
     machine = find_host("h200-pair")
     made = find_profile(machine, Request("resnet50"))
     assert made is not None
     best = search(made, machine, Options(partners=())).best
     assert best.plan.direct_bytes(made.network) == 0
-    embeddings = find_profile(machine, Request("hf:bert-base"))
-    assert embeddings is not None
-    kept = search(embeddings, machine, Options(partners=())).best
-    assert kept.plan.direct_bytes(embeddings.network) > 80e6, "what gains much is"

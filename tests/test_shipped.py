@@ -15,8 +15,8 @@ from sim.host import Figure
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "results" / "h200-pair-2" / "calibration"
-MEASURED = {"h100-pair": "h100-pair-6", "h200-pair": "h200-pair-2"}
-"""By host, the folder of its samples."""
+MEASURED = {"h100-pair": ("h100-pair-6", "h100-pair-7"), "h200-pair": ("h200-pair-2",)}
+"""By host, the folders of its samples: its own and networks', and of networks measured on other machines of the kind."""
 
 
 def figures(record: object) -> dict[str, Figure]:
@@ -27,8 +27,10 @@ def figures(record: object) -> dict[str, Figure]:
 def test_a_host_is_fitted_again_from_its_samples_without_a_gpu(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for part in ("state", "samples"):
-        shutil.copytree(ROOT / "results" / MEASURED[name] / "calibration" / part, tmp_path / part)
+    own, *more = (ROOT / "results" / folder / "calibration" for folder in MEASURED[name])
+    shutil.copytree(own / "state", tmp_path / "state")
+    for folder in (own, *more):
+        shutil.copytree(folder / "samples", tmp_path / "samples", dirs_exist_ok=True)
     assert main(["fit", str(tmp_path)]) == 0
     host_path, *profile_paths = (Path(line) for line in capsys.readouterr().out.split())
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sim.account import account
 from sim.errors import InputError
 from sim.fabric import Fabric
-from sim.host import Figure, Host
+from sim.host import Figure, Host, Peer
 from sim.network import Network
 from sim.ops import Copy, Run
 from sim.plan import Access, Chunk, Launch, Plan, Sync
@@ -453,6 +453,17 @@ def test_what_a_layer_reads_while_it_computes_keeps_the_wire_as_busy() -> None:
     short = replace(timings, layers=(replace(timings.layers[0], resident=Timing(500)), timings.layers[1]))
     assert short.hidden_ns(0, [0], costs) == 500, "no longer than the kernel"
     assert simulate(lower(alone, net, machine), short).makespan_ns == 2000 + 4500
+
+
+def test_what_is_read_at_a_partner_comes_before_what_a_layer_reads_while_it_computes() -> None:
+    """A route between GPUs may share the target's lane."""
+    costs = replace(FREE, direct_bytes_per_s=figure(1e9))
+    net, machine = network((4000, 2000)), host(2, costs=costs)
+    machine = replace(machine, peers=(Peer(1, 0, ("pcie0",)),))
+    plan = replace(copied(net, Chunk(4096, 6096, (1,))), access=((Access.DIRECT, Access.PEER),))
+    timings = profile(net, machine, run=4000, direct=0, peer=2000)
+    run = simulate(lower(plan, net, machine), timings).of(SpanKind.RUN)[0]
+    assert run.stop_ns - run.start_ns == 2000 + 4000
 
 
 def test_a_read_in_place_behind_copies_waits_shares_evenly_and_then_takes_over() -> None:
