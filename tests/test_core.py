@@ -29,9 +29,7 @@ def device() -> Iterator[CpuDevice]:
 
 @pytest.fixture(autouse=True)
 def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """How often a core was woken; each time for one stretch only."""
-    monkeypatch.setattr(core, "AWAKE_S", 0.0)
-    monkeypatch.setattr(core, "AWAKE_MOST_S", 0.0)
+    """How often a core was woken."""
     told: list[str] = []
     wake = core._wake
     monkeypatch.setattr(core, "_wake", lambda: (told.append("woken"), wake())[1])
