@@ -175,7 +175,8 @@ class Cutter:
         if draft.opening and head == copies:
             copies = head = len(self.paths)  # what the opening waits for, little more than a group
             layers = draft.opening
-        launch = own + max(costs.launch_first_ns.value, costs.graph_launch_ns(layers))
+        least = costs.launch_first_ns.value if head < copies else 0.0
+        launch = own + max(least, costs.graph_launch_ns(layers))
         launch += head * (each + costs.launch_wait_ns.value) + (copies - head) * costs.launch_copy_ns.value
         return begin + first, begin + launch
 

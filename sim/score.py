@@ -79,8 +79,8 @@ class Scores:
                 if how in (Access.DIRECT, Access.PEER):
                     run[at] += (timing.direct[j] if how is Access.DIRECT else timing.peer[j]).median_ns
         if launch is Launch.GRAPH:
-            first = max(costs.launch_first_ns.value, profile.launch_ns(costs))
-            return costs.start_graph_ns.value + profile.own_launch_ns + first + sum(run)
+            launched = profile.own_launch_ns + profile.launch_ns(costs)
+            return costs.start_graph_ns.value + launched + sum(run)
         issued = ran = 0.0
         for timing, took in zip(profile.layers, run, strict=True):
             issued += timing.issue.median_ns

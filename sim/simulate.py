@@ -149,11 +149,11 @@ class _Simulation:
         """When a launch that begins then has submitted all of `graph`; marks these operations ready."""
         costs, called = self.costs, begin
         begin, self.own_launch_ns = begin + self.own_launch_ns, 0.0
-        at = first = begin + costs.launch_first_ns.value
-        layers = 0
+        layers = sum(isinstance(self.program.ops[index], Run) for index in graph)
+        brings = any(isinstance(self.program.ops[index], Copy) for index in graph)
+        at = first = begin + (costs.launch_first_ns.value if brings else 0.0)
         for index in graph:
             op = self.program.ops[index]
-            layers += isinstance(op, Run)
             if isinstance(op, Copy):
                 self.ready[index] = at
                 at += costs.launch_copy_ns.value

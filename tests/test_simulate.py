@@ -19,6 +19,7 @@ from sim.ops import Copy, Run
 from sim.plan import Access, Chunk, Launch, Plan, Sync
 from sim.profile import Profile, Timing
 from sim.program import lower
+from sim.score import Scores
 from sim.simulate import simulate
 from sim.timeline import SpanKind, Timeline
 from tests import strategies as some
@@ -390,6 +391,22 @@ def test_a_relay_costs_the_host_of_an_eager_start_what_its_network_says() -> Non
     assert simulate(lower(plan, net, machine), own).issued_ns == plain.issued_ns + 700
     graph = lower(copied(net, Chunk(0, 1000, (1, 0))), net, machine)
     assert simulate(graph, own) == simulate(graph, replace(own, relay=None))
+
+
+def test_layers_of_a_graph_without_copies_wait_for_no_first_copy_of_its_launch() -> None:
+    costs = replace(FREE, launch_ns=figure(100), launch_first_ns=figure(5000))
+    net, machine = network(1000, 1000, 1000), host(costs=costs)
+    plan = copied(net, Chunk(0, 1000, (0,)), Chunk(1024, 3048, (0,)))
+
+    def first_layer(plan: Plan) -> float:
+        return min(
+            s.start_ns for s in simulate(lower(plan, net, machine), profile(net, machine)).of(SpanKind.RUN)
+        )
+
+    assert first_layer(replace(plan, head=2)) == first_layer(replace(plan, head=2, opening=1)) == 1000
+    assert first_layer(replace(plan, head=1)) == 5000, "the second is a copy of the graph"
+    warm = Scores(profile(net, machine), machine, 0, None, 2).warm_ns(Launch.GRAPH, ())
+    assert warm == 100 + 3 * 1000
 
 
 def test_the_launch_of_a_graph_hides_behind_its_head() -> None:
