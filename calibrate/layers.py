@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from hwexec.core import once_at_full_pace, steady
 from hwexec.device import Device
 from hwexec.executor import ColdStart
 from hwexec.preparing import prepare
-from hwexec.timing import Mismatch, Samples, steadiest, time_ns, wall_ns
+from hwexec.timing import Mismatch, Samples, Scatter, steadiest, time_ns, wall_ns
 from sim.errors import InputError, require
 from sim.host import Host
 from sim.models import Built
@@ -35,6 +36,8 @@ from sim.plan import Access, Launch, Plan
 from sim.profile import Provenance
 from sim.program import lower
 from sim.timeline import SpanKind, Timeline
+
+T = TypeVar("T")
 
 LARGE_BYTES = 4 * 2**30
 """Above this, each preparation takes seconds: the runs with the largest read resident are left out."""
@@ -134,17 +137,15 @@ def unwatched(
     hooked: tuple[Point, ...] = ()
     launched: tuple[Point, ...] = ()
     waited = None
-    notes = []
+    notes: list[str] = []
     plan = everything(network, Access.RESIDENT, launch=Launch.EAGER)
     with (
         prepare(built.module, plan, built.inputs, network=network, host=host, device=device) as cold,
         steady(device),
     ):
         take = partial(_issue, cold, built, network, device, repeats)
-        found = steadiest(take, lambda pair: (pair[0].whole, pair[1]), device)
-        issue, around = found.kept
-    if found.failed:
-        notes.append(f"issue: scatters, and taking it again failed: {found.failed}")
+        failed = "issue: scatters, and taking it again failed"
+        issue, around = _steadiest(take, lambda pair: (pair[0].whole, pair[1]), device, failed, notes)
     if device.figures:
         progress("beside copies")
         task = (built, network, host, device, 2 * repeats)
@@ -196,9 +197,22 @@ def _steady_starts(task: tuple[Built, Network, Host, Device, int], notes: list[s
 
     RegNet-Y was issued a tenth to a fifth faster than in a take that scattered by 15 % (results/h100-pair-7/sweep).
     """
-    found = steadiest(partial(eager_starts, *task), lambda points: points, task[3])
+    *_, device, _ = task
+    failed = "eager cold starts: scatter, and taking them again failed"
+    return _steadiest(partial(eager_starts, *task), lambda points: points, device, failed, notes)
+
+
+def _steadiest(
+    take: Callable[[], T],
+    parts: Callable[[T], Sequence[Scatter]],
+    device: Device,
+    failed: str,
+    notes: list[str],
+) -> T:
+    """The steadiest take, and a note where making one again `failed`."""
+    found = steadiest(take, parts, device)
     if found.failed:
-        notes.append(f"eager cold starts: scatter, and taking them again failed: {found.failed}")
+        notes.append(f"{failed}: {found.failed}")
     return found.kept
 
 

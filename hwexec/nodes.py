@@ -247,9 +247,9 @@ def _as_copy(gpu: int, arenas: Sequence[torch.Tensor], driver: Any, node: ctypes
     own = (_GPU, gpu)
     if _in(arenas, to) or _memory(driver, to) != own:
         return None
-    kind, _ = read = _memory(driver, origin)
+    kind, owner = _memory(driver, origin)
     # of another GPU's memory kernels here may read arenas alone
-    if kind != _HOST and read != own and not _in(arenas, origin):
+    if kind != _HOST and (kind, owner) != own and not _in(arenas, origin):
         return None
     word = next((w for w in (WIDE, WORD) if not (origin % w or to % w or size_bytes % w)), None)
     if word is None:

@@ -62,9 +62,8 @@ class _Model:
         peak = roofline.peak_fp32_flops_per_s if network.dtype == "fp32" else roofline.peak_fp16_flops_per_s
         self.peak = peak.value
         self.issue_ns = host.costs.issue_kernel_ns.value
-        self.peer_ratio = max(
-            1.0, host.costs.peer_read_bytes_per_s.value / max(1.0, host.costs.direct_bytes_per_s.value)
-        )
+        costs = host.costs
+        self.peer_ratio = max(1.0, costs.peer_read_bytes_per_s.value / costs.direct_bytes_per_s.value)
         self.peers = bool(host.peers)
 
     def layer(self, layer: Layer, ops: tuple[Op, ...]) -> LayerTiming:

@@ -149,19 +149,19 @@ class _Simulation:
         """When a launch that begins then has submitted all of `graph`; marks these operations ready."""
         costs, called = self.costs, begin
         begin, self.own_launch_ns = begin + self.own_launch_ns, 0.0
-        layers = sum(isinstance(self.program.ops[index], Run) for index in graph)
-        brings = any(isinstance(self.program.ops[index], Copy) for index in graph)
-        at = first = begin + (costs.launch_first_ns.value if brings else 0.0)
+        first, least, added, layers = begin + costs.launch_first_ns.value, begin, 0.0, 0
         for index in graph:
             op = self.program.ops[index]
-            if isinstance(op, Copy):
-                self.ready[index] = at
-                at += costs.launch_copy_ns.value
+            if isinstance(op, Run):
+                layers += 1
+            elif isinstance(op, Copy):
+                self.ready[index], least = first + added, first
+                added += costs.launch_copy_ns.value
             elif isinstance(op, Wait) and op.event in self.of_head:
-                at += costs.launch_wait_ns.value
+                added += costs.launch_wait_ns.value
             elif isinstance(op, Wait) and op.cross_device:
-                at += costs.launch_cross_ns.value
-        now = max(first, begin + costs.graph_launch_ns(layers)) + at - first
+                added += costs.launch_cross_ns.value
+        now = max(least, begin + costs.graph_launch_ns(layers)) + added
         for index in graph:
             op = self.program.ops[index]
             if not isinstance(op, Copy):
@@ -286,7 +286,7 @@ class _Simulation:
                 yield self.fabric.transfer(route, (direct - ramp) * rate, weight.value)
         if Access.PEER in op.access:
             yield from self.read_at_partners(op, timing)
-        hidden_ns = self.profile.hidden_ns(op.layer, places, self.costs) if places else 0.0
+        hidden_ns = self.profile.hidden_ns(op.layer, places, self.costs)
         return self.fabric.transfer(route, hidden_ns * rate, weight.value) if hidden_ns > 0 else None
 
     def read_at_partners(self, op: Run, timing: LayerTiming) -> Process:

@@ -309,27 +309,27 @@ def built() -> Built:
     return Built(module, (torch.ones(1, 32),), 1, "fp32", None, "toy")
 
 
-@pytest.mark.parametrize(("seconds", "kept"), [((3e6, 2e6), 2e6), ((3e6, "no room"), 3e6)])
+@pytest.mark.parametrize(("made_ns", "kept_ns"), [((3e6, 2e6), 2e6), ((3e6, "no room"), 3e6)])
 def test_eager_starts_that_scatter_are_made_again(
-    seconds: tuple[float, float | str], kept: float, monkeypatch: pytest.MonkeyPatch
+    made_ns: tuple[float, float | str], kept_ns: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, device = built(), CpuDevice(1, delay_us=0.0)
     device.figures = True
-    takes = iter(seconds)
+    takes = iter(made_ns)
 
     def starts(*_: object) -> tuple[Point, ...]:
         found = next(takes)
         if isinstance(found, str):
             raise InputError(found)
-        noise = 0.3 * found if found == seconds[0] else 0.0
+        noise = 0.3 * found if found == made_ns[0] else 0.0
         return (Point("in one chunk", 0, 1, tuple(found + k * noise for k in range(5))),)
 
     monkeypatch.setattr(layers, "eager_starts", starts)
     notes: list[str] = []
     (point,) = layers._steady_starts((made, trace(made).network, toy_host(), device, 5), notes)
-    assert point.samples_ns[0] == kept
+    assert point.samples_ns[0] == kept_ns
     failed = "eager cold starts: scatter, and taking them again failed: no room"
-    assert notes == ([failed] if "no room" in seconds else [])
+    assert notes == ([failed] if "no room" in made_ns else [])
 
 
 @pytest.mark.parametrize("figures", [False, True])

@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 import hwexec
 from hwexec.arena import HostArena
 from hwexec.cuda import CudaDevice
+from hwexec.cuda_graph import CudaGraph
+from hwexec.device import Activity, Stream
 from hwexec.driver import load_driver
 from hwexec.timing import time_ns
 from sim.errors import InputError
@@ -29,6 +31,9 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+edits_graphs = pytest.mark.skipif(
+    not hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph"), reason="needs PyTorch 2.8"
+)
 MIB = 2**20
 LLAMA = "hf:llama-1b:hidden=256,layers=2,heads=4,kv_heads=2,tied=yes"
 MODELS = ("resnet18", "vit_b_16", "hf:bert-base", LLAMA)
@@ -327,7 +332,17 @@ def test_what_cannot_be_had_is_one_line_and_leaves_the_gpu_usable(device: CudaDe
         )
 
 
-@pytest.mark.skipif(not hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph"), reason="needs PyTorch 2.8")
+def replayed(device: CudaDevice, stream: Stream, graph: CudaGraph) -> tuple[Activity, ...]:
+    """What the GPU was seen doing while the graph ran."""
+
+    def replay() -> None:
+        with device.on(stream):
+            graph.replay()
+
+    return device.trace(replay)
+
+
+@edits_graphs
 @pytest.mark.parametrize(("element", "value"), [(8, 0xA5), (16, 0xBEEF), (32, 0xDEADBEEF)])
 def test_a_captured_memset_is_a_kernel_that_writes_the_same(
     element: int, value: int, device: CudaDevice
@@ -344,11 +359,7 @@ def test_a_captured_memset_is_a_kernel_that_writes_the_same(
         arena.add_(1)
     device.fill(stream, arena, 0)
 
-    def replay() -> None:
-        with device.on(stream):
-            graph.replay()
-
-    seen = device.trace(replay)
+    seen = replayed(device, stream, graph)
     assert [a.kind for a in seen if a.kind not in ("launch", "issue")] == ["kernel"] * 3
     assert not any("Memset" in a.name for a in seen)
     word = (value.to_bytes(element // 8, "little") * 4)[:4]
@@ -359,7 +370,7 @@ def test_a_captured_memset_is_a_kernel_that_writes_the_same(
     device.close_stream(stream)
 
 
-@pytest.mark.skipif(not hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph"), reason="needs PyTorch 2.8")
+@edits_graphs
 @pytest.mark.parametrize("words", [72, 5])
 def test_a_captured_copy_of_a_layer_is_a_kernel_and_one_into_an_arena_is_not(
     words: int, device: CudaDevice
@@ -374,11 +385,7 @@ def test_a_captured_copy_of_a_layer_is_a_kernel_and_one_into_an_arena_is_not(
         one = in_place.clone()
         two = one.clone()
 
-    def replay() -> None:
-        with device.on(stream):
-            graph.replay()
-
-    seen = device.trace(replay)
+    seen = replayed(device, stream, graph)
     assert [a.kind for a in seen if a.kind not in ("launch", "issue")] == ["h2d", "kernel", "kernel"]
     for found in (one, two, arena.view(torch.float32)[:words]):
         assert torch.equal(found.cpu(), weight)
@@ -398,7 +405,7 @@ class Scaled(nn.Module):
         return x * self.gain.clone()
 
 
-@pytest.mark.skipif(not hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph"), reason="needs PyTorch 2.8")
+@edits_graphs
 def test_a_layer_that_copies_a_weight_read_in_place_stands_behind_no_weights(device: CudaDevice) -> None:
     module = nn.Sequential(nn.Linear(1024, 1024), Scaled(1024), nn.Linear(1024, 2**16)).eval()
     built = Built(module, (torch.randn(4, 1024),), 4, "fp32", None, "toy")

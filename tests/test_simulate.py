@@ -457,9 +457,8 @@ def test_a_read_in_place_takes_what_the_profile_says_and_slows_a_copy_beside_it(
 def test_what_a_layer_reads_while_it_computes_keeps_the_wire_as_busy() -> None:
     costs = replace(FREE, direct_bytes_per_s=figure(1e9))
     net, machine = network(4000, 6000), host(costs=costs)
-    timings = profile(
-        net, machine, run=3000, direct=1500
-    )  # 4000 ns of reading, 2500 of them in the kernel's own time
+    # 4000 ns of reading, 2500 of them in the kernel's own time
+    timings = profile(net, machine, run=3000, direct=1500)
     plan = replace(copied(net, Chunk(4096, 10_096, (0,))), access=((Access.DIRECT,), (Access.COPIED,)))
     timeline = simulate(lower(plan, net, machine), timings)
     # half the link each: 3000 ns for 1500, then 5000 for the other 2500, which its 3000 of kernel do not hide
