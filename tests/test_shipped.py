@@ -15,7 +15,7 @@ from sim.host import Figure
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "results" / "h200-pair-2" / "calibration"
-MEASURED = {"h100-pair": ("h100-pair-6", "h100-pair-7"), "h200-pair": ("h200-pair-2",)}
+MEASURED = {"h100-pair": ("h100-pair-6", "h100-pair-7", "h100-pair-8/sweep"), "h200-pair": ("h200-pair-2",)}
 """By host, the folders of its samples: its own and networks', and of networks measured on other machines of the kind."""
 
 
