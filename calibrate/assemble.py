@@ -1,9 +1,10 @@
-"""Case results to a Host: which samples each constant is fitted to, and which GPUs share a way to host memory."""
+"""Case results to a Host: which samples each constant is fitted to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 from calibrate.beside import read_label, together_label
 from calibrate.fit import (
@@ -24,14 +25,11 @@ from calibrate.fit import (
 from calibrate.links import direct_label, h2d_label, p2p_label, peer_read_label
 from calibrate.ranges import difference, middle, widened
 from calibrate.samples import CaseResult, Point
-from calibrate.topology import HOST_MEMORY, nvlink, pcie, uplink
+from calibrate.sharing import shared
+from calibrate.topology import nvlink, pcie
 from sim.errors import InputError, require
 from sim.host import Costs, Figure, Gpu, Host, Link, Peer
 
-UPLINK_BELOW = 0.90
-"""Two GPUs that together get less than this part of what each gets alone share an uplink."""
-SHARED_BELOW = 0.995
-"""All GPUs at once that get less than this part of what their lanes and uplinks carry share host memory itself."""
 PEER = "p2p-beside-h2d"
 """The case that peer routes come from: a relay always pushes while its GPU's lane is at work. Where it is waived, IDLE."""
 IDLE = "p2p"
@@ -340,57 +338,14 @@ class _Assembly:
     # What lanes share
 
     def shared(self, rates: Sequence[float]) -> list[tuple[str, tuple[int, ...], Figure]]:
-        """Names, members and capacities of what GPUs share on their way to host memory, by what they got at once.
-
-        First groups that share an uplink, pair by pair; then what all share, if anything.
-        """
-        gpus = range(len(self.gpus))
-        everyone = tuple(gpus)
-        group = list(gpus)
-        totals: dict[tuple[int, ...], Constant] = {}
-        for a in gpus:
-            for b in range(a + 1, len(self.gpus)):
-                total = self.capacity((a, b), rates)
-                if total is not None and total.value < UPLINK_BELOW * (rates[a] + rates[b]):
-                    totals[a, b] = total
-                    group = [group[a] if g == group[b] else g for g in group]
-        found: list[tuple[tuple[int, ...], Constant]] = []
-        for lead in dict.fromkeys(group):
-            members = tuple(g for g in gpus if group[g] == lead)
-            if len(members) > 1:
-                best = max(
-                    (t for pair, t in totals.items() if set(pair) <= set(members)), key=lambda t: t.value
-                )
-                found.append((members, self.capacity(members, rates) or best))
-        total = self.capacity(everyone, rates)
-        if len(everyone) > 1 and total is not None and all(members != everyone for members, _ in found):
-            grouped = {g for members, _ in found for g in members}
-            expected = sum(min(f.value, sum(rates[g] for g in m)) for m, f in found)
-            expected += sum(rates[g] for g in gpus if g not in grouped)
-            if total.value < SHARED_BELOW * expected:
-                found.append((everyone, total))
+        """Names, members and capacities of what GPUs share on their way to host memory."""
+        every = tuple(range(len(self.gpus)))
+        groups = dict.fromkeys((*((gpu,) for gpu in every), *combinations(every, 2), every))
+        counted = {members: total for members in groups if (total := self.total(members)) is not None}
         return [
-            (
-                HOST_MEMORY if members == everyone else uplink(members),
-                members,
-                self.figure(constant, "h2d-together", together_label(members)),
-            )
-            for members, constant in found
+            (name, members, self.figure(constant, "h2d-together", together_label(members)))
+            for name, members, constant in shared(counted, rates)
         ]
-
-    def capacity(self, gpus: tuple[int, ...], rates: Sequence[float]) -> Constant | None:
-        """Bytes per second of several GPUs at once, None where that was not measured.
-
-        As the part that they kept of what the same copies got alone, times their lanes' rates: both counts have the copies'
-        latencies in them, and a link's rate has not.
-        """
-        at_once = self.total(gpus)
-        alone = [self.total((g,)) for g in gpus]
-        if at_once is None:
-            return None
-        full = sum(rates[g] for g in gpus)
-        scale = full / sum(t.value if t is not None else rates[g] for g, t in zip(gpus, alone, strict=True))
-        return Constant("bytes_per_s", *(scale * x for x in (at_once.value, at_once.low, at_once.high)))
 
     def total(self, gpus: tuple[int, ...]) -> Constant | None:
         """Bytes per second as they were counted, copies' latencies included."""

@@ -27,10 +27,11 @@ from calibrate.identity import (
     session,
     visible,
 )
-from calibrate.layers import LayersResult, Unwatched, measure, unwatched
+from calibrate.layers import LayersResult, Unwatched, measure
 from calibrate.store import Calibration, Session, Store, kept_words
 from calibrate.timings import in_place, slowed, start, timings, waits
 from calibrate.topology import Topology, Wire, from_identity
+from calibrate.unwatched import unwatched
 from hwexec.device import Device
 from hwexec.host_memory import check_model, memory_error
 from hwexec.timing import Mismatch

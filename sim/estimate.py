@@ -31,8 +31,9 @@ from sim.host import Host, Roofline
 from sim.network import Layer, Network
 from sim.profile import LayerTiming, Profile, Provenance, Timing
 
-if TYPE_CHECKING:  # trace imports torch, which an estimate does not need
-    from sim.trace import Op, Trace
+if TYPE_CHECKING:  # both import torch, which an estimate does not need
+    from sim.operators import Op
+    from sim.trace import Trace
 
 REQUEST_BYTES = 32
 """The smallest read that crosses PCIe: one sector of an NVIDIA GPU's L2."""

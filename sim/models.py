@@ -10,21 +10,18 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from sim import later
 from sim.errors import InputError, require
 from sim.hf import SHAPES, hf_shape, make_transformer
 from sim.hints import error_line, unknown
-from sim.later import Later, weak
-from sim.names import DTYPE_NAMES
+from sim.making import Recipe, construct, default_dtype, finish
+from sim.names import DTYPE_NAMES, import_torchvision, torchvision_models
 from sim.tracker import ROOT
 
 DTYPES = dict(zip(DTYPE_NAMES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
@@ -38,8 +35,6 @@ _QUIET: dict[str, dict[str, bool]] = {
     "inception_v3": {"init_weights": False},
 }
 """Both warn, then sample for seconds, unless told not to initialise."""
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +80,7 @@ def build(
     require(device in ("cpu", "meta"), f"device {device!r}: a model is built on 'cpu' or 'meta'")
     if seq is not None:
         _check_count("seq", seq, None)
-    recipe = _Recipe(name, batch, DTYPES[dtype], seq, device, seed, asked)
+    recipe = Recipe(name, batch, DTYPES[dtype], seq, device, seed, asked)
     if name.startswith("hf:"):
         return _build_hf(recipe, dtype)
     require(
@@ -99,33 +94,6 @@ def build(
     return Built(module, inputs, batch, dtype, None, name)
 
 
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    name: str
-    batch: int
-    dtype: torch.dtype
-    seq: int | None
-    device: Literal["cpu", "meta"]
-    seed: int
-    asked: bool
-    """Whether the dtype was asked for."""
-
-    def image(self, size: int) -> Tensor:
-        shape = (self.batch, 3, size, size)
-        if self.device == "meta":
-            return torch.empty(shape, dtype=self.dtype, device="meta")
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.randn(shape, generator=generator).to(self.dtype)
-
-    def tokens(self, seq: int, vocabulary: int) -> Tensor:
-        """Token numbers, (batch, seq) int64; the first ten are left out: paddings and marks live there."""
-        if self.device == "meta":
-            return torch.empty((self.batch, seq), dtype=torch.int64, device="meta")
-        generator = torch.Generator().manual_seed(self.seed)
-        low = min(10, vocabulary - 1)
-        return torch.randint(low, vocabulary, (self.batch, seq), generator=generator)
-
-
 def _check_count(what: str, value: int, limit: int | None) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     require(whole and value >= 1, f"{what} {value!r}: must be a whole number from 1 up")
@@ -135,63 +103,37 @@ def _check_count(what: str, value: int, limit: int | None) -> None:
 # -- torchvision ------------------------------------------------------------------------------------------------------
 
 
-def _torchvision() -> Any:
-    try:
-        import torchvision  # noqa: PLC0415 - takes more than a second, and hf: names and factories do without
-    except Exception as error:  # a torchvision made for another torch raises RuntimeError
-        raise InputError(
-            f"torchvision cannot be imported ({error_line(error)}); install the pair together: pip install torch torchvision"
-        ) from error
-    return torchvision
-
-
-def torchvision_models() -> tuple[str, ...]:
-    """Names of its classification models, sorted."""
-    models = _torchvision().models
-    return tuple(models.list_models(module=models))
-
-
-def _build_torchvision(recipe: _Recipe) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def _build_torchvision(recipe: Recipe) -> tuple[nn.Module, tuple[Tensor, ...]]:
     names = torchvision_models()
     if recipe.name not in names:
         raise unknown("model", recipe.name, (*names, *SHAPES), "sim models")
-    get_model = _torchvision().models.get_model
+    get_model = import_torchvision().models.get_model
     options = _QUIET.get(recipe.name, {})
-    module, late = _construct(lambda: get_model(recipe.name, weights=None, **options), recipe)
-    _settle(module, recipe, late, vary=True)
+    module, late = construct(lambda: get_model(recipe.name, weights=None, **options), recipe)
+    finish(module, recipe, late, vary=True)
     return module, (recipe.image(_IMAGE_SIZES.get(recipe.name, _IMAGE_SIZE)),)
 
 
 # -- transformers -----------------------------------------------------------------------------------------------------
 
 
-def _build_hf(recipe: _Recipe, dtype: str) -> Built:
+def _build_hf(recipe: Recipe, dtype: str) -> Built:
     shape = hf_shape(recipe.name)
     seq = shape.tokens(recipe.name, recipe.seq)
-    with _default_dtype(recipe.dtype):
+    with default_dtype(recipe.dtype):
         # in its dtype from the start: what transformers keeps in fp32 (rotary frequencies) stays so, as in a real load
-        module, late = _construct(lambda: make_transformer(recipe.name, shape), recipe)
-    _settle(module, recipe, late, vary=True, buffers=False)
+        module, late = construct(lambda: make_transformer(recipe.name, shape), recipe)
+    finish(module, recipe, late, vary=True, buffers=False)
     return Built(module, (recipe.tokens(seq, shape.vocab),), recipe.batch, dtype, seq, recipe.name)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 # -- factories --------------------------------------------------------------------------------------------------------
 
 
-def _build_factory(recipe: _Recipe) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def _build_factory(recipe: Recipe) -> tuple[nn.Module, tuple[Tensor, ...]]:
     factory = _load_factory(recipe.name)
     try:
-        made, late = _construct(factory, recipe)
+        made, late = construct(factory, recipe)
     except (Exception, SystemExit) as error:  # a script that exits is a factory that failed
         raise InputError(
             f"model {recipe.name!r}: the factory raised {error_line(error)}; call it alone to see why"
@@ -216,7 +158,7 @@ def _build_factory(recipe: _Recipe) -> tuple[nn.Module, tuple[Tensor, ...]]:
     if given is None:
         given = getattr(made, "example_inputs", None)
     # before the inputs are read: they too may still have to be filled
-    _settle(made, recipe, late, vary=False)
+    finish(made, recipe, late, vary=False)
     return made, (recipe.image(_IMAGE_SIZE),) if given is None else _example_inputs(recipe, given)
 
 
@@ -276,7 +218,7 @@ def _load_factory(name: str) -> Callable[[], object]:
     return factory
 
 
-def _example_inputs(recipe: _Recipe, given: object) -> tuple[Tensor, ...]:
+def _example_inputs(recipe: Recipe, given: object) -> tuple[Tensor, ...]:
     """The factory's inputs with `recipe.batch` samples. One sample is repeated; more are taken as they are."""
     if isinstance(given, Mapping):
         raise InputError(
@@ -302,120 +244,3 @@ def _example_inputs(recipe: _Recipe, given: object) -> tuple[Tensor, ...]:
         dtype = recipe.dtype if tensor.is_floating_point() else tensor.dtype
         made.append(tensor.detach().to(recipe.device, dtype))
     return tuple(made)
-
-
-# -- making and converting --------------------------------------------------------------------------------------------
-
-
-def _construct(make: Callable[[], _T], recipe: _Recipe) -> tuple[_T, Later]:
-    """`make()` under the device and the seed asked for, and what waits to be filled; the caller's random state is left alone.
-
-    A constructor that reads values (RegNet computes its widths with tensors) cannot run on the meta device: then it runs on
-    the CPU, fills only what it reads, and `_settle` moves the result. So a factory may be called twice.
-    """
-    late = Later(later.LARGE if recipe.device == "cpu" else 1)
-    if recipe.device == "meta":
-        try:
-            with torch.device("meta"):
-                return make(), late
-        except InputError:
-            raise
-        except Exception:
-            pass  # to the CPU, below
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), late:
-        torch.manual_seed(recipe.seed)
-        return make(), late
-
-
-def _settle(module: nn.Module, recipe: _Recipe, late: Later, *, vary: bool, buffers: bool = True) -> None:
-    """Bring a fresh module, in place, to its device and dtype, eval mode and no gradients, and fill what `late` put off.
-
-    Floating-point parameters take the dtype, and floating-point buffers too if `buffers`, as Module.to does. `vary` adds
-    noise to weights that are one constant (biases, BatchNorm statistics, ViT's head), else outputs of a fresh network may
-    be all zero, and a weight bound to the wrong place would go unseen.
-    """
-    _move(module, recipe)
-    _cast(module, recipe, late, buffers)
-    if recipe.device != "meta":
-        late.write_all()
-        if vary:
-            _add_noise(module, recipe.seed)
-    module.eval()
-    module.requires_grad_(False)
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    for owner in module.modules():
-        for key, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
-            yield owner, key, parameter
-        for key, buffer in owner.named_buffers(recurse=False, remove_duplicate=False):
-            yield owner, key, buffer
-
-
-def _move(module: nn.Module, recipe: _Recipe) -> None:
-    """To the recipe's device. Module.to would give each tensor a storage of its own; here what was shared stays shared."""
-    storages: dict[int, torch.UntypedStorage] = {}
-    keep: list[torch.UntypedStorage] = []  # an identity may not be used again while we look things up by it
-    done: dict[int, Tensor] = {}
-    for owner, key, tensor in list(_tensors(module)):
-        if tensor.device.type == recipe.device:
-            continue
-        require(
-            tensor.device.type != "meta",
-            f"model {recipe.name!r}: {key!r} is on the meta device and has no values; make it on the CPU",
-        )
-        require(
-            tensor.layout is torch.strided,
-            f"model {recipe.name!r}: {key!r} is {tensor.layout}, whose bytes cannot be moved; make it a dense tensor",
-        )
-        if id(tensor) not in done:
-            old = tensor.untyped_storage()
-            if old._cdata not in storages:
-                keep.append(old)
-                new = torch.UntypedStorage(old.nbytes(), device=recipe.device)  # type: ignore[no-untyped-call]
-                storages[old._cdata] = new.copy_(old, False) if recipe.device != "meta" else new
-            moved = torch.empty(0, dtype=tensor.dtype, device=recipe.device)
-            moved.set_(storages[old._cdata], tensor.storage_offset(), tensor.size(), tensor.stride())
-            done[id(tensor)] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
-        setattr(owner, key, done[id(tensor)])  # not into _parameters: an RNN keeps a second list in step here
-
-
-def _cast(module: nn.Module, recipe: _Recipe, late: Later, buffers: bool) -> None:
-    """Floating-point tensors to the recipe's dtype; what was shared stays shared, as views of one new storage.
-
-    An old storage goes with the last tensor that leaves it, so that few bytes are there twice.
-    """
-    flats: dict[int, tuple[torch.dtype, Tensor, StorageWeakRef]] = {}
-    done: set[int] = set()
-    for _, key, tensor in list(_tensors(module)):
-        if id(tensor) in done or not tensor.is_floating_point() or not tensor.numel():
-            continue
-        done.add(id(tensor))
-        if tensor.dtype == recipe.dtype or not (buffers or isinstance(tensor, nn.Parameter)):
-            continue
-        old = tensor.untyped_storage()
-        if old._cdata not in flats:
-            flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(old)
-            flats[old._cdata] = tensor.dtype, late.cast(flat, recipe.dtype), weak(old)
-        was, flat, _ = flats[old._cdata]
-        require(
-            was == tensor.dtype,
-            f"model {recipe.name!r}: {key!r} shares its storage with a tensor of another dtype, so neither can be "
-            f"converted; build it in {recipe.dtype} or pass another --dtype",
-        )
-        tensor.data = flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
-
-
-def _add_noise(module: nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    seen: set[int] = set()
-    with torch.no_grad():
-        for _, _, tensor in _tensors(module):
-            identity = tensor.untyped_storage()._cdata
-            if identity in seen or not tensor.is_floating_point() or not tensor.numel():
-                continue
-            seen.add(identity)
-            flat = tensor.flatten()
-            if bool(flat[-1] == flat[0]) and bool((flat == flat[0]).all()):  # most end at the first question
-                noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
-                tensor.add_(noise.to(tensor.dtype), alpha=0.02)

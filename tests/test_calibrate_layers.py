@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from calibrate import beside as side
-from calibrate import layers
+from calibrate import unwatched as without_profiler
 from calibrate.beside import runs_beside_copies
 from calibrate.compare import compare
 from calibrate.fit import beside_ns
@@ -18,13 +18,12 @@ from calibrate.layers import (
     LayersResult,
     Unwatched,
     Waited,
-    issue_times,
     layer_times,
     layers_beside,
-    unwatched,
 )
 from calibrate.samples import Point
 from calibrate.timings import in_place, slowed, start, timings, waits
+from calibrate.unwatched import issue_times, unwatched
 from calibrate.ways import (
     MOST_ALONE,
     MOST_CUTS,
@@ -324,9 +323,9 @@ def test_eager_starts_that_scatter_are_made_again(
         noise = 0.3 * found if found == made_ns[0] else 0.0
         return (Point("in one chunk", 0, 1, tuple(found + k * noise for k in range(5))),)
 
-    monkeypatch.setattr(layers, "eager_starts", starts)
+    monkeypatch.setattr(without_profiler, "eager_starts", starts)
     notes: list[str] = []
-    (point,) = layers._steady_starts((made, trace(made).network, toy_host(), device, 5), notes)
+    (point,) = without_profiler._steady_starts((made, trace(made).network, toy_host(), device, 5), notes)
     assert point.samples_ns[0] == kept_ns
     failed = "eager cold starts: scatter, and taking them again failed: no room"
     assert notes == ([failed] if "no room" in made_ns else [])
@@ -368,7 +367,7 @@ def test_cold_starts_that_cannot_be_made_cost_a_network_its_own_figures_alone(
     def refused(*_: object) -> tuple[Point, ...]:
         raise InputError("GPU 1: no room")
 
-    monkeypatch.setattr(layers, "graph_starts", refused)
+    monkeypatch.setattr(without_profiler, "graph_starts", refused)
     found = first_half(made, device)
     assert (len(found.hooked), found.launched) == (2, ())
     assert "cold starts by graph: not measured (GPU 1: no room); the host's costs hold" in found.notes

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from calibrate import layers, show
 from calibrate import run as calibrate_run
+from calibrate import show, unwatched
 from calibrate.bench import UNTRUSTED
 from calibrate.identity import read_identity
 from calibrate.run import Watch, finish, run
@@ -131,9 +131,9 @@ def test_no_host_time_is_taken_after_the_profiler_has_run(
 ) -> None:
     """Once in a process it makes every later launch slower, those of other networks too."""
     story: list[str] = []
-    trace, clocked = device.trace, layers._issue
+    trace, clocked = device.trace, unwatched._issue
     monkeypatch.setattr(device, "trace", lambda call: (story.append("profiler"), trace(call))[1])
-    monkeypatch.setattr(layers, "_issue", lambda *given: (story.append("issue"), clocked(*given))[1])
+    monkeypatch.setattr(unwatched, "_issue", lambda *given: (story.append("issue"), clocked(*given))[1])
     small = "hf:llama-1b:hidden=32,layers=1,heads=2,kv_heads=1,ffn=64,vocab=50"
     run(ask(MODEL, small), device, Watch(None), Store(tmp_path), Told())
     assert story[:2] == ["issue", "issue"]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sim import later
 from sim.errors import InputError
-from sim.models import build, torchvision_models
-from sim.names import known_models, torchvision_names
+from sim.models import build
+from sim.names import known_models, torchvision_models, torchvision_names
 
 TINY_LLAMA = "hf:llama-1b:hidden=64,layers=2,heads=4,kv_heads=2,ffn=128,vocab=100"
 
