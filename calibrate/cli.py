@@ -112,7 +112,7 @@ def run(
     from calibrate.run import run as measure  # noqa: PLC0415
     from calibrate.store import Store  # noqa: PLC0415
     from hwexec.cpu import CpuDevice  # noqa: PLC0415
-    from hwexec.preparing import open_device  # noqa: PLC0415
+    from hwexec.devices import open_device  # noqa: PLC0415
 
     if device == "cuda":
         import os  # noqa: PLC0415 - only a real device is chosen by the environment

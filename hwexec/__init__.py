@@ -11,15 +11,20 @@
         cold.timeline()             # one more cold start, watched: a measured sim.timeline.Timeline
         cold.resident(*inputs)      # the reference: everything in GPU memory, launched the same way
         cold.in_place(*inputs)      # another: everything read in place from host memory
-        cold.launch, cold.why_eager, cold.brought()
+        cold.launch, cold.why_eager, cold.brought(), cold.hot
 
-`prepare(module, plan, example_inputs, *, host, network=None, device=None, weights=None, settles=True)`: `module` is in
+    with hwexec.Pool({0: 8 * 2**30}) as pool:   # GPU memory that many modules take turns in
+        a, b = (hwexec.prepare(m, plan, inputs, host=host, pool=pool) for m, plan, inputs in ...)
+        y = a.serve(*x)             # warm where its weights are still there (a.hot), else a cold start
+
+`prepare(module, plan, example_inputs, *, host, network=None, device=None, weights=None, settles=True, pool=None)`: `module` is in
 `eval()`; `plan` is what `sim.files.read_plan(path)` gives, held against host and module, or a `sim.plan.Plan`; `host` is the
 host it was made for (`read_host(path)`);
 `example_inputs` is a tensor, a tuple of positional arguments, or a mapping of keyword arguments; `network` is traced from the
 module if None; `device` is "cuda", "cpu" or a `Device`; `weights` is None (the module's own), a state_dict, or paths of
 safetensors files. With `settles=False` the target GPU holds what the plan brings there and no more, as for a plan made under a
-memory budget, and `settle` and `resident` are refused.
+memory budget, and `settle` and `resident` are refused. With a `pool` its place is there, and others' in turn;
+`arena_bytes(network, plan)` says how much it needs of each GPU.
 Outputs belong to the ColdStart: in graph mode the next start of the same kind overwrites them.
 
 For those who measure (`calibrate`): `CudaDevice` and `CpuDevice` implement `Device` (hwexec/device.py documents every
@@ -40,8 +45,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hwexec.arena import HostArena
     from hwexec.device import Activity, CaptureError, Device, Event, Graph, Memory, Stream, forked
+    from hwexec.devices import open_device
     from hwexec.executor import ColdStart
-    from hwexec.preparing import open_device, prepare
+    from hwexec.pool import Pool
+    from hwexec.preparing import prepare
+    from hwexec.stage import arena_bytes
     from hwexec.timing import Samples, time_ns, wall_ns
 
 _HOME = {
@@ -50,7 +58,10 @@ _HOME = {
         ("Activity", "CaptureError", "Device", "Event", "Graph", "Memory", "Stream", "forked"), "device"
     ),
     "ColdStart": "executor",
-    **dict.fromkeys(("open_device", "prepare"), "preparing"),
+    "open_device": "devices",
+    "Pool": "pool",
+    "prepare": "preparing",
+    "arena_bytes": "stage",
     **dict.fromkeys(("Samples", "time_ns", "wall_ns"), "timing"),
 }
 
@@ -71,8 +82,10 @@ __all__ = [
     "Graph",
     "HostArena",
     "Memory",
+    "Pool",
     "Samples",
     "Stream",
+    "arena_bytes",
     "forked",
     "open_device",
     "prepare",

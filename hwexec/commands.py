@@ -15,8 +15,8 @@ import torch
 from hwexec import report as reports
 from hwexec import verify as verifying
 from hwexec.device import Device
+from hwexec.devices import open_device
 from hwexec.host_memory import check_model, memory_error
-from hwexec.preparing import open_device
 from hwexec.stage import room_for
 from sim.catalog import (
     DEFAULT_HOST,

@@ -48,7 +48,7 @@ class _Worker:
     def __init__(self, name: str, device: CpuDevice, seed: int) -> None:
         self.device = device
         self.random = random.Random(seed)
-        self.queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self.thread = threading.Thread(target=self.run, name=name, daemon=True)
         self.thread.start()
 
@@ -59,6 +59,7 @@ class _Worker:
             except Exception as error:
                 self.device.failure = self.device.failure or error
             act = None
+            self.queue.task_done()
 
     def dawdle(self) -> None:
         if self.device.delay_s > 0 and self.random.random() < 0.5:
@@ -175,7 +176,8 @@ class CpuDevice:
         yield
 
     def idle(self, stream: Stream) -> bool:
-        return self._random.random() < 0.5  # all has happened on the calling thread, but a GPU may be late
+        over = stream.raw is None or not stream.raw.queue.unfinished_tasks
+        return over and self._random.random() < 0.5  # a GPU may be late where the calling thread is not
 
     def event(self, timing: bool = False) -> Event:
         return Event(timing, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from types import TracebackType
 from typing import Any
 
@@ -16,25 +16,22 @@ import torch
 
 from hwexec import spans
 from hwexec.binding import Weights
-from hwexec.device import CaptureError, Device, Event
-from hwexec.graphs import Captured, capture
-from hwexec.hooks import LayerHooks, Learned, learn
+from hwexec.device import CaptureError, Device, Event, Stream
+from hwexec.graphs import Captured
 from hwexec.host_memory import memory_error
 from hwexec.inputs import Inputs
+from hwexec.pool import Pool, Tenant
 from hwexec.rouse import Rouse
+from hwexec.runs import Runs
 from hwexec.script import do
 from hwexec.stage import Stage
 from hwexec.timing import Samples, time_ns
-from hwexec.walk import Marks
 from sim.errors import InputError, require
 from sim.hints import first_line
 from sim.ops import Copy
-from sim.plan import Launch
+from sim.plan import Access, Launch
 from sim.program import Program
 from sim.timeline import Timeline
-
-_WARM_UP = 2
-"""Runs before capture, after the one that learns: libraries choose their kernels in the first ones."""
 
 
 class ColdStart:
@@ -42,7 +39,8 @@ class ColdStart:
 
     Outputs of graph starts are overwritten by the next start of the same kind (cold, warm, resident, in place): clone what
     must last.
-    One thread at a time. Between starts the module's tensors are CPU views of the host arena, which a next cold start brings:
+    One thread at a time. In a `Pool` a start takes its place from modules that overlap it, and `hot` says whether what it brought
+    is still there. Between starts the module's tensors are CPU views of the host arena, which a next cold start brings:
     change them in place (load_state_dict, copy_). Tensors that are replaced (assign=True, `module.fc = ...`), cast (`half()`) or
     written through `.data` are not seen, and `close` gives the module its own back.
     """
@@ -57,26 +55,26 @@ class ColdStart:
         weights: Weights | None,
         own_device: bool,
         settles: bool,
+        pool: Pool | None = None,
     ) -> None:
         self.module, self.program, self.device = module, program, device
         self.plan, self.network = program.plan, program.network
-        self.launch: Launch = program.launch
-        self.why_eager = ""
-        """Why a plan for a graph runs eagerly all the same; empty where it does not."""
-        self._graphs: dict[str, Captured] = {}
         self._hot = self._full = False
         self._settling: Event | None = None
+        self._others: tuple[Stream, ...] = ()
+        """Of modules that had this place in the pool, with work that may not be over."""
         self._closed = False
         self._starting = threading.Lock()
+        self._turn: AbstractContextManager[object] = nullcontext() if pool is None else pool.lock
+        self._tenant: Tenant | None = None
         self._stack = ExitStack()
         try:
             if own_device:
                 self._stack.callback(device.close)
-            self._stage = Stage(module, program, device, weights, self._stack, settles)
-            self._inputs = Inputs(device, self.plan.target, self.network.model, args, kwargs)
-            self._stack.callback(self._inputs.clear)
-            self._make_ready()
-            self.evict()
+            with self._turn:
+                if pool is not None:
+                    self._tenant = self._joined(pool)
+                self._make_ready(module, args, kwargs, weights, settles)
         except device.out_of_memory as error:
             self.close()
             target = device.memory(self.plan.target)
@@ -90,67 +88,52 @@ class ColdStart:
                 raise line from None
             raise
 
-    # Making ready
+    def _joined(self, pool: Pool) -> Tenant:
+        require(
+            not any(access is Access.RESIDENT for layer in self.plan.access for access in layer),
+            f"plan {self.plan.name!r} holds weights resident, and in a pool others take their place; prepare it without one",
+        )
+        tenant = pool.join(self.close)
+        self._stack.callback(pool.leave, tenant)
+        return tenant
 
-    def _make_ready(self) -> None:
-        """Learn where layers begin, warm libraries up, and capture; or say why not."""
-        self._stack.callback(self._drop_graphs)
-        if self._stage.settles:
+    def _make_ready(
+        self,
+        module: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        weights: Weights | None,
+        settles: bool,
+    ) -> None:
+        device, stack = self.device, self._stack
+        stage = self._stage = Stage(module, self.program, device, weights, stack, settles, self._tenant)
+        self._inputs = Inputs(device, self.plan.target, self.network.model, args, kwargs)
+        stack.callback(self._inputs.clear)
+        if settles:
+            self._take(now=True)
             self._fill()
-        way = "resident" if self._stage.settles else "in place"  # all bytes are there, and no copy is needed
-        where = self.device.torch_device(self.plan.target)
-        learned = self._with_tensors(
-            way, lambda: learn(self.module, self.network, self._stage.find, where, self._forward)
-        )
-        for _ in range(_WARM_UP):
-            self._with_tensors(way, self._forward)
-        with self.device.on(self._stage.compute):
-            self._inputs.rehearse(self._stage.compute)
-        self.device.synchronize()
-        if self.launch is not Launch.EAGER:
-            self._capture(learned)
-        if self.launch is Launch.EAGER:  # planned so, or because it could not be captured
-            self._learned, self._script = learned, self._stage.script()
-            self._stack.callback(self._drop_script)
-            self._hooks = LayerHooks(learned, self._stage.needed(), self.network)
-            self._stack.callback(lambda: self._hooks.remove())
-        stage, graph = self._stage, self.launch is Launch.GRAPH
+        self._runs = Runs(stage, self._inputs, stack)
+        graph = self.launch is Launch.GRAPH
         self._rouse = Rouse(
-            self.device, self.program, stage.streams, stage.compute, stage.host.tensor, graph=graph
+            device, self.program, stage.streams, stage.compute, stage.host.tensor, graph=graph
         )
-        self._stack.callback(self._rouse.close)
+        stack.callback(self._rouse.close)
+        self.evict()
 
-    def _with_tensors(self, kind: str, call: Callable[[], Any]) -> Any:
-        """`call` on the compute stream, with the module's tensors where `kind` wants them, and then at rest again."""
-        with self._stage.pointed(kind), torch.no_grad(), self.device.on(self._stage.compute):
-            return call()
+    @property
+    def launch(self) -> Launch:
+        """As the plan has it, or eager where that cannot be captured."""
+        return self._runs.launch
 
-    def _forward(self) -> Any:
-        args, kwargs = self._inputs.fixed()
-        return self.module(*args, **kwargs)
+    @property
+    def why_eager(self) -> str:
+        """Why a plan for a graph runs eagerly all the same; empty where it does not."""
+        return self._runs.why_eager
 
-    def _capture(self, learned: Learned) -> None:
-        kinds = ("cold", "warm", "resident") if self._stage.settles else ("cold", "warm")
-        same = self._stage.settles and not self._stage.in_place
-        try:
-            if learned.blocker:
-                raise CaptureError(learned.blocker)
-            for kind in ("cold", "resident") if same else kinds:
-                self._graphs[kind] = capture(self.module, self._stage, kind, self._forward)
-        except CaptureError as error:
-            self._drop_graphs()
-            self.launch, self.why_eager = Launch.EAGER, str(error)
-            return
-        if same:
-            self._graphs["warm"] = self._graphs["resident"]
-
-    def _drop_graphs(self) -> None:
-        for captured in {id(c): c for c in self._graphs.values()}.values():
-            captured.graph.close()
-        self._graphs.clear()
-
-    def _drop_script(self) -> None:
-        del self._script  # its calls hold the arenas
+    @property
+    def hot(self) -> bool:
+        """Whether a warm run can be made: a start has brought the weights, and in a pool nobody has taken their place."""
+        return (self._hot or self._full) and (self._tenant is None or self._tenant.holds)
 
     # Running
 
@@ -160,40 +143,53 @@ class ColdStart:
         Ordered after the caller's stream and before it, as any PyTorch call; nothing is waited for.
         """
         self._open()
-        output = self._start("cold", args, kwargs)
-        self._hot, self._full = True, False  # what had been settled may be older than what was brought
+        with self._turn:
+            self._take()
+            output = self._start("cold", args, kwargs)
+            self._hot, self._full = True, False  # what had been settled may be older than what was brought
         return output
 
     def warm(self, *args: Any, **kwargs: Any) -> Any:
-        """One run with weights as the cold start left them, or, once settled, all in GPU memory. InputError before any."""
+        """One run with weights as the cold start left them, or, once settled, all in GPU memory. InputError where they are not."""
         self._open()
-        require(self._hot or self._full, "no weights are in GPU memory: make a cold start before a warm run")
-        return self._start("resident" if self._full else "warm", args, kwargs)
+        with self._turn:
+            self._check_hot("make a cold start before a warm run")
+            self._take()
+            return self._start("resident" if self._full else "warm", args, kwargs)
+
+    def serve(self, *args: Any, **kwargs: Any) -> Any:
+        """A warm run where it can be made (`hot`), else a cold start."""
+        self._open()
+        with self._turn:
+            return self.warm(*args, **kwargs) if self.hot else self(*args, **kwargs)
 
     def resident(self, *args: Any, **kwargs: Any) -> Any:
         """The reference: every weight brought to GPU memory beforehand, launched like a cold start."""
         self._open()
         self._check_settles("no resident run; in_place() is the reference then")
-        if not self._full:
-            self._fill()
-        return self._start("resident", args, kwargs)
+        with self._turn:
+            self._take(now=True)
+            if not self._full:
+                self._fill()
+            return self._start("resident", args, kwargs)
 
     def in_place(self, *args: Any, **kwargs: Any) -> Any:
         """The reference that takes no weights of GPU memory: every one read in place from host memory, launched like a cold
         start. A graph for it is captured when it is first asked for."""
         self._open()
-        if self.launch is not Launch.EAGER and "in place" not in self._graphs:
-            try:
-                self._graphs["in place"] = capture(self.module, self._stage, "in place", self._forward)
-            except CaptureError as error:
-                raise InputError(
-                    f"reading every weight in place cannot be captured as a graph: {error}; prepare a plan with launch eager"
-                ) from None
-            except BaseException as error:
-                if (line := memory_error(error, self.device)) is not None:
-                    raise line from None
-                raise
-        return self._start("in place", args, kwargs)
+        with self._turn:
+            if self.launch is not Launch.EAGER and "in place" not in self._runs.graphs:
+                try:
+                    self._runs.add_graph("in place")
+                except CaptureError as error:
+                    raise InputError(
+                        f"reading every weight in place cannot be captured as a graph: {error}; prepare a plan with launch eager"
+                    ) from None
+                except BaseException as error:
+                    if (line := memory_error(error, self.device)) is not None:
+                        raise line from None
+                    raise
+            return self._start("in place", args, kwargs)
 
     def rouse(self) -> None:
         """A start is near, in 0.2 ms or more: make host and wires ready for it, on the thread that will make it. Blocks nothing.
@@ -208,17 +204,23 @@ class ColdStart:
         """Copy what the plan reads in place into GPU memory, in the background; warm runs from now on wait for it."""
         self._open()
         self._check_settles("nothing to settle into")
-        require(self._hot or self._full, "nothing to settle: make a cold start first")
-        if self._full:
-            return
-        self._settling, self._full = self._stage.settle(), True
+        with self._turn:
+            self._check_hot("make a cold start first; then there is something to settle")
+            if self._full:
+                return
+            self._take()
+            self._settling, self._full = self._stage.settle(), True
 
     def evict(self) -> None:
-        """Fill every arena with 0xFF, what the plan holds resident excepted. Blocks. The next start is cold or wrong."""
+        """Fill every arena with 0xFF, what the plan holds resident excepted. Blocks. The next start is cold or wrong.
+
+        In a pool only where its place is still its own: what another has there stays.
+        """
         self._open()
-        self._hot = self._full = False
-        self._settling = None
-        self._stage.poison()
+        with self._turn:
+            self._forget()
+            if self._tenant is None or self._tenant.holds:
+                self._stage.poison()
 
     def timeline(self) -> Timeline:
         """One more cold start, with the last inputs, watched: measured spans of each copy and each layer.
@@ -228,33 +230,23 @@ class ColdStart:
         timelines last. TEARDOWN_CUPTI=1 in the environment takes it out again, but PyTorch warns of crashes with CUDA graphs.
         """
         self._open()
-        self.device.synchronize()
-        try:
-            if self.launch is Launch.EAGER:
-                found = spans.of_rows(self.program, self._watched())
-            else:
-                captured = self._graphs["cold"]
-                seen = self.device.trace(lambda: self._replay(captured, lambda: None, self._ahead(captured)))
-                found = spans.of_graph(self.program, seen, captured.layer_nodes)
-        except BaseException:
-            self._give_up()
-            raise
-        self._hot, self._full = True, False
+        with self._turn:
+            self._take(now=True)
+            self.device.synchronize()
+            try:
+                found = self._watched()
+            except BaseException:
+                self._give_up()
+                raise
+            self._hot, self._full = True, False
         return found
 
-    def _watched(self) -> list[spans.Row]:
-        """An eager cold start, timing events round everything."""
-        self._hooks.remove()
-        try:
-            self._hooks = LayerHooks(self._learned, frozenset(range(len(self.network.layers))), self.network)
-            marks = Marks(self.device, self._stage.compute, list(self._stage.streams.values()))
-            with torch.no_grad(), self.device.on(self._stage.compute):
-                self._eager("cold", marks)
-            self.device.synchronize()
-            return marks.rows()
-        finally:
-            self._hooks.remove()
-            self._hooks = LayerHooks(self._learned, self._stage.needed(), self.network)
+    def _watched(self) -> Timeline:
+        if self.launch is Launch.EAGER:
+            return spans.of_rows(self.program, self._runs.watched())
+        captured = self._runs.graphs["cold"]
+        seen = self.device.trace(lambda: self._replay(captured, lambda: None, self._ahead(captured)))
+        return spans.of_graph(self.program, seen, captured.layer_nodes)
 
     def copies_alone(self, repeats: int = 3) -> Samples | None:
         """The plan's copies from host memory and nothing else, all lanes at once: what the wires take right now. Blocks.
@@ -271,7 +263,9 @@ class ColdStart:
             for _, move in copies:
                 move.issue()
 
-        return time_ns(enqueue, self.device, lanes, repeats=repeats, warmup=1)
+        with self._turn:
+            self._take(now=True)
+            return time_ns(enqueue, self.device, lanes, repeats=repeats, warmup=1)
 
     def brought(self) -> tuple[int, int]:
         """Bytes that the plan copies and that are on their GPUs now: out of host memory, and on from GPU to GPU. Blocks.
@@ -290,11 +284,13 @@ class ColdStart:
         self._open()
         alone = not any(isinstance(op, Copy) for op in self.program.ops[self.program.head_ops :])
         require(
-            "cold" in self._graphs and alone and not self.program.opening,
+            "cold" in self._runs.graphs and alone and not self.program.opening,
             f"plan {self.plan.name!r} has no graph of layers alone: give it launch graph, all chunks in the head, and no opening",
         )
-        require(self._hot or self._full, "no weights are in GPU memory: make a cold start first")
-        return self._start("cold", args, kwargs, landed=True)
+        with self._turn:
+            self._check_hot("make a cold start first")
+            self._take()
+            return self._start("cold", args, kwargs, landed=True)
 
     def _open(self) -> None:
         require(not self._closed, "this cold start is closed; prepare the module again")
@@ -305,6 +301,32 @@ class ColdStart:
             f"{self.network.model} is prepared with settles=False, and GPU {self.plan.target} holds only what plan "
             f"{self.plan.name!r} brings there: {refused}; prepare it with settles=True, where all of it has room",
         )
+
+    def _check_hot(self, remedy: str) -> None:
+        if not self.hot:
+            taken = self._hot or self._full
+            why = (
+                f", since another module of the pool has taken the place of {self.network.model}"
+                if taken
+                else ""
+            )
+            raise InputError(f"no weights are in GPU memory{why}: {remedy}")
+
+    def _take(self, *, now: bool = False) -> None:
+        """In a pool: what others have in this place is gone, and what they still do there comes first; `now` waits for that."""
+        if self._tenant is None:
+            return
+        if not self._tenant.holds:
+            self._forget()
+        self._others += self._tenant.pool.take(self._tenant)
+        if now and self._others:
+            self.device.synchronize()
+            self._others = ()
+
+    def _forget(self) -> None:
+        """Nothing in the arenas can be relied on."""
+        self._hot = self._full = False
+        self._settling = None
 
     def _fill(self) -> None:
         self._stage.fill()
@@ -325,7 +347,7 @@ class ColdStart:
             self._starting.release()
 
     def _started(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], landed: bool) -> Any:
-        captured = self._graphs.get(kind)
+        captured = self._runs.graphs.get(kind)
         begun = captured is not None and captured.head is not None
         try:
             begun = ahead = landed or (captured is not None and self._ahead(captured))
@@ -335,9 +357,9 @@ class ColdStart:
             if captured is not None:
                 return self._replay(captured, bring, ahead)
             with torch.no_grad(), self.device.on(self._stage.compute):
-                self._settled()
+                self._follow()
                 bring()
-                return self._eager(kind)
+                return self._runs.eager(kind)
         except self.device.out_of_memory as error:
             self._give_up()
             raise InputError(
@@ -352,31 +374,17 @@ class ColdStart:
             raise
 
     def _give_up(self) -> None:
-        """A start broke half way: nothing in the arenas can be relied on."""
-        self._hot = self._full = False
-        self._settling = None
+        """A start broke half way."""
+        self._forget()
         with suppress(Exception):
             self.device.synchronize()
-
-    def _eager(self, kind: str, marks: Marks | None = None) -> Any:
-        """On the current stream, which is the compute stream."""
-        script = self._script if kind == "cold" and marks is None else None
-        walk, hooks = self._stage.walk(kind, marks=marks, script=script), self._hooks
-        try:
-            walk.begin()  # copies are under way while the module's tensors are re-pointed
-            with self._stage.pointed(kind):
-                hooks.start(walk)
-                output = self._forward()
-                hooks.stop()
-            walk.finish()
-        finally:
-            hooks.abandon()
-        return output
 
     def _ahead(self, captured: Captured) -> bool:
         """Issue the head at once where nothing is under way that still needs the arenas; False where something may be."""
         head = captured.head
-        if head is None or self._settling is not None or not self.device.idle(self._stage.compute):
+        if head is None or self._settling is not None or self._others:
+            return False
+        if not self.device.idle(self._stage.compute):
             return False
         do(head.copies)
         return True
@@ -384,24 +392,30 @@ class ColdStart:
     def _replay(self, captured: Captured, bring: Callable[[], None], ahead: bool) -> Any:
         """A start by its graph, behind its head where that is not `ahead` already; `bring` brings the inputs."""
         with self.device.on(self._stage.compute):
-            self._settled()
+            self._follow()
             return captured.start(bring, ahead=ahead)
 
-    def _settled(self) -> None:
-        """On from the end of `settle`, where one is under way."""
+    def _follow(self) -> None:
+        """On from the end of `settle`, where one is under way, and of what others had still to do in this place."""
         if self._settling is not None:
             self.device.wait(self._stage.compute, self._settling)
             self._settling = None
+        for stream in self._others:
+            done = self.device.event()
+            self.device.record(stream, done)
+            self.device.wait(self._stage.compute, done)
+        self._others = ()
 
     # Going again
 
     def close(self) -> None:
         """Give everything back: the module its own memory and hooks, the GPUs and the host theirs. Safe to call twice."""
-        if not self._closed:
-            self._closed = True
-            with suppress(Exception):
-                self.device.synchronize()
-            self._stack.close()
+        with self._turn:
+            if not self._closed:
+                self._closed = True
+                with suppress(Exception):
+                    self.device.synchronize()
+                self._stack.close()
 
     def __enter__(self) -> ColdStart:
         self._open()

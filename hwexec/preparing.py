@@ -1,4 +1,4 @@
-"""The way in: a device by name, and a module made ready for cold starts by a plan."""
+"""The way in: a module made ready for cold starts by a plan."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from hwexec.binding import Weights, check_tensors
-from hwexec.cpu import CpuDevice
-from hwexec.cuda import CudaDevice
 from hwexec.device import Device
+from hwexec.devices import open_device
 from hwexec.executor import ColdStart
 from hwexec.inputs import check_example, shown
+from hwexec.pool import Pool
 from sim.errors import InputError, require
 from sim.files import PlanFile
 from sim.host import Host
@@ -25,24 +25,6 @@ from sim.network import Network, Read, Storage
 from sim.plan import Plan
 from sim.program import Program, lower
 from sim.trace import trace_module
-
-
-def open_device(device: Device | str | torch.device | None = None, gpus: int = 4) -> Device:
-    """A device by name: "cuda" (also for None) or "cpu", whose times are no figures. InputError where there is no CUDA."""
-    if isinstance(device, torch.device):
-        require(
-            device.type != "cuda" or device.index is None,
-            f"device {device}: the plan says which GPUs it uses; pass 'cuda'",
-        )
-        device = device.type
-    if device is None or device == "cuda":
-        return CudaDevice()
-    if device == "cpu":
-        return CpuDevice(gpus)
-    if isinstance(device, str):
-        raise InputError(f"device {device!r}: there is 'cuda' and 'cpu'; choose one of them")
-    _check("device", hasattr(device, "torch_device"), device, "'cuda', 'cpu' or a hwexec.Device")
-    return device
 
 
 def prepare(
@@ -55,6 +37,7 @@ def prepare(
     device: Device | str | torch.device | None = None,
     weights: Weights | None = None,
     settles: bool = True,
+    pool: Pool | None = None,
 ) -> ColdStart:
     """Make a module ready for cold starts by a plan.
 
@@ -63,10 +46,11 @@ def prepare(
     later inputs must have its shapes and dtypes. `network` is traced from the module where it is None. `weights`: None
     for the module's own, a state_dict, or paths of safetensors files. With `settles` the target GPU has room for all
     weights. Without, it holds what the plan brings there and no more: `settle` and `resident` are refused, `warm` reads
-    in place what the plan does.
+    in place what the plan does. In a `pool` its GPU memory is of that, and others' in turn (hwexec/pool.py).
     Raises InputError, and leaves nothing behind, where something does not fit.
     """
     _check_kinds(module, plan, network, host, weights)
+    _check_pool(pool, device)
     args, kwargs = _arguments(example_inputs)
     name = type(module).__name__
     require(
@@ -93,8 +77,9 @@ def prepare(
         if file is not None:
             _check_network(file, network, f"this {name}" if traced else None)
         program = _lowered(plan, network, host)
-        opened = open_device(device, len(host.gpus))
-        return ColdStart(module, program, args, kwargs, opened, weights, opened is not device, settles)
+        opened = pool.device if pool is not None else open_device(device, len(host.gpus))
+        own = pool is None and opened is not device
+        return ColdStart(module, program, args, kwargs, opened, weights, own, settles, pool)
 
 
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -136,6 +121,16 @@ def _check_kinds(module: object, plan: object, network: object, host: object, we
         weights is None or isinstance(weights, Mapping) or all(isinstance(p, str | Path) for p in paths),
         weights,
         "a state_dict, or paths of safetensors files",
+    )
+
+
+def _check_pool(pool: object, device: object) -> None:
+    _check("pool", pool is None or isinstance(pool, Pool), pool, "a hwexec.Pool")
+    named = device.type if isinstance(device, torch.device) else device
+    same = isinstance(pool, Pool) and (named is pool.device or named in (None, pool.device.kind))
+    require(
+        pool is None or same,
+        f"device {shown(device)}: the pool has memory of another; leave device out, it is the pool's",
     )
 
 

@@ -13,6 +13,7 @@ from hwexec.arena import Extents, HostArena
 from hwexec.binding import Binding, Weights, load, point, region, slots_of
 from hwexec.device import POISON, Device, Event, Graph, Stream
 from hwexec.hooks import Finder
+from hwexec.pool import Tenant
 from hwexec.script import Head, Move, Script
 from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
@@ -35,23 +36,32 @@ class Way:
     repoint: Mapping[int, Pairs]
 
 
-def room_for(plan: Plan, network: Network, device: Device, *, settles: bool = True) -> Mapping[int, Extents]:
-    """What a plan takes of each GPU: what it brings there, and of the target all where it `settles`.
+def arena_bytes(network: Network, plan: Plan, *, settles: bool = True) -> dict[int, int]:
+    """Bytes of each GPU that a module's arenas take when it is prepared for a plan: what a `Pool` needs of it at least."""
+    return {gpu: extents.size_bytes for gpu, extents in _extents(plan, network, settles).items()}
 
-    InputError where that is not free.
-    """
+
+def _extents(plan: Plan, network: Network, settles: bool) -> dict[int, Extents]:
+    """What a plan takes of each GPU: what it brings there, and of the target all where it `settles`."""
+    found = {gpu: Extents.of(plan.holding(gpu, network)) for gpu in plan.gpus}
+    if settles:
+        found[plan.target] = Extents.of([(0, network.arena_bytes)])
+    return found
+
+
+def room_for(
+    plan: Plan, network: Network, device: Device, *, settles: bool = True, pooled: bool = False
+) -> Mapping[int, Extents]:
+    """What a plan takes of each GPU. InputError where that is not free; of a `pooled` one, what it takes beside its arenas."""
     for gpu in plan.gpus:
         require(
             gpu < device.gpu_count,
             f"plan {plan.name!r} uses GPU {gpu}, but this machine has {device.gpu_count}; search a plan for this host",
         )
-    brought = {gpu: Extents.of(plan.holding(gpu, network)) for gpu in plan.gpus}
-    found = dict(brought)
-    if settles:
-        found[plan.target] = Extents.of([(0, network.arena_bytes)])
+    brought, found = _extents(plan, network, False), _extents(plan, network, settles)
     for gpu, extents in found.items():
         beside = beside_bytes(network if gpu == plan.target else None)
-        need, least = extents.size_bytes + beside, brought[gpu].size_bytes + beside
+        need, least = (beside + (0 if pooled else e.size_bytes) for e in (extents, brought[gpu]))
         memory = device.memory(gpu)
         if need > memory.free_bytes:  # what was let go of may still be held by cycles
             gc.collect()
@@ -76,7 +86,8 @@ class Stage:
     """Everything a program needs to run on a device. What it takes it notes on `stack`, which gives it back.
 
     `ways`: "cold" is the program, "warm" its layers alone, "in place" its layers with all weights in host memory; where it
-    `settles`, "resident" with all of them in the target's arena, which else holds only what the plan brings.
+    `settles`, "resident" with all of them in the target's arena, which else holds only what the plan brings. Arenas are its own,
+    or a `tenant`'s place in a pool.
     Raises InputError, or the device's `out_of_memory`, where something does not fit.
     """
 
@@ -88,19 +99,24 @@ class Stage:
         weights: Weights | None,
         stack: ExitStack,
         settles: bool,
+        tenant: Tenant | None = None,
     ) -> None:
         self.module, self.program, self.device = module, program, device
         self.plan, self.network = program.plan, program.network
         self.settles = settles
-        self._extents = room_for(self.plan, self.network, device, settles=settles)
-        self._build(weights, stack)
+        self._extents = room_for(self.plan, self.network, device, settles=settles, pooled=tenant is not None)
+        sizes = arena_bytes(self.network, self.plan, settles=settles)
+        self.arenas: dict[int, torch.Tensor] = {} if tenant is None else tenant.place(sizes)
+        self._build(weights, stack, sizes)
+        if tenant is not None:
+            tenant.streams = tuple(self.streams.values())
 
     @property
     def arena(self) -> torch.Tensor:
         """The target's: where it settles, every storage at its offset; else what the plan brings, packed."""
         return self.arenas[self.plan.target]
 
-    def _build(self, weights: Weights | None, stack: ExitStack) -> None:
+    def _build(self, weights: Weights | None, stack: ExitStack, sizes: Mapping[int, int]) -> None:
         """Arenas, streams, the binding; each knows how to go again."""
         plan, device, network = self.plan, self.device, self.network
         target = plan.target
@@ -113,10 +129,10 @@ class Stage:
         pairs |= {(c.path[-1], target) for c in plan.chunks if c.path[-1] != target}
         for source, destination in sorted((s, d) for s, d in pairs if s is not None):
             device.connect(source, destination)
-        self.arenas: dict[int, torch.Tensor] = {}
         stack.callback(self.arenas.clear)
-        for gpu, extents in self._extents.items():
-            self.arenas[gpu] = device.allocate(extents.size_bytes, gpu)
+        for gpu, size in sizes.items():
+            if gpu not in self.arenas:
+                self.arenas[gpu] = device.allocate(size, gpu)
         self.streams: dict[str, Stream] = {}
         stack.callback(self._close_streams)
         self.compute = self._stream(f"compute:{target}", target)

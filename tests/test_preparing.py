@@ -143,7 +143,7 @@ def test_devices_of_torchs_kind_count_as_their_names(monkeypatch: pytest.MonkeyP
             workers = cold.device._workers  # type: ignore[attr-defined]
             assert workers
         assert not workers, "a device that was opened here is closed here"
-    monkeypatch.setattr("hwexec.preparing.CudaDevice", lambda: CpuDevice(2))
+    monkeypatch.setattr("hwexec.devices.CudaDevice", lambda: CpuDevice(2))
     assert isinstance(hwexec.open_device(torch.device("cuda")), CpuDevice)
 
 

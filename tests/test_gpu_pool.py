@@ -1,0 +1,56 @@
+"""A pool on real GPUs: starts of modules that overlap, one behind the other with nothing waited for. Run with `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+import hwexec
+from hwexec.cuda import CudaDevice
+from sim.models import build
+from sim.plan import Launch
+from sim.trace import trace
+from tests import builders
+from tests.test_gpu_executor import MIB, dealt, links_here, same, tensors
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+MODELS = ("resnet18", "vit_b_16", "hf:bert-base")
+
+
+@pytest.mark.parametrize("links", [1, 2])
+@pytest.mark.parametrize("launch", Launch)
+def test_starts_that_overlap_and_are_not_waited_for_answer_right(launch: Launch, links: int) -> None:
+    links_here(links)
+    device, host = CudaDevice(), builders.host(max(2, torch.cuda.device_count()))
+    built = [build(name, seq=32 if name.startswith("hf") else None) for name in MODELS]
+    nets = [trace(b).network for b in built]
+    plans = [dealt(net, launch, links, 4 * MIB, direct=(0,)) for net in nets]
+    needs = [hwexec.arena_bytes(net, plan) for net, plan in zip(nets, plans, strict=True)]
+    sizes = {gpu: 5 * max(need[gpu] for need in needs) // 4 for gpu in needs[0]}
+    before = device.allocated_bytes(0)
+    with hwexec.Pool(sizes, device) as pool:
+        cold = [
+            hwexec.prepare(b.module, plan, b.inputs, network=net, host=host, pool=pool)
+            for b, plan, net in zip(built, plans, nets, strict=True)
+        ]
+        given = [b.inputs_on(torch.device("cuda", 0)) for b in built]
+        want = [tensors(c.resident(*x)) for c, x in zip(cold, given, strict=True)]
+        assert sum(c.hot for c in cold) < len(cold)
+        order = random.Random(0)
+        found = []
+        for _ in range(60):
+            at = order.randrange(len(cold))
+            act = order.choice(("serve", "serve", "cold", "settle"))
+            if act == "settle" and cold[at].hot:
+                cold[at].settle()
+            start = cold[at] if act == "cold" else cold[at].serve
+            found.append((at, tensors(start(*given[at]))))  # cloned on the caller's stream, behind the start
+        torch.cuda.synchronize()
+        assert all(same(answer, want[at]) for at, answer in found)
+    del cold, given, want, found
+    assert device.allocated_bytes(0) <= before + 64 * MIB
