@@ -155,7 +155,7 @@ _REMEDIES = {
     4: "no permission to ask the NVIDIA driver: run as a user who may open /dev/nvidia*",
     6: "the NVIDIA driver does not know that GPU: list those there with nvidia-smi -L",
     9: "the NVIDIA driver is not loaded: load it (modprobe nvidia), or use `calibrate estimate`",
-    12: "no NVIDIA driver found: install one, or use `calibrate estimate`",
+    12: "no NVIDIA driver found: install one, use `calibrate estimate`, or --device cpu to see what a run does, without figures",
     15: "a GPU has fallen off the bus: reset it or reboot, then run the same command to go on",
     18: "the NVIDIA library and kernel module differ in version: reboot, or reload the module",
     999: "NVML failed for a reason it does not know: look in dmesg",

@@ -48,8 +48,7 @@ if TYPE_CHECKING:
     from hwexec.devices import open_device
     from hwexec.executor import ColdStart
     from hwexec.pool import Pool
-    from hwexec.preparing import prepare
-    from hwexec.stage import arena_bytes
+    from hwexec.preparing import arena_bytes, prepare
     from hwexec.timing import Samples, time_ns, wall_ns
 
 _HOME = {
@@ -60,8 +59,7 @@ _HOME = {
     "ColdStart": "executor",
     "open_device": "devices",
     "Pool": "pool",
-    "prepare": "preparing",
-    "arena_bytes": "stage",
+    **dict.fromkeys(("arena_bytes", "prepare"), "preparing"),
     **dict.fromkeys(("Samples", "time_ns", "wall_ns"), "timing"),
 }
 

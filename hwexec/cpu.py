@@ -219,6 +219,8 @@ class CpuDevice:
 
     def copy(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
         self._keep(lambda: self.copy(stream, destination, source))
+        if self._tape is not None:
+            return  # as in CUDA, a capture moves nothing
         fails = self.fault("copy")
 
         def act() -> None:

@@ -37,8 +37,8 @@ from sim.timeline import Timeline
 class ColdStart:
     """A module made ready: see `prepare`. A context manager; `close` gives the module and all memory back.
 
-    Outputs of graph starts are overwritten by the next start of the same kind (cold, warm, resident, in place): clone what
-    must last.
+    Outputs of graph starts are overwritten by the next start of the same kind (cold, warm, resident, in place), and an output
+    that is a view of a weight as the weight is: clone what must last.
     One thread at a time. In a `Pool` a start takes its place from modules that overlap it, and `hot` says whether what it brought
     is still there. Between starts the module's tensors are CPU views of the host arena, which a next cold start brings:
     change them in place (load_state_dict, copy_). Tensors that are replaced (assign=True, `module.fc = ...`), cast (`half()`) or
@@ -65,22 +65,22 @@ class ColdStart:
         """Of modules that had this place in the pool, with work that may not be over."""
         self._closed = False
         self._starting = threading.Lock()
-        self._turn: AbstractContextManager[object] = nullcontext() if pool is None else pool.lock
         self._tenant: Tenant | None = None
+        self._turn: AbstractContextManager[object] = nullcontext()
         self._stack = ExitStack()
         try:
             if own_device:
                 self._stack.callback(device.close)
-            with self._turn:
-                if pool is not None:
-                    self._tenant = self._joined(pool)
-                self._make_ready(module, args, kwargs, weights, settles)
+            if pool is not None:
+                self._tenant = self._turn = self._joined(pool)
+            self._make_ready(module, args, kwargs, weights, settles)
         except device.out_of_memory as error:
             self.close()
             target = device.memory(self.plan.target)
             raise InputError(
                 f"out of memory while preparing {self.network.model} ({first_line(error)}); GPU "
-                f"{self.plan.target} has {target.free_bytes} bytes free: stop what else runs there, or take a smaller model"
+                f"{self.plan.target} has {target.free_bytes} bytes free: stop what else runs there, or take a smaller "
+                + ("model" if pool is None else "pool")
             ) from None
         except BaseException as error:
             self.close()
@@ -93,7 +93,7 @@ class ColdStart:
             not any(access is Access.RESIDENT for layer in self.plan.access for access in layer),
             f"plan {self.plan.name!r} holds weights resident, and in a pool others take their place; prepare it without one",
         )
-        tenant = pool.join(self.close)
+        tenant = pool.join(self.network.model, self)
         self._stack.callback(pool.leave, tenant)
         return tenant
 
@@ -109,16 +109,17 @@ class ColdStart:
         stage = self._stage = Stage(module, self.program, device, weights, stack, settles, self._tenant)
         self._inputs = Inputs(device, self.plan.target, self.network.model, args, kwargs)
         stack.callback(self._inputs.clear)
-        if settles:
-            self._take(now=True)
-            self._fill()
-        self._runs = Runs(stage, self._inputs, stack)
-        graph = self.launch is Launch.GRAPH
-        self._rouse = Rouse(
-            device, self.program, stage.streams, stage.compute, stage.host.tensor, graph=graph
-        )
-        stack.callback(self._rouse.close)
-        self.evict()
+        with self._turn:  # others may start until here
+            if settles:
+                self._take(now=True)
+                self._fill()
+            self._runs = Runs(stage, self._inputs, stack)
+            graph = self.launch is Launch.GRAPH
+            self._rouse = Rouse(
+                device, self.program, stage.streams, stage.compute, stage.host.tensor, graph=graph
+            )
+            stack.callback(self._rouse.close)
+            self.evict()
 
     @property
     def launch(self) -> Launch:
@@ -133,7 +134,8 @@ class ColdStart:
     @property
     def hot(self) -> bool:
         """Whether a warm run can be made: a start has brought the weights, and in a pool nobody has taken their place."""
-        return (self._hot or self._full) and (self._tenant is None or self._tenant.holds)
+        there = (self._hot or self._full) and not self._closed
+        return there and (self._tenant is None or self._tenant.holds)
 
     # Running
 
@@ -142,8 +144,9 @@ class ColdStart:
 
         Ordered after the caller's stream and before it, as any PyTorch call; nothing is waited for.
         """
-        self._open()
         with self._turn:
+            self._open()
+            self._check_first(args, kwargs)
             self._take()
             output = self._start("cold", args, kwargs)
             self._hot, self._full = True, False  # what had been settled may be older than what was brought
@@ -151,23 +154,24 @@ class ColdStart:
 
     def warm(self, *args: Any, **kwargs: Any) -> Any:
         """One run with weights as the cold start left them, or, once settled, all in GPU memory. InputError where they are not."""
-        self._open()
         with self._turn:
+            self._open()
             self._check_hot("make a cold start before a warm run")
             self._take()
             return self._start("resident" if self._full else "warm", args, kwargs)
 
     def serve(self, *args: Any, **kwargs: Any) -> Any:
         """A warm run where it can be made (`hot`), else a cold start."""
-        self._open()
         with self._turn:
+            self._open()
             return self.warm(*args, **kwargs) if self.hot else self(*args, **kwargs)
 
     def resident(self, *args: Any, **kwargs: Any) -> Any:
         """The reference: every weight brought to GPU memory beforehand, launched like a cold start."""
-        self._open()
-        self._check_settles("no resident run; in_place() is the reference then")
         with self._turn:
+            self._open()
+            self._check_settles("no resident run; in_place() is the reference then")
+            self._check_first(args, kwargs)
             self._take(now=True)
             if not self._full:
                 self._fill()
@@ -176,8 +180,9 @@ class ColdStart:
     def in_place(self, *args: Any, **kwargs: Any) -> Any:
         """The reference that takes no weights of GPU memory: every one read in place from host memory, launched like a cold
         start. A graph for it is captured when it is first asked for."""
-        self._open()
         with self._turn:
+            self._open()
+            self._others = ()  # it needs no place; who asks for one asks anew who is there
             if self.launch is not Launch.EAGER and "in place" not in self._runs.graphs:
                 try:
                     self._runs.add_graph("in place")
@@ -202,9 +207,9 @@ class ColdStart:
 
     def settle(self) -> None:
         """Copy what the plan reads in place into GPU memory, in the background; warm runs from now on wait for it."""
-        self._open()
-        self._check_settles("nothing to settle into")
         with self._turn:
+            self._open()
+            self._check_settles("nothing to settle into")
             self._check_hot("make a cold start first; then there is something to settle")
             if self._full:
                 return
@@ -216,10 +221,12 @@ class ColdStart:
 
         In a pool only where its place is still its own: what another has there stays.
         """
-        self._open()
         with self._turn:
+            self._open()
+            mine = self._tenant is None or self._tenant.holds
             self._forget()
-            if self._tenant is None or self._tenant.holds:
+            if mine:
+                self._take()
                 self._stage.poison()
 
     def timeline(self) -> Timeline:
@@ -229,8 +236,8 @@ class ColdStart:
         a process, CUPTI stays in and makes every later launch slower: take all times first, and
         timelines last. TEARDOWN_CUPTI=1 in the environment takes it out again, but PyTorch warns of crashes with CUDA graphs.
         """
-        self._open()
         with self._turn:
+            self._open()
             self._take(now=True)
             self.device.synchronize()
             try:
@@ -253,27 +260,24 @@ class ColdStart:
 
         None where nothing is copied. The same bytes land where they lay, so what was warm stays warm.
         """
-        self._open()
-        copies = [(op, move) for op, move in self._stage.copies() if op.source is None]
-        if not copies:
-            return None
-        lanes = [self._stage.streams[name] for name in dict.fromkeys(op.stream for op, _ in copies)]
-
-        def enqueue() -> None:
-            for _, move in copies:
-                move.issue()
-
         with self._turn:
+            self._open()
+            copies = [(op, move) for op, move in self._stage.copies() if op.source is None]
+            if not copies:
+                return None
             self._take(now=True)
-            return time_ns(enqueue, self.device, lanes, repeats=repeats, warmup=1)
+            lanes = [self._stage.streams[name] for name in dict.fromkeys(op.stream for op, _ in copies)]
+            calls = [move.issue for _, move in copies]
+            return time_ns(lambda: do(calls), self.device, lanes, repeats=repeats, warmup=1)
 
     def brought(self) -> tuple[int, int]:
         """Bytes that the plan copies and that are on their GPUs now: out of host memory, and on from GPU to GPU. Blocks.
 
         Of arenas, which `evict` fills with 0xFF, as they are: what a start copied, not what it was to copy.
         """
-        self._open()
-        return self._stage.brought()
+        with self._turn:
+            self._open()
+            return self._stage.brought()
 
     def landed(self, *args: Any, **kwargs: Any) -> Any:
         """A cold start's layers and waits, behind copies that have all landed: no wait holds a layer up, and what this takes longer
@@ -281,13 +285,14 @@ class ColdStart:
 
         InputError where that is not so: of an eager start, of a graph that makes copies itself, with no weights in GPU memory.
         """
-        self._open()
-        alone = not any(isinstance(op, Copy) for op in self.program.ops[self.program.head_ops :])
-        require(
-            "cold" in self._runs.graphs and alone and not self.program.opening,
-            f"plan {self.plan.name!r} has no graph of layers alone: give it launch graph, all chunks in the head, and no opening",
-        )
         with self._turn:
+            self._open()
+            alone = not any(isinstance(op, Copy) for op in self.program.ops[self.program.head_ops :])
+            require(
+                "cold" in self._runs.graphs and alone and not self.program.opening,
+                f"plan {self.plan.name!r} has no graph of layers alone: give it launch graph, all chunks in the head, and no "
+                "opening",
+            )
             self._check_hot("make a cold start first")
             self._take()
             return self._start("cold", args, kwargs, landed=True)
@@ -312,13 +317,18 @@ class ColdStart:
             )
             raise InputError(f"no weights are in GPU memory{why}: {remedy}")
 
+    def _check_first(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """InputError for inputs that a start would refuse, where it would have taken others' place by then."""
+        if self._tenant is not None and not self._tenant.holds:
+            self._inputs.given(args, kwargs)
+
     def _take(self, *, now: bool = False) -> None:
         """In a pool: what others have in this place is gone, and what they still do there comes first; `now` waits for that."""
         if self._tenant is None:
             return
         if not self._tenant.holds:
             self._forget()
-        self._others += self._tenant.pool.take(self._tenant)
+        self._others = self._tenant.pool.take(self._tenant)
         if now and self._others:
             self.device.synchronize()
             self._others = ()
@@ -413,9 +423,11 @@ class ColdStart:
         with self._turn:
             if not self._closed:
                 self._closed = True
-                with suppress(Exception):
-                    self.device.synchronize()
-                self._stack.close()
+                try:
+                    with suppress(Exception):
+                        self.device.synchronize()
+                finally:
+                    self._stack.close()
 
     def __enter__(self) -> ColdStart:
         self._open()

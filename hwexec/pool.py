@@ -8,13 +8,18 @@ must be a cold start; all others stay warm.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
+from typing import Protocol
 
 import torch
 
 from hwexec.device import Device, Stream
 from hwexec.devices import open_device
+from hwexec.host_memory import memory_error
+from hwexec.inputs import shown
 from sim.errors import InputError, require
 from sim.hints import first_line
 from sim.network import ALIGNMENT_BYTES
@@ -23,21 +28,56 @@ Span = tuple[int, int]
 """First byte and the one behind the last."""
 
 
-class Tenant:
-    """What one prepared module has of a pool. `holds`: nobody has taken its place since it last did."""
+class Closes(Protocol):
+    """Whoever has a place in a pool."""
 
-    def __init__(self, pool: Pool, close: Callable[[], None]) -> None:
-        self.pool, self.close = pool, close
+    def close(self) -> None: ...
+
+
+class Tenant:
+    """What one prepared module has of a pool. As a context, its turn: nobody else in the pool enqueues anything.
+
+    `holds`: nobody has taken its place since it last did. `owner` is gone where whoever prepared it let go of it.
+    """
+
+    def __init__(self, pool: Pool, name: str, owner: Callable[[], Closes | None]) -> None:
+        self.pool, self.name, self.owner = pool, name, owner
         self.spans: dict[int, Span] = {}
         self.streams: Sequence[Stream] = ()
         """All that its work is on."""
         self.holds = False
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        pool = self.pool
+        pool.lock.acquire()
+        if pool.turn not in (
+            None,
+            self,
+        ):  # this thread's own: a forward, or a signal, in the middle of a start
+            other = pool.turn
+            pool.lock.release()
+            assert other is not None
+            raise InputError(
+                f"{self.name}: a start of {other.name} in the same pool is not enqueued yet; make this call before or after it"
+            )
+        pool.turn = self
+        self._depth += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self.pool.turn = None
+        self.pool.lock.release()
 
     def place(self, sizes: Mapping[int, int]) -> dict[int, torch.Tensor]:
         """Its arenas, of so many bytes by GPU and none where that is 0, where they overlap least with others'. InputError where the
         pool is too small."""
-        self.spans = {gpu: self.pool.least_used(gpu, size) for gpu, size in sizes.items() if size}
-        return {gpu: self.pool.arenas[gpu][start:stop] for gpu, (start, stop) in self.spans.items()}
+        with self.pool.lock:
+            self.spans = {gpu: self.pool.least_used(gpu, size) for gpu, size in sizes.items() if size}
+            return {gpu: self.pool.arenas[gpu][start:stop] for gpu, (start, stop) in self.spans.items()}
 
     def overlaps(self, other: Tenant) -> bool:
         return any(shared(span, other.spans.get(gpu, (0, 0))) for gpu, span in self.spans.items())
@@ -51,22 +91,29 @@ class Pool:
             y = models[0].serve(*x)  # warm where its weights are still there, else a cold start
 
     `hwexec.arena_bytes(network, plan)` says what a plan takes of each GPU; the pool must have that for the largest. Threads may
-    share a pool: their starts are made one after the other, and on the GPU behind whatever still uses the same bytes.
+    share a pool: their starts are enqueued one after the other, and run on the GPU behind whatever still uses the same bytes.
+    Preparing a module takes its place as a start does, and holds up starts of others while it is captured. An answer that is a
+    view of a weight is overwritten as the weight is.
     InputError where a GPU has no such room.
     """
 
     def __init__(self, sizes: Mapping[int, int], device: Device | str | None = None) -> None:
+        require(
+            isinstance(sizes, Mapping) and bool(sizes),
+            f"pool: {shown(sizes)} says no GPU; pass bytes by GPU, as in {{0: 8 * 2**30}}",
+        )
         for gpu, size in sizes.items():
             for what, number, least in (("GPU", gpu, 0), (f"bytes of GPU {gpu}", size, 1)):
                 whole = isinstance(number, int) and not isinstance(number, bool)
                 require(
                     whole and number >= least, f"pool: {what} {number!r}: must be a whole number from {least}"
                 )
-        require(bool(sizes), "pool: no GPU; pass bytes by GPU, as in {0: 8 * 2**30}")
         self.device = open_device(device, max(sizes) + 1)
         self._own_device = self.device is not device
         self.lock = threading.RLock()
-        """Held while a start is enqueued."""
+        """Held while anything is enqueued."""
+        self.turn: Tenant | None = None
+        """Who enqueues, of the thread that has the lock."""
         self.arenas: dict[int, torch.Tensor] = {}
         self._tenants: list[Tenant] = []
         self._under_way: dict[Tenant, None] = {}
@@ -83,24 +130,32 @@ class Pool:
         require(gpu < device.gpu_count, f"pool: GPU {gpu} is not there; this machine has {device.gpu_count}")
         try:
             return device.allocate(size, gpu)
-        except device.out_of_memory as error:
+        except Exception as error:
+            if memory_error(error, device) is None:
+                raise
             raise InputError(
                 f"pool: GPU {gpu} has {device.memory(gpu).free_bytes} bytes free, not {size} ({first_line(error)}); "
                 "stop what else runs there, or make a smaller pool"
             ) from None
 
-    def join(self, close: Callable[[], None]) -> Tenant:
-        require(bool(self.arenas), "this pool is closed; make a new one")
-        tenant = Tenant(self, close)
-        self._tenants.append(tenant)
-        return tenant
+    def join(self, name: str, owner: Closes) -> Tenant:
+        """`owner` is closed with the pool, and kept alive by nobody here."""
+        with self.lock:
+            require(bool(self.arenas), "this pool is closed; make a new one")
+            tenant = Tenant(self, name, weakref.ref(owner))
+            self._tenants.append(tenant)
+            return tenant
 
     def leave(self, tenant: Tenant) -> None:
         """Its work is over, and its place is nobody's."""
-        tenant.holds = False
-        self._under_way.pop(tenant, None)
-        if tenant in self._tenants:
-            self._tenants.remove(tenant)
+        with self.lock:
+            tenant.holds = False
+            self._under_way.pop(tenant, None)
+            self._tenants = [other for other in self._tenants if other is not tenant]
+
+    def _living(self) -> list[Tenant]:
+        self._tenants = [tenant for tenant in self._tenants if tenant.owner() is not None]
+        return self._tenants
 
     def take(self, tenant: Tenant) -> tuple[Stream, ...]:
         """Its place is its own from now on. What is returned still holds work of others there, which must come first."""
@@ -111,38 +166,45 @@ class Pool:
                 del self._under_way[other]
             elif other.overlaps(tenant):
                 first += busy
-        for other in self._tenants:
+        for other in self._living():
             other.holds = other.holds and (other is tenant or not other.overlaps(tenant))
         tenant.holds = True
         self._under_way[tenant] = None
         return tuple(first)
 
     def least_used(self, gpu: int, size: int) -> Span:
-        """Where `size` bytes overlap least with others' places, the lowest of those."""
+        """Where `size` bytes overlap with the fewest others' places, by the fewest bytes, the lowest of those."""
         whole = self.arenas[gpu].numel() if gpu in self.arenas else 0
         require(
             size <= whole,
             f"pool: has {whole} bytes of GPU {gpu}, and this plan needs {size} there; make a pool of as much",
         )
-        taken = [span for tenant in self._tenants if (span := tenant.spans.get(gpu))]
-        starts = {0, *(-(-stop // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for _, stop in taken)}
+        taken = [span for tenant in self._living() if (span := tenant.spans.get(gpu))]
+        # some best place begins where another ends, ends where another begins, or is at an end of the pool
+        ends = [0, *(-(-stop // ALIGNMENT_BYTES) for _, stop in taken)]
+        begins = [(start - size) // ALIGNMENT_BYTES for start in (whole, *(start for start, _ in taken))]
+        starts = sorted(
+            {at * ALIGNMENT_BYTES for at in (*ends, *begins) if 0 <= at * ALIGNMENT_BYTES <= whole - size}
+        )
 
-        def used(start: int) -> int:
-            return sum(shared((start, start + size), span) for span in taken)
+        def used(start: int) -> tuple[int, int]:
+            common = [shared((start, start + size), span) for span in taken]
+            return sum(map(bool, common)), sum(common)
 
-        start = min((s for s in sorted(starts) if s + size <= whole), key=used)
+        start = min(starts, key=used)
         return start, start + size
 
     def close(self) -> None:
-        """Close what is prepared here and give the memory back. Safe to call twice."""
-        with self.lock:
-            for tenant in list(self._tenants):
-                tenant.close()
-            self.arenas.clear()
-            self.device.trim()
+        """Close what is prepared here and give the memory back, also where closing one fails. Safe to call twice."""
+        with self.lock, ExitStack() as stack:
             if self._own_device:
-                self.device.close()
+                stack.callback(self.device.close)
             self._own_device = False
+            stack.callback(self.device.trim)
+            stack.callback(self.arenas.clear)
+            for owner in [tenant.owner() for tenant in self._living()]:
+                if owner is not None:
+                    stack.callback(owner.close)
 
     def __enter__(self) -> Pool:
         require(bool(self.arenas), "this pool is closed; make a new one")

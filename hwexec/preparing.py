@@ -16,12 +16,13 @@ from hwexec.devices import open_device
 from hwexec.executor import ColdStart
 from hwexec.inputs import check_example, shown
 from hwexec.pool import Pool
+from hwexec.stage import extents_of
 from sim.errors import InputError, require
 from sim.files import PlanFile
 from sim.host import Host
 from sim.made_for import check_network, other_host
 from sim.models import DTYPES
-from sim.network import Network, Read, Storage
+from sim.network import ALIGNMENT_BYTES, Network, Read, Storage
 from sim.plan import Plan
 from sim.program import Program, lower
 from sim.trace import trace_module
@@ -82,6 +83,23 @@ def prepare(
         return ColdStart(module, program, args, kwargs, opened, weights, own, settles, pool)
 
 
+def arena_bytes(network: Network, plan: Plan | PlanFile, *, settles: bool = True) -> dict[int, int]:
+    """Bytes of each GPU that a module's arenas take when it is prepared for a plan, such that those of several have room side by
+    side in a `Pool` of their sum. `sim.trace.trace_module(module, inputs).network` is a module's network.
+    """
+    _check(
+        "network", isinstance(network, Network), network, "a sim.network.Network, as trace_module gives it"
+    )
+    _check_plan(plan)
+    plan = plan.plan if isinstance(plan, PlanFile) else plan
+    require(
+        [len(accesses) for accesses in plan.access] == [len(layer.reads) for layer in network.layers],
+        f"plan {plan.name!r}: made for another network than {network.model}; search one for it",
+    )
+    extents = extents_of(plan, network, settles)
+    return {gpu: -(-e.size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for gpu, e in extents.items()}
+
+
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example, Mapping):
         return (), dict(example)
@@ -95,14 +113,14 @@ def _check(what: str, right: bool, value: object, wanted: str) -> None:
     require(right, f"{what} {shown(value)} is a {type(value).__name__}; pass {wanted}")
 
 
+def _check_plan(plan: object) -> None:
+    wanted = "a sim.plan.Plan, or what sim.files.read_plan(path) gives"
+    _check("plan", isinstance(plan, Plan | PlanFile), plan, wanted)
+
+
 def _check_kinds(module: object, plan: object, network: object, host: object, weights: object) -> None:
     _check("module", isinstance(module, torch.nn.Module), module, "a torch.nn.Module")
-    _check(
-        "plan",
-        isinstance(plan, Plan | PlanFile),
-        plan,
-        "a sim.plan.Plan, or what sim.files.read_plan(path) gives",
-    )
+    _check_plan(plan)
     _check(
         "network",
         network is None or isinstance(network, Network),
@@ -126,7 +144,8 @@ def _check_kinds(module: object, plan: object, network: object, host: object, we
 
 def _check_pool(pool: object, device: object) -> None:
     _check("pool", pool is None or isinstance(pool, Pool), pool, "a hwexec.Pool")
-    named = device.type if isinstance(device, torch.device) else device
+    whole = isinstance(device, torch.device) and device.index is None
+    named = device.type if isinstance(device, torch.device) and whole else device
     same = isinstance(pool, Pool) and (named is pool.device or named in (None, pool.device.kind))
     require(
         pool is None or same,

@@ -36,12 +36,7 @@ class Way:
     repoint: Mapping[int, Pairs]
 
 
-def arena_bytes(network: Network, plan: Plan, *, settles: bool = True) -> dict[int, int]:
-    """Bytes of each GPU that a module's arenas take when it is prepared for a plan: what a `Pool` needs of it at least."""
-    return {gpu: extents.size_bytes for gpu, extents in _extents(plan, network, settles).items()}
-
-
-def _extents(plan: Plan, network: Network, settles: bool) -> dict[int, Extents]:
+def extents_of(plan: Plan, network: Network, settles: bool) -> dict[int, Extents]:
     """What a plan takes of each GPU: what it brings there, and of the target all where it `settles`."""
     found = {gpu: Extents.of(plan.holding(gpu, network)) for gpu in plan.gpus}
     if settles:
@@ -58,7 +53,7 @@ def room_for(
             gpu < device.gpu_count,
             f"plan {plan.name!r} uses GPU {gpu}, but this machine has {device.gpu_count}; search a plan for this host",
         )
-    brought, found = _extents(plan, network, False), _extents(plan, network, settles)
+    brought, found = extents_of(plan, network, False), extents_of(plan, network, settles)
     for gpu, extents in found.items():
         beside = beside_bytes(network if gpu == plan.target else None)
         need, least = (beside + (0 if pooled else e.size_bytes) for e in (extents, brought[gpu]))
@@ -72,7 +67,9 @@ def room_for(
             f"GPU {gpu} ({device.describe(gpu)}) has {memory.free_bytes} of {memory.total_bytes} bytes free, and "
             f"{network.model} needs {need} there; stop what else runs on it, "
             + (
-                f"or prepare it with settles=False, which needs {least} for plan {plan.name!r}"
+                "or make a smaller pool"
+                if pooled
+                else f"or prepare it with settles=False, which needs {least} for plan {plan.name!r}"
                 if least < need
                 else "or search a plan with a smaller --memory-budget"
                 if gpu == plan.target and not settles
@@ -104,9 +101,9 @@ class Stage:
         self.module, self.program, self.device = module, program, device
         self.plan, self.network = program.plan, program.network
         self.settles = settles
-        self._extents = room_for(self.plan, self.network, device, settles=settles, pooled=tenant is not None)
-        sizes = arena_bytes(self.network, self.plan, settles=settles)
+        sizes = {g: e.size_bytes for g, e in extents_of(self.plan, self.network, settles).items()}
         self.arenas: dict[int, torch.Tensor] = {} if tenant is None else tenant.place(sizes)
+        self._extents = room_for(self.plan, self.network, device, settles=settles, pooled=tenant is not None)
         self._build(weights, stack, sizes)
         if tenant is not None:
             tenant.streams = tuple(self.streams.values())

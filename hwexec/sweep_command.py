@@ -148,6 +148,11 @@ def _predict_again(call: AgainCall, file: Path) -> int:
     host = host_named(str(file), record.host, call.host)
     if host.name != record.host:
         note(f"{file}: planned by constants of {record.host}, predicted by those of {host.name}")
+    elif host.digest != record.host_digest:
+        note(
+            f"{file}: planned by other constants of {record.host} than those that it is predicted by now; --host and --profiles "
+            "take those of its own calibration"
+        )
     predicted, inputs = _predict_all(call, file, record, host)
     made = stamp(host.name, host.gpus[0].name, inputs=inputs)
     whole = tuple(predicted[0])

@@ -180,7 +180,7 @@ def test_throttled_and_busy_gpus_are_flagged() -> None:
 @pytest.mark.parametrize(
     ("call", "code", "line"),
     [
-        ("nvmlInit", 12, "no NVIDIA driver found: install one, or use `calibrate estimate`"),
+        ("nvmlInit", 12, "no NVIDIA driver found: install one, use `calibrate estimate`, or --device cpu"),
         ("nvmlInit", 9, "the NVIDIA driver is not loaded"),
         ("nvmlDeviceGetHandleByIndex", 4, "no permission to ask the NVIDIA driver"),
         ("nvmlDeviceGetPowerUsage", 15, "a GPU has fallen off the bus: .* run the same command to go on"),

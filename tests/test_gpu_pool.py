@@ -53,4 +53,5 @@ def test_starts_that_overlap_and_are_not_waited_for_answer_right(launch: Launch,
         torch.cuda.synchronize()
         assert all(same(answer, want[at]) for at, answer in found)
     del cold, given, want, found
-    assert device.allocated_bytes(0) <= before + 64 * MIB
+    workspaces = len(MODELS) * 40 * MIB  # cuBLAS keeps one for each compute stream
+    assert device.allocated_bytes(0) <= before + workspaces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -61,6 +62,9 @@ def test_two_modules_take_turns_in_memory_for_one(launch: Launch) -> None:
             "no weights are in GPU memory, since another module of the pool has taken the place of toy: make a cold start before "
             "a warm run"
         )
+        for refuses in (a, a.serve, a.resident):
+            with pytest.raises(InputError, match=r"a prepared module takes that only"):
+                refuses(one.inputs[0][:1])
         assert torch.equal(b.warm(*other.inputs), other.answer), "a refusal takes nothing from anybody"
         assert torch.equal(a.serve(*one.inputs), one.answer)
         assert torch.equal(a.serve(*one.inputs), one.answer)
@@ -89,14 +93,27 @@ def test_where_there_is_room_for_both_they_stay_warm_and_a_third_takes_the_place
         assert [c.hot for c in cold[:2]] == [True, True], "nobody is in the place that was given back"
 
 
+class Owner:
+    def close(self) -> None: ...
+
+
 def test_a_place_is_where_others_are_least() -> None:
     with Pool({0: 1000}, CpuDevice(1)) as pool:
-        spans = []
+        spans, owners = [], []
         for size in (300, 300, 300, 200, 1000):
-            tenant = pool.join(lambda: None)
+            owners.append(Owner())
+            tenant = pool.join("one", owners[-1])
             tenant.place({0: size})
             spans.append(tenant.spans[0])
-        assert spans == [(0, 300), (512, 812), (0, 300), (300 // 256 * 256 + 256, 712), (0, 1000)]
+        assert spans == [(0, 300), (512, 812), (0, 300), (768, 968), (0, 1000)]
+        owners.clear()
+        assert pool.least_used(0, 1000) == (0, 1000)
+        assert pool._tenants == [], "who is let go of has no place"
+    with Pool({0: 9 * 256}, CpuDevice(1)) as pool:
+        for start, stop in ((0, 2), (2, 7)):
+            owners.append(Owner())
+            pool.join("one", owners[-1]).spans = {0: (256 * start, 256 * stop)}
+        assert pool.least_used(0, 5 * 256) == (4 * 256, 9 * 256), "one of them rather than both"
     assert (shared((0, 5), (3, 9)), shared((0, 3), (3, 9)), shared((4, 6), (0, 9))) == (2, 0, 2)
 
 
@@ -125,7 +142,71 @@ def test_a_place_is_taken_behind_what_is_still_brought_there(
             assert torch.equal(b.warm(*other.inputs), other.answer) == ordered
 
 
-ACTS = ("cold", "warm", "serve", "resident", "in place", "settle", "evict", "timeline", "again")
+@pytest.mark.parametrize("launch", Launch)
+def test_what_was_busy_when_a_start_was_refused_is_no_matter_once_it_is_closed(launch: Launch) -> None:
+    one, other = text(1), text(2, "inner")
+    device = CpuDevice(2, delay_us=0)
+    with pool_of(other, device, launch=launch) as pool:
+        a, b = prepared(one, pool, launch), prepared(other, pool, launch)
+        assert torch.equal(b(*other.inputs), other.answer)
+        device.gate(b._stage.background, 0.02e9)
+        a._take()
+        with pytest.raises(InputError):
+            a(one.inputs[0][:1])
+        b.close()
+        assert torch.equal(a.in_place(*one.inputs), one.answer)
+        assert torch.equal(a(*one.inputs), one.answer)
+
+
+def test_a_start_in_the_middle_of_anothers_is_refused() -> None:
+    one, other = text(1), text(2, "inner")
+    with pool_of(other, CpuDevice(2)) as pool:
+        a, b = prepared(one, pool, Launch.EAGER), prepared(other, pool)
+        hook = one.module.register_forward_hook(lambda *_: b(*other.inputs))
+        with pytest.raises(InputError) as refused:
+            a(*one.inputs)
+        assert str(refused.value) == (
+            "toy: a start of toy in the same pool is not enqueued yet; make this call before or after it"
+        )
+        hook.remove()
+        assert torch.equal(a(*one.inputs), one.answer)
+        assert torch.equal(b(*other.inputs), other.answer)
+
+
+def test_one_that_is_let_go_of_without_being_closed_can_be_prepared_again() -> None:
+    one = text(1)
+    device = CpuDevice(2)
+    with pool_of(one, device) as pool:
+        a = prepared(one, pool)
+        a(*one.inputs)
+        del a
+        gc.collect()
+        again = prepared(one, pool)
+        assert torch.equal(again(*one.inputs), one.answer)
+        assert len(pool._tenants) == 1
+
+
+def test_a_pool_is_given_back_whatever_closing_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = text(1), text(2, "inner")
+    device = CpuDevice(2)
+    pool = pool_of(other, device)
+    a, b = prepared(one, pool), prepared(other, pool)
+    monkeypatch.setattr(a._stage.binding, "release", lambda: (_ for _ in ()).throw(InputError("no way back")))
+
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(device, "synchronize", stopped)
+    with pytest.raises((InputError, KeyboardInterrupt)):
+        pool.close()
+    with pytest.raises(InputError, match="this cold start is closed"):
+        b(*other.inputs)
+    assert not a.hot
+    assert (pool._tenants, pool.arenas, device.pinned) == ([], {}, {})
+    pool.close()
+
+
+ACTS = ("cold", "warm", "serve", "resident", "in place", "settle", "evict", "timeline", "again", "wrong")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -161,6 +242,13 @@ def test_whatever_they_do_in_turn_answers_are_right_and_warm_runs_are_of_their_o
                 assert not c.hot
             elif act == "timeline":
                 assert c.timeline().spans
+            elif act == "wrong":
+                hots = [x.hot for x in cold]
+                with pytest.raises(InputError):
+                    c(m.inputs[0][:1])
+                assert [x.hot for x in cold if x is not c] == [
+                    h for x, h in zip(cold, hots, strict=True) if x is not c
+                ]
             elif act == "again":  # given back and prepared anew, where others are
                 c.close()
                 cold[at] = prepared(m, pool, launches[at])
@@ -213,7 +301,8 @@ def test_a_thousand_starts_in_turn_leave_memory_where_it_was() -> None:
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        ({}, "pool: no GPU; pass bytes by GPU, as in {0: 8 * 2**30}"),
+        ({}, "pool: {} says no GPU; pass bytes by GPU, as in {0: 8 * 2**30}"),
+        (2**30, "pool: 1073741824 says no GPU; pass bytes by GPU, as in {0: 8 * 2**30}"),
         ({0: 0}, "pool: bytes of GPU 0 0: must be a whole number from 1"),
         ({0: 1.5}, "pool: bytes of GPU 0 1.5: must be a whole number from 1"),
         ({-1: 5}, "pool: GPU -1: must be a whole number from 0"),
@@ -229,7 +318,13 @@ def test_a_pool_that_cannot_be_is_refused(sizes: dict[int, int], said: str) -> N
 
 def test_what_a_pool_cannot_hold_is_refused_and_leaves_nothing() -> None:
     made = toys.text(("linear",))
-    need = hwexec.arena_bytes(made.network, dealt(made))[0]
+    need = made.network.arena_bytes
+    with pytest.raises(
+        InputError, match="plan 'dealt': made for another network than toy; search one for it"
+    ):
+        hwexec.arena_bytes(toys.image().network, dealt(made))
+    with pytest.raises(InputError, match=r"network .* is a Text; pass a sim.network.Network"):
+        hwexec.arena_bytes(made.module, dealt(made))  # type: ignore[arg-type]
     device = CpuDevice(2)
     with Pool({0: need - 1, 1: need}, device) as pool:
         with pytest.raises(InputError) as refused:
@@ -288,7 +383,8 @@ def test_a_plan_that_brings_half_takes_half_of_a_pool() -> None:
         for layer in made.network.layers
     )
     plan = Plan("half", 0, Launch.GRAPH, access, (Chunk(0, cut, (0,)),))
-    assert hwexec.arena_bytes(made.network, plan, settles=False) == {0: cut}
+    need = hwexec.arena_bytes(made.network, plan, settles=False)
+    assert need == {0: -(-cut // 256) * 256}, "such that those of several add up"
     with Pool({0: cut}, CpuDevice(1)) as pool:
         cold = hwexec.prepare(
             made.module,
