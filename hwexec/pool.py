@@ -51,13 +51,11 @@ class Tenant:
     def __enter__(self) -> None:
         pool = self.pool
         pool.lock.acquire()
-        if pool.turn not in (
-            None,
-            self,
+        other = pool.turn
+        if (
+            other is not None and other is not self
         ):  # this thread's own: a forward, or a signal, in the middle of a start
-            other = pool.turn
             pool.lock.release()
-            assert other is not None
             raise InputError(
                 f"{self.name}: a start of {other.name} in the same pool is not enqueued yet; make this call before or after it"
             )

@@ -18,7 +18,7 @@ from hwexec.pool import Pool, shared
 from hwexec.rouse import ROUSE_BYTES
 from sim.errors import InputError
 from sim.plan import Access, Chunk, Launch, Plan
-from tests import builders, toys
+from tests import toys
 from tests.toys import TWO, Toy, dealt
 
 
@@ -34,10 +34,14 @@ def pool_of(made: Toy, device: CpuDevice, times: float = 1, launch: Launch = Lau
     return Pool({gpu: int(times * -(-size // 256) * 256) for gpu, size in sizes.items()}, device)
 
 
-def prepared(made: Toy, pool: Pool, launch: Launch = Launch.GRAPH, settles: bool = True) -> hwexec.ColdStart:
+def planned(made: Toy, plan: Plan, pool: Pool, settles: bool = True) -> hwexec.ColdStart:
     return hwexec.prepare(
-        made.module, dealt(made, launch), made.inputs, network=made.network, host=TWO, pool=pool, settles=settles
-    )  # fmt: skip
+        made.module, plan, made.inputs, network=made.network, host=TWO, pool=pool, settles=settles
+    )
+
+
+def prepared(made: Toy, pool: Pool, launch: Launch = Launch.GRAPH) -> hwexec.ColdStart:
+    return planned(made, dealt(made, launch), pool)
 
 
 @pytest.mark.parametrize("launch", Launch)
@@ -127,7 +131,7 @@ def test_a_place_is_taken_behind_what_is_still_brought_there(
     device = CpuDevice(2, delay_us=0)
     plan = replace(dealt(one, direct=tuple(range(len(one.network.layers)))), chunks=())
     with pool_of(one, device, times=1.5) as pool:
-        a = hwexec.prepare(one.module, plan, one.inputs, network=one.network, host=TWO, pool=pool)
+        a = planned(one, plan, pool)
         b = prepared(other, pool)
         if not ordered:
             take = pool.take
@@ -339,10 +343,7 @@ def test_what_a_pool_cannot_hold_is_refused_and_leaves_nothing() -> None:
         with pytest.raises(
             InputError, match="plan 'kept' holds weights resident, and in a pool others take their place"
         ):
-            hwexec.prepare(
-                made.module, Plan("kept", 0, Launch.GRAPH, kept, ()), made.inputs,
-                network=made.network, host=TWO, pool=pool,
-            )  # fmt: skip
+            planned(made, Plan("kept", 0, Launch.GRAPH, kept, ()), pool)
         with pytest.raises(InputError, match="device 'cuda': the pool has memory of another"):
             hwexec.prepare(made.module, dealt(made), made.inputs, host=TWO, pool=pool, device="cuda")
         with pytest.raises(InputError, match=r"pool 3 is a int; pass a hwexec\.Pool"):
@@ -360,15 +361,7 @@ def test_a_plan_that_brings_nothing_needs_nothing_of_a_pool() -> None:
     plan = Plan("in place", 0, Launch.GRAPH, everything, ())
     assert hwexec.arena_bytes(made.network, plan, settles=False) == {0: 0}
     with Pool({0: 1}, CpuDevice(1)) as pool:
-        cold = hwexec.prepare(
-            made.module,
-            plan,
-            made.inputs,
-            network=made.network,
-            host=builders.host(1),
-            pool=pool,
-            settles=False,
-        )
+        cold = planned(made, plan, pool, settles=False)
         assert torch.equal(cold(*made.inputs), made.answer)
 
 
@@ -386,14 +379,6 @@ def test_a_plan_that_brings_half_takes_half_of_a_pool() -> None:
     need = hwexec.arena_bytes(made.network, plan, settles=False)
     assert need == {0: -(-cut // 256) * 256}, "such that those of several add up"
     with Pool({0: cut}, CpuDevice(1)) as pool:
-        cold = hwexec.prepare(
-            made.module,
-            plan,
-            made.inputs,
-            network=made.network,
-            host=builders.host(1),
-            pool=pool,
-            settles=False,
-        )
+        cold = planned(made, plan, pool, settles=False)
         assert torch.equal(cold(*made.inputs), made.answer)
         assert torch.equal(cold.warm(*made.inputs), made.answer)
