@@ -106,7 +106,12 @@ def test_again_takes_new_constants_and_leaves_what_was_measured(
     shipped = find_host("p3.8xlarge")
     slower = replace(shipped, costs=replace(shipped.costs, copy_latency_ns=figure(1e6)))
     write_host("slower.yaml", slower)
+    capsys.readouterr()
     assert run_command(cli, "hwexec", [*AGAIN, "--host", "slower.yaml"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "sweep.yaml: planned by other constants of p3.8xlarge than those that it is predicted by now;" in said
+    )
     again = read_record(folder / "sweep.yaml", SWEEP)
     assert again.host_digest == slower.digest != first.host_digest
     assert without_predictions(again.points) == without_predictions(first.points)
