@@ -40,6 +40,11 @@ def planned(made: Toy, plan: Plan, pool: Pool, settles: bool = True) -> hwexec.C
     )
 
 
+def ahead(plan: Plan) -> Plan:
+    """With all chunks in the head, where it is a graph's."""
+    return replace(plan, head=len(plan.chunks)) if plan.launch is Launch.GRAPH else plan
+
+
 def prepared(made: Toy, pool: Pool, launch: Launch = Launch.GRAPH) -> hwexec.ColdStart:
     return planned(made, dealt(made, launch), pool)
 
@@ -121,9 +126,10 @@ def test_a_place_is_where_others_are_least() -> None:
     assert (shared((0, 5), (3, 9)), shared((0, 3), (3, 9)), shared((4, 6), (0, 9))) == (2, 0, 2)
 
 
+@pytest.mark.parametrize("head", [False, True])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_place_is_taken_behind_what_is_still_brought_there(
-    ordered: bool, monkeypatch: pytest.MonkeyPatch
+    ordered: bool, head: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`settle` goes on in the background: what it brings late must not land on the next module's weights, as it does where
     nobody waits for it."""
@@ -132,11 +138,11 @@ def test_a_place_is_taken_behind_what_is_still_brought_there(
     plan = replace(dealt(one, direct=tuple(range(len(one.network.layers)))), chunks=())
     with pool_of(one, device, times=1.5) as pool:
         a = planned(one, plan, pool)
-        b = prepared(other, pool)
+        b = planned(other, ahead(dealt(other)) if head else dealt(other), pool)
         if not ordered:
             take = pool.take
             monkeypatch.setattr(pool, "take", lambda tenant: (take(tenant), ())[1])
-        for _ in range(3):
+        for _ in range(6):  # a head is issued ahead of the rest where nothing seems to be under way
             assert torch.equal(a(*one.inputs), one.answer)
             device.gate(a._stage.background, 0.05e9)
             a.settle()
@@ -224,8 +230,9 @@ def test_whatever_they_do_in_turn_answers_are_right_and_warm_runs_are_of_their_o
     total = sum(m.network.arena_bytes for m in made)
     size = data.draw(st.integers(largest, total + 1024))
     with Pool({0: size, 1: size}, device) as pool:
-        launches = [data.draw(st.sampled_from(Launch)) for _ in made]
-        cold = [prepared(m, pool, launch) for m, launch in zip(made, launches, strict=True)]
+        plans = [dealt(m, data.draw(st.sampled_from(Launch))) for m in made]
+        plans = [ahead(plan) if data.draw(st.booleans()) else plan for plan in plans]
+        cold = [planned(m, plan, pool) for m, plan in zip(made, plans, strict=True)]
         for _ in range(12):
             at = data.draw(st.integers(0, 2))
             c, m = cold[at], made[at]
@@ -255,7 +262,7 @@ def test_whatever_they_do_in_turn_answers_are_right_and_warm_runs_are_of_their_o
                 ]
             elif act == "again":  # given back and prepared anew, where others are
                 c.close()
-                cold[at] = prepared(m, pool, launches[at])
+                cold[at] = planned(m, plans[at], pool)
             elif act in runs:
                 assert torch.equal(runs[act](*m.inputs), m.answer)
                 assert c.hot == (act != "in place" or hot)
