@@ -448,6 +448,8 @@ def test_two_threads_make_no_start_at_once() -> None:
             "prepare a copy of the module for each thread"
         ]
         assert torch.equal(first, made.answer)
+        assert cold.hot
         cold.close()
+        assert not cold.hot
         with pytest.raises(InputError, match="is closed"):
             cold.__enter__()

@@ -90,14 +90,20 @@ def test_two_modules_take_turns_in_memory_for_one(launch: Launch) -> None:
 
 def test_where_there_is_room_for_both_they_stay_warm_and_a_third_takes_the_place_of_one() -> None:
     made = [text(seed) for seed in (1, 2, 3)]
-    with pool_of(made[0], CpuDevice(2), times=2) as pool:
+    device = CpuDevice(2)
+    with pool_of(made[0], device, times=2) as pool:
         cold = [prepared(m, pool) for m in made]
         for at, (start, m) in enumerate(zip(cold, made, strict=True)):
             assert torch.equal(start(*m.inputs), m.answer)
             assert sum(c.hot for c in cold) == min(2, at + 1)
         assert [c.hot for c in cold] == [False, True, True]
         assert torch.equal(cold[1].warm(*made[1].inputs), made[1].answer)
+        device.gate(cold[2]._stage.background, 0.02e9)
+        neighbour = cold[1]._tenant
+        assert neighbour is not None
+        assert pool.take(neighbour) == (), "who is elsewhere is not waited for"
         cold[2].close()
+        assert not cold[2].hot
         assert torch.equal(cold[0](*made[0].inputs), made[0].answer)
         assert [c.hot for c in cold[:2]] == [True, True], "nobody is in the place that was given back"
 
@@ -119,10 +125,10 @@ def test_a_place_is_where_others_are_least() -> None:
         assert pool.least_used(0, 1000) == (0, 1000)
         assert pool._tenants == [], "who is let go of has no place"
     with Pool({0: 9 * 256}, CpuDevice(1)) as pool:
-        for start, stop in ((0, 2), (2, 7)):
+        for start, stop in ((0, 1), (1, 2), (2, 9)):
             owners.append(Owner())
             pool.join("one", owners[-1]).spans = {0: (256 * start, 256 * stop)}
-        assert pool.least_used(0, 5 * 256) == (4 * 256, 9 * 256), "one of them rather than both"
+        assert pool.least_used(0, 2 * 256) == (2 * 256, 4 * 256), "of one rather than two, by as many bytes"
     assert (shared((0, 5), (3, 9)), shared((0, 3), (3, 9)), shared((4, 6), (0, 9))) == (2, 0, 2)
 
 
