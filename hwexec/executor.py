@@ -61,8 +61,6 @@ class ColdStart:
         self.plan, self.network = program.plan, program.network
         self._hot = self._full = False
         self._settling: Event | None = None
-        self._others: tuple[Stream, ...] = ()
-        """Of modules that had this place in the pool, with work that may not be over."""
         self._closed = False
         self._starting = threading.Lock()
         self._tenant: Tenant | None = None
@@ -111,7 +109,7 @@ class ColdStart:
         stack.callback(self._inputs.clear)
         with self._turn:  # others may start until here
             if settles:
-                self._take(now=True)
+                self._take_now()
                 self._fill()
             self._runs = Runs(stage, self._inputs, stack)
             graph = self.launch is Launch.GRAPH
@@ -147,7 +145,6 @@ class ColdStart:
         with self._turn:
             self._open()
             self._check_first(args, kwargs)
-            self._take()
             output = self._start("cold", args, kwargs)
             self._hot, self._full = True, False  # what had been settled may be older than what was brought
         return output
@@ -157,7 +154,6 @@ class ColdStart:
         with self._turn:
             self._open()
             self._check_hot("make a cold start before a warm run")
-            self._take()
             return self._start("resident" if self._full else "warm", args, kwargs)
 
     def serve(self, *args: Any, **kwargs: Any) -> Any:
@@ -172,7 +168,7 @@ class ColdStart:
             self._open()
             self._check_settles("no resident run; in_place() is the reference then")
             self._check_first(args, kwargs)
-            self._take(now=True)
+            self._take_now()
             if not self._full:
                 self._fill()
             return self._start("resident", args, kwargs)
@@ -182,7 +178,6 @@ class ColdStart:
         start. A graph for it is captured when it is first asked for."""
         with self._turn:
             self._open()
-            self._others = ()  # it needs no place; who asks for one asks anew who is there
             if self.launch is not Launch.EAGER and "in place" not in self._runs.graphs:
                 try:
                     self._runs.add_graph("in place")
@@ -213,7 +208,7 @@ class ColdStart:
             self._check_hot("make a cold start first; then there is something to settle")
             if self._full:
                 return
-            self._take()
+            self._take()  # behind what others did there is the start that brought the rest
             self._settling, self._full = self._stage.settle(), True
 
     def evict(self) -> None:
@@ -238,7 +233,7 @@ class ColdStart:
         """
         with self._turn:
             self._open()
-            self._take(now=True)
+            self._take()
             self.device.synchronize()
             try:
                 found = self._watched()
@@ -265,7 +260,7 @@ class ColdStart:
             copies = [(op, move) for op, move in self._stage.copies() if op.source is None]
             if not copies:
                 return None
-            self._take(now=True)
+            self._take_now()
             lanes = [self._stage.streams[name] for name in dict.fromkeys(op.stream for op, _ in copies)]
             calls = [move.issue for _, move in copies]
             return time_ns(lambda: do(calls), self.device, lanes, repeats=repeats, warmup=1)
@@ -294,7 +289,6 @@ class ColdStart:
                 "opening",
             )
             self._check_hot("make a cold start first")
-            self._take()
             return self._start("cold", args, kwargs, landed=True)
 
     def _open(self) -> None:
@@ -322,16 +316,18 @@ class ColdStart:
         if self._tenant is not None and not self._tenant.holds:
             self._inputs.given(args, kwargs)
 
-    def _take(self, *, now: bool = False) -> None:
-        """In a pool: what others have in this place is gone, and what they still do there comes first; `now` waits for that."""
+    def _take(self) -> tuple[Stream, ...]:
+        """In a pool: what others have in this place is gone; these streams hold what they still do there, which comes first."""
         if self._tenant is None:
-            return
+            return ()
         if not self._tenant.holds:
             self._forget()
-        self._others = self._tenant.pool.take(self._tenant)
-        if now and self._others:
+        return self._tenant.pool.take(self._tenant)
+
+    def _take_now(self) -> None:
+        """The same, once that is over. Blocks where it is not."""
+        if self._take():
             self.device.synchronize()
-            self._others = ()
 
     def _forget(self) -> None:
         """Nothing in the arenas can be relied on."""
@@ -352,22 +348,30 @@ class ColdStart:
             "prepare a copy of the module for each thread",
         )
         try:
-            return self._started(kind, args, kwargs, landed)
+            behind = self._take() if kind != "in place" else ()
+            return self._started(kind, args, kwargs, behind, landed)
         finally:
             self._starting.release()
 
-    def _started(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], landed: bool) -> Any:
+    def _started(
+        self,
+        kind: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        behind: tuple[Stream, ...],
+        landed: bool,
+    ) -> Any:
         captured = self._runs.graphs.get(kind)
         begun = captured is not None and captured.head is not None
         try:
-            begun = ahead = landed or (captured is not None and self._ahead(captured))
+            begun = ahead = landed or (captured is not None and not behind and self._ahead(captured))
             given = self._inputs.given(args, kwargs)  # while the first copies are under way
             bring = self._inputs.stage(self._stage.compute, given)
             begun = True
             if captured is not None:
-                return self._replay(captured, bring, ahead)
+                return self._replay(captured, bring, ahead, behind)
             with torch.no_grad(), self.device.on(self._stage.compute):
-                self._follow()
+                self._follow(behind)
                 bring()
                 return self._runs.eager(kind)
         except self.device.out_of_memory as error:
@@ -392,29 +396,28 @@ class ColdStart:
     def _ahead(self, captured: Captured) -> bool:
         """Issue the head at once where nothing is under way that still needs the arenas; False where something may be."""
         head = captured.head
-        if head is None or self._settling is not None or self._others:
-            return False
-        if not self.device.idle(self._stage.compute):
+        if head is None or self._settling is not None or not self.device.idle(self._stage.compute):
             return False
         do(head.copies)
         return True
 
-    def _replay(self, captured: Captured, bring: Callable[[], None], ahead: bool) -> Any:
+    def _replay(
+        self, captured: Captured, bring: Callable[[], None], ahead: bool, behind: tuple[Stream, ...] = ()
+    ) -> Any:
         """A start by its graph, behind its head where that is not `ahead` already; `bring` brings the inputs."""
         with self.device.on(self._stage.compute):
-            self._follow()
+            self._follow(behind)
             return captured.start(bring, ahead=ahead)
 
-    def _follow(self) -> None:
-        """On from the end of `settle`, where one is under way, and of what others had still to do in this place."""
+    def _follow(self, behind: tuple[Stream, ...]) -> None:
+        """On from the end of `settle`, where one is under way, and of what these streams hold."""
         if self._settling is not None:
             self.device.wait(self._stage.compute, self._settling)
             self._settling = None
-        for stream in self._others:
+        for stream in behind:
             done = self.device.event()
             self.device.record(stream, done)
             self.device.wait(self._stage.compute, done)
-        self._others = ()
 
     # Going again
 

@@ -20,6 +20,7 @@ from hwexec.device import Device, Stream
 from hwexec.devices import open_device
 from hwexec.host_memory import memory_error
 from hwexec.inputs import shown
+from sim.draft import aligned
 from sim.errors import InputError, require
 from sim.hints import first_line
 from sim.network import ALIGNMENT_BYTES
@@ -179,11 +180,11 @@ class Pool:
         )
         taken = [span for tenant in self._living() if (span := tenant.spans.get(gpu))]
         # some best place begins where another ends, ends where another begins, or is at an end of the pool
-        ends = [0, *(-(-stop // ALIGNMENT_BYTES) for _, stop in taken)]
-        begins = [(start - size) // ALIGNMENT_BYTES for start in (whole, *(start for start, _ in taken))]
-        starts = sorted(
-            {at * ALIGNMENT_BYTES for at in (*ends, *begins) if 0 <= at * ALIGNMENT_BYTES <= whole - size}
-        )
+        behind = [0, *(aligned(stop) for _, stop in taken)]
+        before = [
+            (start - size) // ALIGNMENT_BYTES * ALIGNMENT_BYTES for start in (whole, *(s for s, _ in taken))
+        ]
+        starts = sorted({at for at in (*behind, *before) if 0 <= at <= whole - size})
 
         def used(start: int) -> tuple[int, int]:
             common = [shared((start, start + size), span) for span in taken]

@@ -17,12 +17,13 @@ from hwexec.executor import ColdStart
 from hwexec.inputs import check_example, shown
 from hwexec.pool import Pool
 from hwexec.stage import extents_of
+from sim.draft import aligned
 from sim.errors import InputError, require
 from sim.files import PlanFile
 from sim.host import Host
 from sim.made_for import check_network, other_host
 from sim.models import DTYPES
-from sim.network import ALIGNMENT_BYTES, Network, Read, Storage
+from sim.network import Network, Read, Storage
 from sim.plan import Plan
 from sim.program import Program, lower
 from sim.trace import trace_module
@@ -96,8 +97,7 @@ def arena_bytes(network: Network, plan: Plan | PlanFile, *, settles: bool = True
         [len(accesses) for accesses in plan.access] == [len(layer.reads) for layer in network.layers],
         f"plan {plan.name!r}: made for another network than {network.model}; search one for it",
     )
-    extents = extents_of(plan, network, settles)
-    return {gpu: -(-e.size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for gpu, e in extents.items()}
+    return {gpu: aligned(held.size_bytes) for gpu, held in extents_of(plan, network, settles).items()}
 
 
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -144,8 +144,7 @@ def _check_kinds(module: object, plan: object, network: object, host: object, we
 
 def _check_pool(pool: object, device: object) -> None:
     _check("pool", pool is None or isinstance(pool, Pool), pool, "a hwexec.Pool")
-    whole = isinstance(device, torch.device) and device.index is None
-    named = device.type if isinstance(device, torch.device) and whole else device
+    named = device.type if isinstance(device, torch.device) and device.index is None else device
     same = isinstance(pool, Pool) and (named is pool.device or named in (None, pool.device.kind))
     require(
         pool is None or same,

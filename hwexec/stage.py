@@ -101,10 +101,12 @@ class Stage:
         self.module, self.program, self.device = module, program, device
         self.plan, self.network = program.plan, program.network
         self.settles = settles
-        sizes = {g: e.size_bytes for g, e in extents_of(self.plan, self.network, settles).items()}
-        self.arenas: dict[int, torch.Tensor] = {} if tenant is None else tenant.place(sizes)
-        self._extents = room_for(self.plan, self.network, device, settles=settles, pooled=tenant is not None)
-        self._build(weights, stack, sizes)
+        self._extents = extents_of(self.plan, self.network, settles)
+        self.arenas: dict[int, torch.Tensor] = {}
+        if tenant is not None:
+            self.arenas.update(tenant.place({gpu: held.size_bytes for gpu, held in self._extents.items()}))
+        room_for(self.plan, self.network, device, settles=settles, pooled=tenant is not None)
+        self._build(weights, stack)
         if tenant is not None:
             tenant.streams = tuple(self.streams.values())
 
@@ -113,7 +115,7 @@ class Stage:
         """The target's: where it settles, every storage at its offset; else what the plan brings, packed."""
         return self.arenas[self.plan.target]
 
-    def _build(self, weights: Weights | None, stack: ExitStack, sizes: Mapping[int, int]) -> None:
+    def _build(self, weights: Weights | None, stack: ExitStack) -> None:
         """Arenas, streams, the binding; each knows how to go again."""
         plan, device, network = self.plan, self.device, self.network
         target = plan.target
@@ -127,9 +129,9 @@ class Stage:
         for source, destination in sorted((s, d) for s, d in pairs if s is not None):
             device.connect(source, destination)
         stack.callback(self.arenas.clear)
-        for gpu, size in sizes.items():
+        for gpu, extents in self._extents.items():
             if gpu not in self.arenas:
-                self.arenas[gpu] = device.allocate(size, gpu)
+                self.arenas[gpu] = device.allocate(extents.size_bytes, gpu)
         self.streams: dict[str, Stream] = {}
         stack.callback(self._close_streams)
         self.compute = self._stream(f"compute:{target}", target)

@@ -31,7 +31,7 @@ def text(seed: int, *kinds: str, width: int = 16) -> Toy:
 def pool_of(made: Toy, device: CpuDevice, times: float = 1, launch: Launch = Launch.GRAPH) -> Pool:
     """Room for so many of such a module, on both GPUs."""
     sizes = hwexec.arena_bytes(made.network, dealt(made, launch))
-    return Pool({gpu: int(times * -(-size // 256) * 256) for gpu, size in sizes.items()}, device)
+    return Pool({gpu: int(times * size) for gpu, size in sizes.items()}, device)
 
 
 def planned(made: Toy, plan: Plan, pool: Pool, settles: bool = True) -> hwexec.ColdStart:
