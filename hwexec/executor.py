@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +16,11 @@ import torch
 
 from hwexec import spans
 from hwexec.binding import Weights
-from hwexec.device import CaptureError, Device, Event, Stream
+from hwexec.device import CaptureError, Device
 from hwexec.graphs import Captured
 from hwexec.host_memory import memory_error
 from hwexec.inputs import Inputs
+from hwexec.place import Place
 from hwexec.pool import Pool, Tenant
 from hwexec.rouse import Rouse
 from hwexec.runs import Runs
@@ -59,19 +60,16 @@ class ColdStart:
     ) -> None:
         self.module, self.program, self.device = module, program, device
         self.plan, self.network = program.plan, program.network
-        self._hot = self._full = False
-        self._settling: Event | None = None
         self._closed = False
         self._starting = threading.Lock()
-        self._tenant: Tenant | None = None
-        self._turn: AbstractContextManager[object] = nullcontext()
+        self._place = Place(device, None)
         self._stack = ExitStack()
         try:
             if own_device:
                 self._stack.callback(device.close)
-            if pool is not None:
-                self._tenant = self._turn = self._joined(pool)
-            self._make_ready(module, args, kwargs, weights, settles)
+            tenant = None if pool is None else self._joined(pool)
+            self._place = Place(device, tenant)
+            self._make_ready(module, args, kwargs, weights, settles, tenant)
         except device.out_of_memory as error:
             self.close()
             target = device.memory(self.plan.target)
@@ -102,15 +100,16 @@ class ColdStart:
         kwargs: dict[str, Any],
         weights: Weights | None,
         settles: bool,
+        tenant: Tenant | None,
     ) -> None:
         device, stack = self.device, self._stack
-        stage = self._stage = Stage(module, self.program, device, weights, stack, settles, self._tenant)
+        stage = self._stage = Stage(module, self.program, device, weights, stack, settles, tenant)
         self._inputs = Inputs(device, self.plan.target, self.network.model, args, kwargs)
         stack.callback(self._inputs.clear)
-        with self._turn:  # others may start until here
+        with self._place.turn:  # others may start until here
             if settles:
-                self._take_now()
-                self._fill()
+                self._place.take_now()
+                self._place.filled(stage.fill())
             self._runs = Runs(stage, self._inputs, stack)
             graph = self.launch is Launch.GRAPH
             self._rouse = Rouse(
@@ -132,8 +131,7 @@ class ColdStart:
     @property
     def hot(self) -> bool:
         """Whether a warm run can be made: a start has brought the weights, and in a pool nobody has taken their place."""
-        there = (self._hot or self._full) and not self._closed
-        return there and (self._tenant is None or self._tenant.holds)
+        return self._place.known and self._place.its_own and not self._closed
 
     # Running
 
@@ -142,41 +140,49 @@ class ColdStart:
 
         Ordered after the caller's stream and before it, as any PyTorch call; nothing is waited for.
         """
-        with self._turn:
-            self._open()
-            self._check_first(args, kwargs)
-            output = self._start("cold", args, kwargs)
-            self._hot, self._full = True, False  # what had been settled may be older than what was brought
+        with self._place.turn:
+            return self._cold(args, kwargs)
+
+    def _cold(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._open()
+        self._check_first(args, kwargs)
+        output = self._start("cold", args, kwargs)
+        self._place.hot, self._place.full = (
+            True,
+            False,
+        )  # what had been settled may be older than what was brought
         return output
 
     def warm(self, *args: Any, **kwargs: Any) -> Any:
         """One run with weights as the cold start left them, or, once settled, all in GPU memory. InputError where they are not."""
-        with self._turn:
-            self._open()
-            self._check_hot("make a cold start before a warm run")
-            return self._start("resident" if self._full else "warm", args, kwargs)
+        with self._place.turn:
+            return self._warm(args, kwargs)
+
+    def _warm(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._open()
+        self._check_hot("make a cold start before a warm run")
+        return self._start("resident" if self._place.full else "warm", args, kwargs)
 
     def serve(self, *args: Any, **kwargs: Any) -> Any:
         """A warm run where it can be made (`hot`), else a cold start."""
-        with self._turn:
-            self._open()
-            return self.warm(*args, **kwargs) if self.hot else self(*args, **kwargs)
+        with self._place.turn:
+            return (self._warm if self.hot else self._cold)(args, kwargs)
 
     def resident(self, *args: Any, **kwargs: Any) -> Any:
         """The reference: every weight brought to GPU memory beforehand, launched like a cold start."""
-        with self._turn:
+        with self._place.turn:
             self._open()
             self._check_settles("no resident run; in_place() is the reference then")
             self._check_first(args, kwargs)
-            self._take_now()
-            if not self._full:
-                self._fill()
+            self._place.take_now()
+            if not self._place.full:
+                self._place.filled(self._stage.fill())
             return self._start("resident", args, kwargs)
 
     def in_place(self, *args: Any, **kwargs: Any) -> Any:
         """The reference that takes no weights of GPU memory: every one read in place from host memory, launched like a cold
         start. A graph for it is captured when it is first asked for."""
-        with self._turn:
+        with self._place.turn:
             self._open()
             if self.launch is not Launch.EAGER and "in place" not in self._runs.graphs:
                 try:
@@ -202,26 +208,22 @@ class ColdStart:
 
     def settle(self) -> None:
         """Copy what the plan reads in place into GPU memory, in the background; warm runs from now on wait for it."""
-        with self._turn:
+        with self._place.turn:
             self._open()
             self._check_settles("nothing to settle into")
             self._check_hot("make a cold start first; then there is something to settle")
-            if self._full:
-                return
-            self._take()  # behind what others did there is the start that brought the rest
-            self._settling, self._full = self._stage.settle(), True
+            if not self._place.full:
+                self._place.filled(self._stage.settle(), beside=True)
 
     def evict(self) -> None:
         """Fill every arena with 0xFF, what the plan holds resident excepted. Blocks. The next start is cold or wrong.
 
         In a pool only where its place is still its own: what another has there stays.
         """
-        with self._turn:
+        with self._place.turn:
             self._open()
-            mine = self._tenant is None or self._tenant.holds
-            self._forget()
-            if mine:
-                self._take()
+            self._place.forget()
+            if self._place.its_own:
                 self._stage.poison()
 
     def timeline(self) -> Timeline:
@@ -231,16 +233,16 @@ class ColdStart:
         a process, CUPTI stays in and makes every later launch slower: take all times first, and
         timelines last. TEARDOWN_CUPTI=1 in the environment takes it out again, but PyTorch warns of crashes with CUDA graphs.
         """
-        with self._turn:
+        with self._place.turn:
             self._open()
-            self._take()
-            self.device.synchronize()
+            self._place.take()
+            self._place.wait()
             try:
                 found = self._watched()
             except BaseException:
                 self._give_up()
                 raise
-            self._hot, self._full = True, False
+            self._place.hot, self._place.full = True, False
         return found
 
     def _watched(self) -> Timeline:
@@ -255,22 +257,25 @@ class ColdStart:
 
         None where nothing is copied. The same bytes land where they lay, so what was warm stays warm.
         """
-        with self._turn:
+        with self._place.turn:
             self._open()
             copies = [(op, move) for op, move in self._stage.copies() if op.source is None]
             if not copies:
                 return None
-            self._take_now()
+            self._place.take_now()
             lanes = [self._stage.streams[name] for name in dict.fromkeys(op.stream for op, _ in copies)]
             calls = [move.issue for _, move in copies]
-            return time_ns(lambda: do(calls), self.device, lanes, repeats=repeats, warmup=1)
+            try:
+                return time_ns(lambda: do(calls), self.device, lanes, repeats=repeats, warmup=1)
+            finally:  # an interruption leaves copies under way
+                self.device.synchronize()
 
     def brought(self) -> tuple[int, int]:
         """Bytes that the plan copies and that are on their GPUs now: out of host memory, and on from GPU to GPU. Blocks.
 
         Of arenas, which `evict` fills with 0xFF, as they are: what a start copied, not what it was to copy.
         """
-        with self._turn:
+        with self._place.turn:
             self._open()
             return self._stage.brought()
 
@@ -280,7 +285,7 @@ class ColdStart:
 
         InputError where that is not so: of an eager start, of a graph that makes copies itself, with no weights in GPU memory.
         """
-        with self._turn:
+        with self._place.turn:
             self._open()
             alone = not any(isinstance(op, Copy) for op in self.program.ops[self.program.head_ops :])
             require(
@@ -303,40 +308,14 @@ class ColdStart:
 
     def _check_hot(self, remedy: str) -> None:
         if not self.hot:
-            taken = self._hot or self._full
-            why = (
-                f", since another module of the pool has taken the place of {self.network.model}"
-                if taken
-                else ""
-            )
+            taken = f", since another module of the pool has taken the place of {self.network.model}"
+            why = taken if self._place.known else ""
             raise InputError(f"no weights are in GPU memory{why}: {remedy}")
 
     def _check_first(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """InputError for inputs that a start would refuse, where it would have taken others' place by then."""
-        if self._tenant is not None and not self._tenant.holds:
+        if not self._place.its_own:
             self._inputs.given(args, kwargs)
-
-    def _take(self) -> tuple[Stream, ...]:
-        """In a pool: what others have in this place is gone; these streams hold what they still do there, which comes first."""
-        if self._tenant is None:
-            return ()
-        if not self._tenant.holds:
-            self._forget()
-        return self._tenant.pool.take(self._tenant)
-
-    def _take_now(self) -> None:
-        """The same, once that is over. Blocks where it is not."""
-        if self._take():
-            self.device.synchronize()
-
-    def _forget(self) -> None:
-        """Nothing in the arenas can be relied on."""
-        self._hot = self._full = False
-        self._settling = None
-
-    def _fill(self) -> None:
-        self._stage.fill()
-        self._full = True
 
     def _start(
         self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, landed: bool = False
@@ -348,32 +327,28 @@ class ColdStart:
             "prepare a copy of the module for each thread",
         )
         try:
-            behind = self._take() if kind != "in place" else ()
-            return self._started(kind, args, kwargs, behind, landed)
+            if kind != "in place":
+                self._place.take()
+            return self._started(kind, args, kwargs, landed)
         finally:
             self._starting.release()
 
-    def _started(
-        self,
-        kind: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        behind: tuple[Stream, ...],
-        landed: bool,
-    ) -> Any:
+    def _started(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], landed: bool) -> Any:
         captured = self._runs.graphs.get(kind)
         begun = captured is not None and captured.head is not None
         try:
-            begun = ahead = landed or (captured is not None and not behind and self._ahead(captured))
+            begun = ahead = landed or (captured is not None and self._ahead(captured))
             given = self._inputs.given(args, kwargs)  # while the first copies are under way
             bring = self._inputs.stage(self._stage.compute, given)
             begun = True
             if captured is not None:
-                return self._replay(captured, bring, ahead, behind)
+                return self._replay(captured, bring, ahead)
             with torch.no_grad(), self.device.on(self._stage.compute):
-                self._follow(behind)
+                self._place.follow(self._stage.compute)
                 bring()
-                return self._runs.eager(kind)
+                output = self._runs.eager(kind)
+                self._place.ran(self._stage.compute)
+                return output
         except self.device.out_of_memory as error:
             self._give_up()
             raise InputError(
@@ -389,41 +364,31 @@ class ColdStart:
 
     def _give_up(self) -> None:
         """A start broke half way."""
-        self._forget()
+        self._place.forget()
         with suppress(Exception):
-            self.device.synchronize()
+            self._place.wait()
 
     def _ahead(self, captured: Captured) -> bool:
         """Issue the head at once where nothing is under way that still needs the arenas; False where something may be."""
         head = captured.head
-        if head is None or self._settling is not None or not self.device.idle(self._stage.compute):
+        if head is None or not self._place.free() or not self.device.idle(self._stage.compute):
             return False
         do(head.copies)
         return True
 
-    def _replay(
-        self, captured: Captured, bring: Callable[[], None], ahead: bool, behind: tuple[Stream, ...] = ()
-    ) -> Any:
+    def _replay(self, captured: Captured, bring: Callable[[], None], ahead: bool) -> Any:
         """A start by its graph, behind its head where that is not `ahead` already; `bring` brings the inputs."""
         with self.device.on(self._stage.compute):
-            self._follow(behind)
-            return captured.start(bring, ahead=ahead)
-
-    def _follow(self, behind: tuple[Stream, ...]) -> None:
-        """On from the end of `settle`, where one is under way, and of what these streams hold."""
-        if self._settling is not None:
-            self.device.wait(self._stage.compute, self._settling)
-            self._settling = None
-        for stream in behind:
-            done = self.device.event()
-            self.device.record(stream, done)
-            self.device.wait(self._stage.compute, done)
+            self._place.follow(self._stage.compute)
+            output = captured.start(bring, ahead=ahead)
+            self._place.ran(self._stage.compute)
+            return output
 
     # Going again
 
     def close(self) -> None:
         """Give everything back: the module its own memory and hooks, the GPUs and the host theirs. Safe to call twice."""
-        with self._turn:
+        with self._place.turn:
             if not self._closed:
                 self._closed = True
                 try:

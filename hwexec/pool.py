@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol
 
 import torch
 
-from hwexec.device import Device, Stream
+from hwexec.device import Device, Event
 from hwexec.devices import open_device
 from hwexec.host_memory import memory_error
 from hwexec.inputs import shown
@@ -44,8 +44,10 @@ class Tenant:
     def __init__(self, pool: Pool, name: str, owner: Callable[[], Closes | None]) -> None:
         self.pool, self.name, self.owner = pool, name, owner
         self.spans: dict[int, Span] = {}
-        self.streams: Sequence[Stream] = ()
-        """All that its work is on."""
+        self.neighbours: list[Tenant] = []
+        """Whose places overlap its own."""
+        self.end: Event | None = None
+        """Behind all its work that is enqueued; None where that is known to be over."""
         self.holds = False
         self._depth = 0
 
@@ -76,6 +78,7 @@ class Tenant:
         pool is too small."""
         with self.pool.lock:
             self.spans = {gpu: self.pool.least_used(gpu, size) for gpu, size in sizes.items() if size}
+            self.pool.acquaint()
             return {gpu: self.pool.arenas[gpu][start:stop] for gpu, (start, stop) in self.spans.items()}
 
     def overlaps(self, other: Tenant) -> bool:
@@ -115,8 +118,6 @@ class Pool:
         """Who enqueues, of the thread that has the lock."""
         self.arenas: dict[int, torch.Tensor] = {}
         self._tenants: list[Tenant] = []
-        self._under_way: dict[Tenant, None] = {}
-        """Whose work may not be over, in the order in which it was enqueued."""
         try:
             for gpu, size in sizes.items():
                 self.arenas[gpu] = self._allocated(gpu, size)
@@ -148,28 +149,33 @@ class Pool:
     def leave(self, tenant: Tenant) -> None:
         """Its work is over, and its place is nobody's."""
         with self.lock:
-            tenant.holds = False
-            self._under_way.pop(tenant, None)
+            tenant.holds, tenant.end = False, None
             self._tenants = [other for other in self._tenants if other is not tenant]
+            self.acquaint()
 
     def _living(self) -> list[Tenant]:
         self._tenants = [tenant for tenant in self._tenants if tenant.owner() is not None]
         return self._tenants
 
-    def take(self, tenant: Tenant) -> tuple[Stream, ...]:
-        """Its place is its own from now on. What is returned still holds work of others there, which must come first."""
-        first: list[Stream] = []
-        for other in [t for t in self._under_way if t is not tenant]:
-            busy = [stream for stream in other.streams if not self.device.idle(stream)]
-            if not busy:
-                del self._under_way[other]
-            elif other.overlaps(tenant):
-                first += busy
-        for other in self._living():
-            other.holds = other.holds and (other is tenant or not other.overlaps(tenant))
+    def take(self, tenant: Tenant) -> list[Event]:
+        """Its place is its own from now on. What is returned has not happened yet: ends of others' work there, which must come
+        first."""
+        first: list[Event] = []
+        for other in tenant.neighbours:
+            other.holds = False
+            if other.end is not None:
+                if self.device.happened(other.end):
+                    other.end = None
+                else:
+                    first.append(other.end)
         tenant.holds = True
-        self._under_way[tenant] = None
-        return tuple(first)
+        return first
+
+    def acquaint(self) -> None:
+        """Tell each tenant who overlaps it: takes, which are many, then look at nobody else."""
+        tenants = self._living()
+        for tenant in tenants:
+            tenant.neighbours = [other for other in tenants if other is not tenant and other.overlaps(tenant)]
 
     def least_used(self, gpu: int, size: int) -> Span:
         """Where `size` bytes overlap with the fewest others' places, by the fewest bytes, the lowest of those."""

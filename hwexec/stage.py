@@ -107,8 +107,6 @@ class Stage:
             self.arenas.update(tenant.place({gpu: held.size_bytes for gpu, held in self._extents.items()}))
         room_for(self.plan, self.network, device, settles=settles, pooled=tenant is not None)
         self._build(weights, stack)
-        if tenant is not None:
-            tenant.streams = tuple(self.streams.values())
 
     @property
     def arena(self) -> torch.Tensor:
@@ -312,10 +310,11 @@ class Stage:
             self.device, ops[:at], self.streams, self._moves, self.compute, ops[at:], self.program.opening
         )
 
-    def fill(self) -> None:
-        """All weights into the target's arena, ahead of what the compute stream does next."""
+    def fill(self) -> Event:
+        """All weights into the target's arena, ahead of what the compute stream does next; the event is its end."""
         done = self._beside(lambda: self.device.copy(self.background, self.arena, self.host.tensor))
         self.device.wait(self.compute, done)
+        return done
 
     def settle(self) -> Event:
         """What the plan reads in place into the target's arena, in the background; the event is its end."""

@@ -99,11 +99,13 @@ def test_where_there_is_room_for_both_they_stay_warm_and_a_third_takes_the_place
         assert [c.hot for c in cold] == [False, True, True]
         assert torch.equal(cold[1].warm(*made[1].inputs), made[1].answer)
         device.gate(cold[2]._stage.background, 0.02e9)
-        neighbour = cold[1]._tenant
+        cold[2].settle()
+        neighbour = cold[1]._place._tenant
         assert neighbour is not None
-        assert pool.take(neighbour) == (), "who is elsewhere is not waited for"
+        assert pool.take(neighbour) == [], "who is elsewhere is not waited for"
         cold[2].close()
         assert not cold[2].hot
+        assert pool._tenants[0].neighbours == [], "nobody keeps who has gone"
         assert torch.equal(cold[0](*made[0].inputs), made[0].answer)
         assert [c.hot for c in cold[:2]] == [True, True], "nobody is in the place that was given back"
 
@@ -147,7 +149,7 @@ def test_a_place_is_taken_behind_what_is_still_brought_there(
         b = planned(other, ahead(dealt(other)) if head else dealt(other), pool)
         if not ordered:
             take = pool.take
-            monkeypatch.setattr(pool, "take", lambda tenant: (take(tenant), ())[1])
+            monkeypatch.setattr(pool, "take", lambda tenant: (take(tenant), [])[1])
         for _ in range(6):  # a head is issued ahead of the rest where nothing seems to be under way
             assert torch.equal(a(*one.inputs), one.answer)
             device.gate(a._stage.background, 0.05e9)
@@ -166,12 +168,38 @@ def test_what_was_busy_when_a_start_was_refused_is_no_matter_once_it_is_closed(l
         a, b = prepared(one, pool, launch), prepared(other, pool, launch)
         assert torch.equal(b(*other.inputs), other.answer)
         device.gate(b._stage.background, 0.02e9)
-        a._take()
+        b.settle()
+        a._place.take()
         with pytest.raises(InputError):
             a(one.inputs[0][:1])
         b.close()
         assert torch.equal(a.in_place(*one.inputs), one.answer)
         assert torch.equal(a(*one.inputs), one.answer)
+
+
+def test_a_start_that_is_stopped_before_it_begins_leaves_the_next_to_come_behind_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = text(1, "inner", "norm"), text(2, "inner", "bare")
+    device = CpuDevice(2, delay_us=0)
+    plan = replace(dealt(one, direct=tuple(range(len(one.network.layers)))), chunks=())
+    with pool_of(one, device, times=1.5) as pool:
+        a, b = planned(one, plan, pool), planned(other, ahead(dealt(other)), pool)
+        assert torch.equal(a(*one.inputs), one.answer)
+        device.gate(a._stage.background, 0.05e9)
+        a.settle()
+
+        def stopped(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(b._inputs, "stage", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                b(*other.inputs)
+        assert (a.hot, b.hot) == (False, False)
+        b(*other.inputs)
+        device.synchronize()
+        assert torch.equal(b.warm(*other.inputs), other.answer)
 
 
 def test_a_start_in_the_middle_of_anothers_is_refused() -> None:
@@ -272,10 +300,8 @@ def test_whatever_they_do_in_turn_answers_are_right_and_warm_runs_are_of_their_o
             elif act in runs:
                 assert torch.equal(runs[act](*m.inputs), m.answer)
                 assert c.hot == (act != "in place" or hot)
-            hots = [c for c in cold if c.hot]
-            assert not any(
-                x._tenant.overlaps(y._tenant) for x in hots for y in hots if x is not y and x._tenant and y._tenant
-            )  # fmt: skip
+            tenants = [tenant for c in cold if c.hot and (tenant := c._place._tenant) is not None]
+            assert not any(x.overlaps(y) for x in tenants for y in tenants if x is not y)
     assert device.pinned == {}
     assert [device.held_bytes(gpu) for gpu in (0, 1)] == [0, 0]
 
@@ -312,7 +338,7 @@ def test_a_thousand_starts_in_turn_leave_memory_where_it_was() -> None:
         for turn in range(1000):
             assert torch.equal(cold[turn % 2].serve(*made[turn % 2].inputs), made[turn % 2].answer)
         assert ([device.held_bytes(gpu) for gpu in (0, 1)], device.pinned) == before
-        assert len(pool._under_way) <= 2
+        assert [c._place._behind for c in cold] == [[], []]
 
 
 @pytest.mark.parametrize(
