@@ -25,7 +25,7 @@ module if None; `device` is "cuda", "cpu" or a `Device`; `weights` is None (the 
 safetensors files. With `settles=False` the target GPU holds what the plan brings there and no more, as for a plan made under a
 memory budget, and `settle` and `resident` are refused. With a `pool` its place is there, and others' in turn;
 `arena_bytes(network, plan)` says how much it needs of each GPU.
-Outputs belong to the ColdStart: in graph mode the next start of the same kind overwrites them.
+Outputs belong to the ColdStart: in graph mode its next start, of whatever kind, overwrites them.
 
 For those who measure (`calibrate`): `CudaDevice` and `CpuDevice` implement `Device` (hwexec/device.py documents every
 method: stream, event, record, wait, copy, view, pin, allocate, capture, trace), `HostArena` is exact-size pinned host

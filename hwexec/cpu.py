@@ -20,7 +20,7 @@ from torch.multiprocessing import reductions
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from hwexec.device import HOST_MUST_SEE, Activity, CaptureError, Event, Memory, Ready, Stream
+from hwexec.device import HOST_MUST_SEE, POISON, Activity, CaptureError, Event, Graph, Memory, Ready, Stream
 from sim.errors import InputError, require
 
 _StorageWeakRef: Any = reductions.StorageWeakRef
@@ -281,10 +281,13 @@ class CpuDevice:
     # Graphs
 
     @contextmanager
-    def capture(self, stream: Stream, arenas: Sequence[torch.Tensor] | None = None) -> Iterator[CpuGraph]:
+    def capture(
+        self, stream: Stream, arenas: Sequence[torch.Tensor] | None = None, beside: Graph | None = None
+    ) -> Iterator[CpuGraph]:
+        assert beside is None or isinstance(beside, CpuGraph)
         if self.fault("capture"):
             raise CaptureError("an injected capture error")
-        graph = CpuGraph(self, stream.gpu)
+        graph = CpuGraph(self, stream.gpu, [] if beside is None else beside.sharing)
         self._tape = graph.tapes[-1]
         try:
             with _Recorder(graph):
@@ -317,8 +320,13 @@ class CpuDevice:
 class CpuGraph:
     """What was enqueued, to be done again on the same tensors."""
 
-    def __init__(self, device: CpuDevice, gpu: int) -> None:
+    def __init__(self, device: CpuDevice, gpu: int, sharing: list[CpuGraph]) -> None:
         self.device, self.gpu = device, gpu
+        self.sharing = sharing
+        """Graphs that have the same memory, this one among them."""
+        sharing.append(self)
+        self.made: list[torch.Tensor] = []
+        """What its operators allocated."""
         self.tapes: list[list[Callable[[], None]]] = [[]]
         """By part."""
         self.kernels = 0
@@ -339,12 +347,24 @@ class CpuGraph:
             now = time.perf_counter_ns()
             log.append(Activity("launch", self.gpu, now, now, 0, "replay"))
         with torch.no_grad():
+            if part == 0:
+                self._overwrite_others()
             for act in self.tapes[part]:
                 act()
+
+    def _overwrite_others(self) -> None:
+        """A GPU's graph may; this one does, so that who counts on them sees it."""
+        for other in self.sharing:
+            for tensor in other.made if other is not self else ():
+                whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+                whole.fill_(POISON)
 
     def close(self) -> None:
         for tape in self.tapes:
             tape.clear()
+        self.made.clear()
+        if self in self.sharing:
+            self.sharing.remove(self)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -365,6 +385,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         here = tree_map_only(torch.Tensor, lambda t: t.detach(), (args, kwargs or {}))
         result = func(*args, **(kwargs or {}))
         kept = [t.detach() for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor)]
+        given = {t.untyped_storage()._cdata for t in tree_flatten(here)[0] if isinstance(t, torch.Tensor)}
+        graph.made += [t for t in kept if t.untyped_storage()._cdata not in given]
 
         def again() -> None:
             start = time.perf_counter_ns()

@@ -24,7 +24,7 @@ import torch
 from hwexec.core import collector_off
 from hwexec.cuda_graph import CudaGraph
 from hwexec.cupti import watched
-from hwexec.device import Activity, CaptureError, Event, Memory, Ready, Stream
+from hwexec.device import Activity, CaptureError, Event, Graph, Memory, Ready, Stream
 from hwexec.driver import EXTERNAL, NO_CONTEXT, driver_error, labelled, load_driver, new_stream
 from sim.errors import InputError, require
 from sim.hints import first_line
@@ -347,8 +347,11 @@ class CudaDevice:
     # Graphs
 
     @contextmanager
-    def capture(self, stream: Stream, arenas: Sequence[torch.Tensor] | None = None) -> Iterator[CudaGraph]:
-        graph = CudaGraph(stream, arenas)
+    def capture(
+        self, stream: Stream, arenas: Sequence[torch.Tensor] | None = None, beside: Graph | None = None
+    ) -> Iterator[CudaGraph]:
+        assert beside is None or isinstance(beside, CudaGraph)
+        graph = CudaGraph(stream, arenas, beside)
         self.synchronize()
         torch.cuda.empty_cache()
         # nothing that a capture forbids may be freed inside it, as a cycle's tensors would be

@@ -25,14 +25,16 @@ def _new() -> Any:
 class CudaGraph:
     """A torch.cuda.CUDAGraph of one stream's work, or several of them, one after another."""
 
-    def __init__(self, stream: Stream, arenas: Sequence[torch.Tensor] | None = None) -> None:
+    def __init__(
+        self, stream: Stream, arenas: Sequence[torch.Tensor] | None = None, beside: CudaGraph | None = None
+    ) -> None:
         self.parts: list[Any] = [_new()]
         self.stream = stream
         self._arenas = arenas
         self._earlier: int | None = 0
         """Nodes of the parts before the last."""
-        # a pool of its own: captures that shared one would overwrite each other's outputs
-        self.pool: Any = _cuda.graph_pool_handle()
+        self.pool: Any = _cuda.graph_pool_handle() if beside is None else beside.pool
+        """PyTorch's memory pool. It takes segments of 2 and 20 MiB, however little is needed."""
         self.capturing = True
 
     def nodes(self) -> int | None:

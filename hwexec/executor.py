@@ -38,8 +38,8 @@ from sim.timeline import Timeline
 class ColdStart:
     """A module made ready: see `prepare`. A context manager; `close` gives the module and all memory back.
 
-    Outputs of graph starts are overwritten by the next start of the same kind (cold, warm, resident, in place), and an output
-    that is a view of a weight as the weight is: clone what must last.
+    Outputs of graph starts are overwritten by the module's next start, whatever its kind (cold, warm, resident, in place), and
+    an output that is a view of a weight as the weight is: clone what must last.
     One thread at a time. In a `Pool` a start takes its place from modules that overlap it, and `hot` says whether what it brought
     is still there. Between starts the module's tensors are CPU views of the host arena, which a next cold start brings:
     change them in place (load_state_dict, copy_). Tensors that are replaced (assign=True, `module.fc = ...`), cast (`half()`) or

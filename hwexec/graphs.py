@@ -40,8 +40,11 @@ class Captured:
         return self.output
 
 
-def capture(module: torch.nn.Module, stage: Stage, kind: str, forward: Callable[[], Any]) -> Captured:
-    """A run of this kind (see `Stage.ways`) as a graph, without its head; `forward` runs the module.
+def capture(
+    module: torch.nn.Module, stage: Stage, kind: str, forward: Callable[[], Any], beside: Graph | None
+) -> Captured:
+    """A run of this kind (see `Stage.ways`) as a graph, without its head; `forward` runs the module. Activations and outputs lie
+    where those of `beside` do.
 
     Raises CaptureError, which names the layer that it had reached.
     """
@@ -54,7 +57,7 @@ def capture(module: torch.nn.Module, stage: Stage, kind: str, forward: Callable[
             torch.inference_mode(False),
             stage.pointed(kind),
             torch.no_grad(),
-            device.capture(stage.compute, list(stage.arenas.values())) as graph,
+            device.capture(stage.compute, list(stage.arenas.values()), beside) as graph,
         ):
             walk = stage.walk(kind, graph=graph, head=head)
             walk.begin()

@@ -80,7 +80,11 @@ class Runs:
 
     def add_graph(self, kind: str) -> None:
         """Raises CaptureError, which names the layer that it had reached."""
-        self.graphs[kind] = capture(self._stage.module, self._stage, kind, self._forward)
+        earlier = next(
+            iter(self.graphs.values()), None
+        )  # one runs after the other, so they share their memory
+        beside = None if earlier is None else earlier.graph
+        self.graphs[kind] = capture(self._stage.module, self._stage, kind, self._forward, beside)
 
     def _drop_graphs(self) -> None:
         for captured in {id(c): c for c in self.graphs.values()}.values():

@@ -298,6 +298,17 @@ def test_a_plans_copies_are_timed_by_themselves_and_leave_the_weights_as_they_we
     device.close()
 
 
+def test_an_answer_lasts_until_the_modules_own_next_start_of_any_kind() -> None:
+    one, other, device = toys.text(), toys.text(("linear",)), CpuDevice(2)
+    with cold_start(one, dealt(one), device) as cold, cold_start(other, dealt(other), device) as stranger:
+        for run, next_run in ((cold, cold.resident), (cold.resident, cold), (cold.resident, cold.in_place)):
+            answer = run(*one.inputs)
+            stranger(*other.inputs)
+            assert torch.equal(answer, one.answer)
+            next_run(*one.inputs)
+            assert not torch.equal(answer, one.answer), "their graphs have one memory for what they compute"
+
+
 def test_layers_behind_copies_that_have_landed_run_without_one() -> None:
     """The graph has its waits and makes no copy: weights altered in GPU memory stay so, and answer."""
     made, device = toys.text(), CpuDevice(2)
@@ -308,7 +319,7 @@ def test_layers_behind_copies_that_have_landed_run_without_one() -> None:
         cold(*made.inputs)
         assert torch.equal(cold.landed(*made.inputs), made.answer)
         other = tuple((t + 3) % 29 for t in made.inputs)
-        assert torch.equal(cold.landed(*other), cold.warm(*other))
+        assert torch.equal(cold.landed(*other).clone(), cold.warm(*other))
         assert not torch.equal(cold.landed(*other), made.answer)
         cold._stage.arena.zero_()
         assert not torch.equal(cold.landed(*made.inputs), made.answer)

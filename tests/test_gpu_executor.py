@@ -278,6 +278,19 @@ def test_alternating_starts_leave_memory_where_it_was(device: CudaDevice) -> Non
     assert [device.allocated_bytes(gpu) for gpu in range(device.gpu_count)] == outside
 
 
+def test_the_graphs_of_a_module_have_one_memory_for_what_they_compute(device: CudaDevice) -> None:
+    built = build("resnet18")
+    net = trace(built).network
+    with prepared(built, net, dealt(net, Launch.GRAPH, 1, 4 * MIB, direct=(3,)), device) as cold:
+        cold.in_place(*built.inputs)
+        assert len({id(captured) for captured in cold._runs.graphs.values()}) == 4
+        owners = {tuple(s["segment_pool_id"]) for s in torch.cuda.memory_snapshot()} - {(0, 0)}
+        assert len(owners) == 1
+        want = tensors(cold.resident(*built.inputs))
+        for run in (cold, cold.warm, cold.in_place, cold, cold.resident, cold.warm):
+            assert same(tensors(run(*built.inputs)), want)
+
+
 def test_a_capture_that_breaks_falls_back_and_the_next_one_works(device: CudaDevice) -> None:
     class Synchronises(nn.Module):
         def __init__(self) -> None:
