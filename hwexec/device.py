@@ -1,7 +1,7 @@
 """What an executor needs of a device: streams, events, arenas, copies, capture and replay, and nothing more.
 
-Two things implement it: `cuda.CudaDevice`, the only one that names torch.cuda, and `cpu.CpuDevice`, whose streams are
-threads with delays on purpose. A GPU is an index everywhere; host memory has no index.
+Two things implement it: `cuda.CudaDevice`, with `cuda_graph.py` alone in naming torch.cuda, and `cpu.CpuDevice`, whose streams
+are threads with delays on purpose. A GPU is an index everywhere; host memory has no index.
 """
 
 from __future__ import annotations

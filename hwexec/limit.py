@@ -1,4 +1,4 @@
-"""The limit that no cold start can beat: the larger of a warm run and the bytes over the links, both as measured here."""
+"""What cold starts are held against: the larger of a warm run and the bytes over the links, both as measured here."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def _pinned(scene: Scene) -> Iterator[Ready]:
         scene.module.to(scene.where, non_blocking=True)
         return scene.module(*scene.inputs)
 
-    require(torch.cuda.is_available(), "memory is pinned for CUDA, and there is none")
+    require(scene.where.type == "cuda", "memory is pinned for CUDA, and there is none")
     check_free(scene.snapshot.total_bytes, "a pinned copy of the module")
     try:
         yield Ready(scene.snapshot.mapped(_pin), call, f"torch {torch.__version__}")

@@ -133,9 +133,10 @@ class Pool:
         except Exception as error:
             if memory_error(error, device) is None:
                 raise
+            free = device.memory(gpu).free_bytes
+            why = f"has {free} bytes free, not {size}" if free < size else f"gives no {size} bytes"
             raise InputError(
-                f"pool: GPU {gpu} has {device.memory(gpu).free_bytes} bytes free, not {size} ({first_line(error)}); "
-                "stop what else runs there, or make a smaller pool"
+                f"pool: GPU {gpu} {why} ({first_line(error)}); stop what else runs there, or make a smaller pool"
             ) from None
 
     def join(self, name: str, owner: Closes) -> Tenant:
@@ -182,7 +183,8 @@ class Pool:
         whole = self.arenas[gpu].numel() if gpu in self.arenas else 0
         require(
             size <= whole,
-            f"pool: has {whole} bytes of GPU {gpu}, and this plan needs {size} there; make a pool of as much",
+            f"pool: has {whole} bytes of GPU {gpu}, and this plan needs {size} there; make a pool of as much (hwexec.arena_bytes "
+            "says what a plan needs of each GPU)",
         )
         taken = [span for tenant in self._living() if (span := tenant.spans.get(gpu))]
         # some best place begins where another ends, ends where another begins, or is at an end of the pool

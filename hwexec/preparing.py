@@ -26,7 +26,7 @@ from sim.models import DTYPES
 from sim.network import Network, Read, Storage
 from sim.plan import Plan
 from sim.program import Program, lower
-from sim.trace import trace_module
+from sim.trace import arguments, trace_module
 
 
 def prepare(
@@ -53,7 +53,7 @@ def prepare(
     """
     _check_kinds(module, plan, network, host, weights)
     _check_pool(pool, device)
-    args, kwargs = _arguments(example_inputs)
+    args, kwargs = arguments(example_inputs)
     name = type(module).__name__
     require(
         not module.training,
@@ -69,11 +69,7 @@ def prepare(
     with torch.inference_mode(False), torch.no_grad():
         traced = network is None
         if network is None:
-            require(
-                not kwargs,
-                f"{name}: inputs by keyword cannot be traced here; trace the network first and give network=",
-            )
-            network = trace_module(module, args).network
+            network = trace_module(module, example_inputs).network
             if file is not None:  # a module says nothing of these
                 network = replace(network, model=file.model, seq=file.seq)
         if file is not None:
@@ -98,12 +94,6 @@ def arena_bytes(network: Network, plan: Plan | PlanFile, *, settles: bool = True
         f"plan {plan.name!r}: made for another network than {network.model}; search one for it",
     )
     return {gpu: aligned(held.size_bytes) for gpu, held in extents_of(plan, network, settles).items()}
-
-
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Hosts, networks, plans, and the simulator that predicts a cold start. Needs no torch except in `trace` and `models`."""
+"""Hosts, networks, plans, and the simulator that predicts a cold start. Only what builds and traces modules needs torch."""

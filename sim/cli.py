@@ -31,7 +31,7 @@ def parse_size(text: str, option: str = "--memory-budget") -> int:
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip(), re.ASCII)
     if found is None or found[2] not in _UNITS:
         raise InputError(
-            f"{option} {text!r}: must be a size of 0 or more, as 200MiB, 1.5GiB, 300MB or a number of bytes"
+            f"{option} {text!r}: must be a size of 0 or more, as 200MiB, 1.5GiB, 300MB or 200000000 (bytes)"
         )
     number, unit = found[1], _UNITS[found[2]]
     require(len(number) <= 20, f"{option} {text!r}: larger than any memory; give a smaller size")

@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -35,11 +35,12 @@ _QUIET: dict[str, dict[str, bool]] = {
     "inception_v3": {"init_weights": False},
 }
 """Both warn, then sample for seconds, unless told not to initialise."""
+_IMPORTABLE = "a module of an installed package or of the current folder"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Built:
-    """A module in eval mode without gradients, and inputs it accepts as `module(*inputs)`.
+    """A module in eval mode without gradients, and inputs it accepts as `module(*inputs, **named)`.
 
     `seq` is the tokens per sample, None where the input is no token sequence. `batch` is the samples in `inputs`.
     """
@@ -50,6 +51,7 @@ class Built:
     dtype: str
     seq: int | None
     name: str
+    named: Mapping[str, Any] = field(default_factory=dict)
 
     def inputs_on(self, where: torch.device) -> tuple[Tensor, ...]:
         return tuple(tensor.to(where) for tensor in self.inputs)
@@ -194,11 +196,14 @@ def _load_factory(name: str) -> Callable[[], object]:
     try:
         found: Any = importlib.import_module(path)
     except (Exception, SystemExit) as error:
-        raise InputError(f"model {name!r}: {path!r} cannot be imported: {error_line(error)}") from error
+        remedy = f"as {path.removesuffix('.py')}:{attribute}" if path.endswith(".py") else _IMPORTABLE
+        raise InputError(
+            f"model {name!r}: {path!r} cannot be imported: {error_line(error)}; name {remedy}"
+        ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, [n for n in dir(found) if not n.startswith("_")], n=3)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
+            hint = f"; nearest: {', '.join(near)}" if near else "; name a function of it that makes a module"
             raise InputError(f"model {name!r}: {path!r} has no {part!r}{hint}")
         found = getattr(found, part)
     if isinstance(found, nn.Module) or not callable(found):

@@ -225,11 +225,9 @@ def _reasons(new: Account, old: Account, best: Candidate, rival: Candidate) -> I
     gain = old.host_ns - new.host_ns
     how = ""
     if best.plan.launch is Launch.GRAPH and rival.plan.launch is Launch.EAGER:
-        ahead = (
-            f"{best.plan.head} chunks issued and {'two graphs' if best.plan.opening else 'one graph'} launched in"
-            if best.plan.head
-            else "one graph launch of"
-        )
+        chunks = "1 chunk" if best.plan.head == 1 else f"{best.plan.head} chunks"
+        graphs = "two graphs" if best.plan.opening else "one graph"
+        ahead = f"{chunks} issued and {graphs} launched in" if best.plan.head else "one graph launch of"
         how = f" ({ahead} {ms(new.issue_ns)} ms instead of {old.issued} operations issued in {ms(old.issue_ns)} ms)"
     elif new.issued != old.issued:
         how = f" ({new.issued} operations issued instead of {old.issued})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,17 +38,26 @@ def trace_model(name: str, *, batch: int = 1, dtype: str | None = None, seq: int
     return trace(build(name, batch=batch, dtype=dtype, seq=seq, device="meta"))
 
 
-def trace_module(module: torch.nn.Module, inputs: tuple[Any, ...]) -> Trace:
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A tensor, a tuple of positional arguments or a mapping of keyword arguments, as a call takes them."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+
+
+def trace_module(module: torch.nn.Module, inputs: Any) -> Trace:
     """Trace a module without a name here: its class gives one, its first weight the dtype, its first tensor the batch.
 
+    `inputs`: a tensor, a tuple of positional arguments or a mapping of keyword arguments.
     Traced is a copy without bytes, on the meta device. Where that cannot be (a forward looks at values, a module cannot
     be copied), a copy of it runs once, or else the module itself, with copies of its inputs.
     """
-    tensors = [a for a in inputs if isinstance(a, Tensor)]
+    args, kwargs = arguments(inputs)
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
     floats = [p.dtype for p in module.parameters() if p.is_floating_point()]
     dtype = next((n for n, d in DTYPES.items() if floats and d is floats[0]), "fp32")
-    built = Built(module, inputs, batch, dtype, None, type(module).__name__)
+    built = Built(module, args, batch, dtype, None, type(module).__name__, kwargs)
     check_not_scripted(module, built.name)
     for way in (_without_values, _copied):
         try:
@@ -57,24 +66,26 @@ def trace_module(module: torch.nn.Module, inputs: tuple[Any, ...]) -> Trace:
             raise
         except Exception:
             continue
-    return _run(replace(built, inputs=_cloned(inputs)))
+    return _run(_cloned(built))
 
 
 def _without_values(built: Built) -> Trace:
-    with bare(built.module, built.inputs) as copied:
-        return _run(replace(built, module=copied.module, inputs=copied.inputs), copied.check)
+    with bare(built.module, (built.inputs, built.named)) as copied:
+        args, kwargs = copied.inputs
+        return _run(replace(built, module=copied.module, inputs=args, named=kwargs), copied.check)
 
 
 def _copied(built: Built) -> Trace:
     """With values, of a copy: what a forward keeps from inference mode, no later run could write."""
     module = copy.deepcopy(built.module)
     with away_from(built.module, module) as check:
-        return _run(replace(built, module=module, inputs=_cloned(built.inputs)), check)
+        return _run(replace(_cloned(built), module=module), check)
 
 
-def _cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    found: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), inputs)
-    return found
+def _cloned(built: Built) -> Built:
+    """The same with copies of its inputs."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (built.inputs, built.named))
+    return replace(built, inputs=args, named=kwargs)
 
 
 class _Lost(InputError):
@@ -104,7 +115,7 @@ def _run(built: Built, check: Callable[[Tensor], None] | None = None) -> Trace:
     tracker = LayerTracker(built.module, find, recorder)
     try:
         with torch.inference_mode(), meta_autocast(), tracker:
-            built.module(*built.inputs)
+            built.module(*built.inputs, **built.named)
     except _Lost:
         raise
     except Exception as error:
@@ -131,7 +142,9 @@ def _forward_failed(built: Built, tracker: LayerTracker, error: Exception) -> st
             f"{message}; a network is traced without values, so what it runs may depend on shapes only: take the "
             "branch on values out of its forward"
         )
-    return f"{message}; check that its forward takes inputs of {', '.join(_like(i) for i in built.inputs)}"
+    given = [_like(i) for i in built.inputs] + [f"{name}={_like(i)}" for name, i in built.named.items()]
+    taken = f"inputs of {', '.join(given)}" if given else "no inputs"
+    return f"{message}; check that its forward takes {taken}"
 
 
 def _like(given: Any) -> str:

@@ -283,7 +283,9 @@ def test_the_graphs_of_a_module_have_one_memory_for_what_they_compute(device: Cu
     net = trace(built).network
     with prepared(built, net, dealt(net, Launch.GRAPH, 1, 4 * MIB, direct=(0,)), device) as cold:
         cold.in_place(*built.inputs)
-        assert len({id(captured) for captured in cold._runs.graphs.values()}) == 4, "cold, warm, resident, in place"
+        assert len({id(captured) for captured in cold._runs.graphs.values()}) == 4, (
+            "cold, warm, resident, in place"
+        )
         owners = {tuple(s["segment_pool_id"]) for s in torch.cuda.memory_snapshot()} - {(0, 0)}
         assert len(owners) == 1
         want = tensors(cold.resident(*built.inputs))

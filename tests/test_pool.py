@@ -373,7 +373,8 @@ def test_what_a_pool_cannot_hold_is_refused_and_leaves_nothing() -> None:
         with pytest.raises(InputError) as refused:
             prepared(made, pool)
         assert str(refused.value) == (
-            f"pool: has {need - 1} bytes of GPU 0, and this plan needs {need} there; make a pool of as much"
+            f"pool: has {need - 1} bytes of GPU 0, and this plan needs {need} there; make a pool of as much (hwexec.arena_bytes "
+            "says what a plan needs of each GPU)"
         )
         with pytest.raises(InputError, match="pool: has 0 bytes of GPU 1"):
             prepared(made, Pool({0: need}, device))

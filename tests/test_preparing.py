@@ -305,6 +305,21 @@ def scaled(by: float = 1.0) -> tuple[Toy, dict[str, Any]]:
     }
 
 
+def test_inputs_by_keyword_are_traced_as_they_are() -> None:
+    made, named = scaled(2.0)
+    network = trace_module(made.module, named).network
+    assert [layer.name for layer in network.layers] == ["fc"]
+    assert (network.batch, network.storages) == (2, made.network.storages)
+    plan = dealt(replace(made, network=network))
+    with hwexec.prepare(made.module, plan, named, host=TWO, device=CpuDevice(2)) as cold:
+        assert torch.equal(cold(**named), made.answer)
+    with pytest.raises(InputError) as refused:
+        trace_module(made.module, named["x"])
+    assert str(refused.value).endswith("check that its forward takes inputs of (2, 4)")
+    with pytest.raises(InputError, match="check that its forward takes no inputs"):
+        trace_module(made.module, ())
+
+
 @pytest.mark.parametrize("launch", [Launch.GRAPH, Launch.EAGER])
 def test_inputs_by_keyword_come_in_any_order(launch: Launch) -> None:
     made, named = scaled(2.0)
