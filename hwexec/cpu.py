@@ -100,7 +100,8 @@ class CpuDevice:
         self._random = random.Random(seed)
         self._workers: list[Stream] = []
         self._held: dict[int, list[tuple[Any, int]]] = {}
-        self._tape: list[Callable[[], None]] | None = None
+        self._taping = threading.local()
+        """Of a thread that captures: `tape`, what it has enqueued."""
         self._log: list[Activity] | None = None
 
     def describe(self, gpu: int) -> str:
@@ -188,15 +189,25 @@ class CpuDevice:
         else:
             stream.raw.queue.put(act)
 
+    @property
+    def tape(self) -> list[Callable[[], None]] | None:
+        """Of the calling thread's capture; None where it makes none."""
+        found: list[Callable[[], None]] | None = getattr(self._taping, "tape", None)
+        return found
+
+    @tape.setter
+    def tape(self, tape: list[Callable[[], None]] | None) -> None:
+        self._taping.tape = tape
+
     def _keep(self, again: Callable[[], None]) -> None:
-        if self._tape is not None:
-            self._tape.append(again)
+        if (tape := self.tape) is not None:
+            tape.append(again)
 
     def record(self, stream: Stream, event: Event) -> None:
         self._keep(lambda: self.record(stream, event))
         token = _Token()
-        event.raw = token
         self._do(stream, token.ring)
+        event.raw = token
 
     def wait(self, stream: Stream, event: Event) -> None:
         self._keep(lambda: self.wait(stream, event))
@@ -219,7 +230,7 @@ class CpuDevice:
 
     def copy(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
         self._keep(lambda: self.copy(stream, destination, source))
-        if self._tape is not None:
+        if self.tape is not None:
             return  # as in CUDA, a capture moves nothing
         fails = self.fault("copy")
 
@@ -288,7 +299,7 @@ class CpuDevice:
         if self.fault("capture"):
             raise CaptureError("an injected capture error")
         graph = CpuGraph(self, stream.gpu, [] if beside is None else beside.sharing)
-        self._tape = graph.tapes[-1]
+        self.tape = graph.tapes[-1]
         try:
             with _Recorder(graph):
                 yield graph
@@ -296,7 +307,7 @@ class CpuDevice:
             graph.close()
             raise
         finally:
-            self._tape = None
+            self.tape = None
             self.synchronize()
 
     def trace(self, call: Callable[[], None]) -> tuple[Activity, ...]:
@@ -338,7 +349,7 @@ class CpuGraph:
         if self.device.fault("cut"):
             raise CaptureError("an injected error between two parts")
         self.tapes.append([])
-        self.device._tape = self.tapes[-1]
+        self.device.tape = self.tapes[-1]
 
     def replay(self, part: int = 0) -> None:
         if self.device.fault("replay"):

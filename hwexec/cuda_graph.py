@@ -95,7 +95,10 @@ class CudaGraph:
             torch.cuda.synchronize(gpu)
         with suppress(RuntimeError, AttributeError):
             # raises where the capture had ended after all, and then reset gives back this graph's share of the pool
-            torch._C._cuda_endAllocateToPool(gpu, self.pool)
+            end: Any = getattr(torch._C, "_cuda_endAllocateToPool", None)
+            if end is None:  # as PyTorch had it until 2.7
+                end = getattr(torch._C, "_cuda_endAllocateCurrentStreamToPool")  # noqa: B009
+            end(gpu, self.pool)
             torch._C._cuda_releasePool(gpu, self.pool)
         with suppress(RuntimeError), torch.cuda.device(gpu):
             number, spare = torch.zeros(1, device="cuda"), torch.cuda.CUDAGraph()

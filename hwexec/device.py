@@ -227,7 +227,7 @@ class Device(Protocol):
         """Capture what is enqueued inside on `stream` and on streams that wait for it. All must be joined before the end.
 
         What the work allocates is the graph's own, or shared with `beside`, an earlier one of this device: a replay of either
-        overwrites the other's outputs, and they must not run at once.
+        may overwrite the other's outputs, and they must not run at once.
         Copies into `arenas` are a plan's; with these given, other copies are a layer's own, and kernels where the device can
         do that, so that they stand behind none of the plan's.
         Raises CaptureError where the work cannot be captured; the device is usable afterwards.

@@ -62,14 +62,16 @@ class ColdStart:
         self.plan, self.network = program.plan, program.network
         self._closed = False
         self._starting = threading.Lock()
+        """Held while it is prepared, and in each start."""
         self._place = Place(device, None)
         self._stack = ExitStack()
         try:
-            if own_device:
-                self._stack.callback(device.close)
-            tenant = None if pool is None else self._joined(pool)
-            self._place = Place(device, tenant)
-            self._make_ready(module, args, kwargs, weights, settles, tenant)
+            with self._starting:
+                if own_device:
+                    self._stack.callback(device.close)
+                tenant = None if pool is None else self._joined(pool)
+                self._place = Place(device, tenant)
+                self._make_ready(module, args, kwargs, weights, settles, tenant)
         except device.out_of_memory as error:
             self.close()
             target = device.memory(self.plan.target)
@@ -106,10 +108,12 @@ class ColdStart:
         stage = self._stage = Stage(module, self.program, device, weights, stack, settles, tenant)
         self._inputs = Inputs(device, self.plan.target, self.network.model, args, kwargs)
         stack.callback(self._inputs.clear)
-        with self._place.turn:  # others may start until here
+        with self._place:  # others may start until here
+            if tenant is not None:
+                tenant.pool.check_open()
             if settles:
                 self._place.take_now()
-                self._place.filled(stage.fill())
+                self._place.filling(stage.fill())
             self._runs = Runs(stage, self._inputs, stack)
             graph = self.launch is Launch.GRAPH
             self._rouse = Rouse(
@@ -131,31 +135,34 @@ class ColdStart:
     @property
     def hot(self) -> bool:
         """Whether a warm run can be made: a start has brought the weights, and in a pool nobody has taken their place."""
-        return self._place.known and self._place.its_own and not self._closed
+        return self._place.was_filled and self._place.its_own and not self._closed
 
     # Running
+
+    def _turn(self) -> Place:
+        """To enqueue a run in. What the host must wait for comes first, where others of a pool would have to wait as well."""
+        if self._place.shared and not self._closed:
+            self._inputs.wait()
+        return self._place
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One cold start: every copy of the plan, every layer behind its waits. Returns the module's output.
 
         Ordered after the caller's stream and before it, as any PyTorch call; nothing is waited for.
         """
-        with self._place.turn:
+        with self._turn():
             return self._cold(args, kwargs)
 
     def _cold(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._open()
         self._check_first(args, kwargs)
         output = self._start("cold", args, kwargs)
-        self._place.hot, self._place.full = (
-            True,
-            False,
-        )  # what had been settled may be older than what was brought
+        self._place.brought = True
         return output
 
     def warm(self, *args: Any, **kwargs: Any) -> Any:
         """One run with weights as the cold start left them, or, once settled, all in GPU memory. InputError where they are not."""
-        with self._place.turn:
+        with self._turn():
             return self._warm(args, kwargs)
 
     def _warm(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -165,24 +172,25 @@ class ColdStart:
 
     def serve(self, *args: Any, **kwargs: Any) -> Any:
         """A warm run where it can be made (`hot`), else a cold start."""
-        with self._place.turn:
+        with self._turn():
             return (self._warm if self.hot else self._cold)(args, kwargs)
 
     def resident(self, *args: Any, **kwargs: Any) -> Any:
         """The reference: every weight brought to GPU memory beforehand, launched like a cold start."""
-        with self._place.turn:
+        with self._turn():
             self._open()
             self._check_settles("no resident run; in_place() is the reference then")
             self._check_first(args, kwargs)
-            self._place.take_now()
+            self._place.take()
             if not self._place.full:
-                self._place.filled(self._stage.fill())
+                self._place.follow(self._stage.compute)
+                self._place.filling(self._stage.fill())
             return self._start("resident", args, kwargs)
 
     def in_place(self, *args: Any, **kwargs: Any) -> Any:
         """The reference that takes no weights of GPU memory: every one read in place from host memory, launched like a cold
         start. A graph for it is captured when it is first asked for."""
-        with self._place.turn:
+        with self._turn():
             self._open()
             if self.launch is not Launch.EAGER and "in place" not in self._runs.graphs:
                 try:
@@ -208,19 +216,19 @@ class ColdStart:
 
     def settle(self) -> None:
         """Copy what the plan reads in place into GPU memory, in the background; warm runs from now on wait for it."""
-        with self._place.turn:
+        with self._place:
             self._open()
             self._check_settles("nothing to settle into")
             self._check_hot("make a cold start first; then there is something to settle")
             if not self._place.full:
-                self._place.filled(self._stage.settle(), beside=True)
+                self._place.filling(self._stage.settle(), beside=True)
 
     def evict(self) -> None:
         """Fill every arena with 0xFF, what the plan holds resident excepted. Blocks. The next start is cold or wrong.
 
-        In a pool only where its place is still its own: what another has there stays.
+        In a pool only where its place is still its own: what another has there stays, and nothing is waited for.
         """
-        with self._place.turn:
+        with self._place:
             self._open()
             self._place.forget()
             if self._place.its_own:
@@ -233,7 +241,7 @@ class ColdStart:
         a process, CUPTI stays in and makes every later launch slower: take all times first, and
         timelines last. TEARDOWN_CUPTI=1 in the environment takes it out again, but PyTorch warns of crashes with CUDA graphs.
         """
-        with self._place.turn:
+        with self._place:
             self._open()
             self._place.take()
             self._place.wait()
@@ -242,7 +250,7 @@ class ColdStart:
             except BaseException:
                 self._give_up()
                 raise
-            self._place.hot, self._place.full = True, False
+            self._place.brought, self._place.full = True, False
         return found
 
     def _watched(self) -> Timeline:
@@ -257,7 +265,7 @@ class ColdStart:
 
         None where nothing is copied. The same bytes land where they lay, so what was warm stays warm.
         """
-        with self._place.turn:
+        with self._place:
             self._open()
             copies = [(op, move) for op, move in self._stage.copies() if op.source is None]
             if not copies:
@@ -273,11 +281,12 @@ class ColdStart:
     def brought(self) -> tuple[int, int]:
         """Bytes that the plan copies and that are on their GPUs now: out of host memory, and on from GPU to GPU. Blocks.
 
-        Of arenas, which `evict` fills with 0xFF, as they are: what a start copied, not what it was to copy.
+        Of arenas, which `evict` fills with 0xFF, as they are: what a start copied, not what it was to copy. Where another module
+        of a pool has the place, 0.
         """
-        with self._place.turn:
+        with self._place:
             self._open()
-            return self._stage.brought()
+            return self._stage.brought() if self._place.its_own else (0, 0)
 
     def landed(self, *args: Any, **kwargs: Any) -> Any:
         """A cold start's layers and waits, behind copies that have all landed: no wait holds a layer up, and what this takes longer
@@ -285,7 +294,7 @@ class ColdStart:
 
         InputError where that is not so: of an eager start, of a graph that makes copies itself, with no weights in GPU memory.
         """
-        with self._place.turn:
+        with self._place:
             self._open()
             alone = not any(isinstance(op, Copy) for op in self.program.ops[self.program.head_ops :])
             require(
@@ -309,7 +318,7 @@ class ColdStart:
     def _check_hot(self, remedy: str) -> None:
         if not self.hot:
             taken = f", since another module of the pool has taken the place of {self.network.model}"
-            why = taken if self._place.known else ""
+            why = taken if self._place.was_filled else ""
             raise InputError(f"no weights are in GPU memory{why}: {remedy}")
 
     def _check_first(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -321,17 +330,20 @@ class ColdStart:
         self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, landed: bool = False
     ) -> Any:
         """`landed`: what the head brings is there."""
-        require(
-            self._starting.acquire(blocking=False),
-            f"{self.network.model}: another thread is in a start of this module, whose arenas and output are one; take turns, or "
-            "prepare a copy of the module for each thread",
-        )
+        mine = False
         try:
+            mine = self._starting.acquire(blocking=False)
+            if not mine:
+                raise InputError(
+                    f"{self.network.model}: another thread is in a start of this module, whose arenas and output are one; take "
+                    "turns, or prepare a copy of the module for each thread"
+                )
             if kind != "in place":
                 self._place.take()
             return self._started(kind, args, kwargs, landed)
         finally:
-            self._starting.release()
+            if mine:
+                self._starting.release()
 
     def _started(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], landed: bool) -> Any:
         captured = self._runs.graphs.get(kind)
@@ -341,13 +353,16 @@ class ColdStart:
             given = self._inputs.given(args, kwargs)  # while the first copies are under way
             bring = self._inputs.stage(self._stage.compute, given)
             begun = True
+            if kind == "cold" and not landed:
+                self._place.full = False  # what had been settled may be older than what is brought
             if captured is not None:
-                return self._replay(captured, bring, ahead)
+                return self._replay(captured, bring, ahead, uses=kind != "in place")
             with torch.no_grad(), self.device.on(self._stage.compute):
                 self._place.follow(self._stage.compute)
                 bring()
                 output = self._runs.eager(kind)
-                self._place.ran(self._stage.compute)
+                if kind != "in place":
+                    self._place.enqueued(self._stage.compute)
                 return output
         except self.device.out_of_memory as error:
             self._give_up()
@@ -371,25 +386,36 @@ class ColdStart:
     def _ahead(self, captured: Captured) -> bool:
         """Issue the head at once where nothing is under way that still needs the arenas; False where something may be."""
         head = captured.head
-        if head is None or not self._place.free() or not self.device.idle(self._stage.compute):
+        if head is None or not self._place.unobstructed() or not self.device.idle(self._stage.compute):
             return False
         do(head.copies)
         return True
 
-    def _replay(self, captured: Captured, bring: Callable[[], None], ahead: bool) -> Any:
-        """A start by its graph, behind its head where that is not `ahead` already; `bring` brings the inputs."""
+    def _replay(
+        self, captured: Captured, bring: Callable[[], None], ahead: bool, *, uses: bool = True
+    ) -> Any:
+        """A start by its graph, behind its head where that is not `ahead` already; `bring` brings the inputs. `uses`: whether it
+        reads arenas."""
         with self.device.on(self._stage.compute):
             self._place.follow(self._stage.compute)
             output = captured.start(bring, ahead=ahead)
-            self._place.ran(self._stage.compute)
+            if uses:
+                self._place.enqueued(self._stage.compute)
             return output
 
     # Going again
 
     def close(self) -> None:
-        """Give everything back: the module its own memory and hooks, the GPUs and the host theirs. Safe to call twice."""
-        with self._place.turn:
+        """Give everything back: the module its own memory and hooks, the GPUs and the host theirs. Safe to call twice.
+
+        InputError in the middle of a start, or while another thread prepares it.
+        """
+        with self._place:
             if not self._closed:
+                require(
+                    not self._starting.locked(),
+                    f"{self.network.model}: it is being prepared, or in a start that is not enqueued yet; close it after that",
+                )
                 self._closed = True
                 try:
                     with suppress(Exception):

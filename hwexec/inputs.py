@@ -142,14 +142,19 @@ class Inputs:
             (here if staged else there).append((fixed, given))
         if not here:
             return partial(self._bring, stream, there)
+        self.wait()
         self._sides.append(side := self._sides.pop(0))
-        if side.unread:
-            self._device.wait_on_host(side.read)
-            side.unread = False
         with torch.no_grad():
             for fixed, given in here:
                 side.places[id(fixed)].host.copy_(given)
         return partial(self._bring, stream, there, side, [side.places[id(fixed)] for fixed, _ in here])
+
+    def wait(self) -> None:
+        """Until the GPU has read what was staged by the start before the last."""
+        side = self._sides[0]
+        if side.unread:
+            self._device.wait_on_host(side.read)
+            side.unread = False
 
     def _bring(
         self, stream: Stream, there: Pairs, side: _Side | None = None, staged: Sequence[_Staged] = ()

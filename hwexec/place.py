@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from types import TracebackType
 
 from hwexec.device import Device, Event, Stream
 from hwexec.pool import Tenant
+from sim.errors import InputError
 
 
 class Place:
-    """Its own for good, or, of a `tenant`, others' in turn.
+    """Its own for good, or, of a `tenant`, others' in turn. As a context, in which all is enqueued: the tenant's turn.
 
-    `hot`: a cold start has brought the weights. `full`: all of them are in the target's arena, or on their way.
+    `brought`: a cold start has brought the weights. `full`: all of them are in the target's arena, or on their way there.
     """
 
     def __init__(self, device: Device, tenant: Tenant | None) -> None:
         self._device, self._tenant = device, tenant
-        self.turn: AbstractContextManager[object] = nullcontext() if tenant is None else tenant
-        """Held while anything is enqueued."""
-        self.hot = self.full = False
+        self._turn = nullcontext() if tenant is None else tenant
+        self.brought = self.full = False
         self._behind: list[Event] = []
-        """Ends of what is under way there, and not by runs of this module: these are behind each other in any case."""
+        """Ends of what is under way there, but for this module's own runs: these are behind each other in any case."""
+        self._unsure = False
+        """Something broke half way: what is under way there is not known."""
         self._end = None if tenant is None else device.event()
+
+    def __enter__(self) -> Place:
+        self._turn.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is not None and not issubclass(kind, InputError):
+                self._unsure = True
+                if self._tenant is not None:
+                    self._tenant.pool.unsure = True
+        finally:
+            self._turn.__exit__(kind, error, traceback)
+
+    @property
+    def shared(self) -> bool:
+        return self._tenant is not None
 
     @property
     def its_own(self) -> bool:
@@ -29,18 +51,22 @@ class Place:
         return self._tenant is None or self._tenant.holds
 
     @property
-    def known(self) -> bool:
+    def was_filled(self) -> bool:
         """Whether a start has filled it, be it another's by now."""
-        return self.hot or self.full
+        return self.brought or self.full
 
     def take(self) -> None:
-        """It is its own from now on: what others have there is gone, and what they still do there comes first."""
+        """It is its own from now on: what others have there is gone, and what they still do there comes first. Blocks only where
+        that is not known."""
+        if self._unsure:
+            self.wait()
         if self._tenant is not None and not self._tenant.holds:
             self.forget()
             self._behind += self._tenant.pool.take(self._tenant)
+            self._tenant.holds = True
 
     def take_now(self) -> None:
-        """The same, once that is over. Blocks where it is not."""
+        """As `take`, and blocks until what others do there is over."""
         self.take()
         if self._behind:
             self.wait()
@@ -49,13 +75,14 @@ class Place:
         """Until nothing is under way."""
         self._device.synchronize()
         self._behind.clear()
+        self._unsure = False
 
     def forget(self) -> None:
         """Nothing there can be relied on."""
-        self.hot = self.full = False
+        self.brought = self.full = False
 
-    def free(self) -> bool:
-        """Whether a run there comes behind nobody. What has happened is looked at no more."""
+    def unobstructed(self) -> bool:
+        """Whether a run there need come behind nothing."""
         if self._behind:
             self._behind = [event for event in self._behind if not self._device.happened(event)]
         return not self._behind
@@ -66,15 +93,15 @@ class Place:
             self._device.wait(compute, event)
         self._behind.clear()
 
-    def filled(self, end: Event, *, beside: bool = False) -> None:
-        """All weights will be there with this event; `beside`: no stream of runs is behind it yet."""
-        self.full = True
+    def filling(self, end: Event, *, beside: bool = False) -> None:
+        """All weights will be there with this event; `beside`: no run is behind it yet."""
         if beside:
             self._behind.append(end)
         self._over_with(end)
+        self.full = True
 
-    def ran(self, compute: Stream) -> None:
-        """A run is enqueued."""
+    def enqueued(self, compute: Stream) -> None:
+        """A run that uses it is enqueued."""
         if self._end is not None:
             self._device.record(compute, self._end)
             self._over_with(self._end)

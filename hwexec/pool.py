@@ -38,7 +38,8 @@ class Closes(Protocol):
 class Tenant:
     """What one prepared module has of a pool. As a context, its turn: nobody else in the pool enqueues anything.
 
-    `holds`: nobody has taken its place since it last did. `owner` is gone where whoever prepared it let go of it.
+    `holds`: nobody has taken its place since it last did. `end`: behind all its work there that is enqueued, None where that is
+    known to be over. `owner` is gone where whoever prepared it let go of it.
     """
 
     def __init__(self, pool: Pool, name: str, owner: Callable[[], Closes | None]) -> None:
@@ -47,36 +48,37 @@ class Tenant:
         self.neighbours: list[Tenant] = []
         """Whose places overlap its own."""
         self.end: Event | None = None
-        """Behind all its work that is enqueued; None where that is known to be over."""
         self.holds = False
         self._depth = 0
 
     def __enter__(self) -> None:
         pool = self.pool
         pool.lock.acquire()
-        other = pool.turn
-        if (
-            other is not None and other is not self
-        ):  # this thread's own: a forward, or a signal, in the middle of a start
+        try:
+            other = pool.turn
+            if other is not self:
+                pool.check_between(self.name)
+            pool.turn = self
+            self._depth += 1
+        except BaseException:
             pool.lock.release()
-            raise InputError(
-                f"{self.name}: a start of {other.name} in the same pool is not enqueued yet; make this call before or after it"
-            )
-        pool.turn = self
-        self._depth += 1
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self.pool.turn = None
-        self.pool.lock.release()
+        try:
+            self._depth -= 1
+            if not self._depth:
+                self.pool.turn = None
+        finally:
+            self.pool.lock.release()
 
-    def place(self, sizes: Mapping[int, int]) -> dict[int, torch.Tensor]:
+    def allot(self, sizes: Mapping[int, int]) -> dict[int, torch.Tensor]:
         """Its arenas, of so many bytes by GPU and none where that is 0, where they overlap least with others'. InputError where the
-        pool is too small."""
+        pool is too small, or closed."""
         with self.pool.lock:
+            self.pool.check_open()
             self.spans = {gpu: self.pool.least_used(gpu, size) for gpu, size in sizes.items() if size}
             self.pool.acquaint()
             return {gpu: self.pool.arenas[gpu][start:stop] for gpu, (start, stop) in self.spans.items()}
@@ -94,8 +96,9 @@ class Pool:
 
     `hwexec.arena_bytes(network, plan)` says what a plan takes of each GPU; the pool must have that for the largest. Threads may
     share a pool: their starts are enqueued one after the other, and run on the GPU behind whatever still uses the same bytes.
-    Preparing a module takes its place as a start does, and holds up starts of others while it is captured. An answer that is a
-    view of a weight is overwritten as the weight is.
+    Preparing a module takes its place as a start does. Starts of others are held up while one is captured (when it is prepared,
+    and when `in_place` is first asked for), and by an eager plan whose host waits for its copies. An answer that is a view of a
+    weight is overwritten as the weight is.
     InputError where a GPU has no such room.
     """
 
@@ -118,6 +121,8 @@ class Pool:
         """Who enqueues, of the thread that has the lock."""
         self.arenas: dict[int, torch.Tensor] = {}
         self._tenants: list[Tenant] = []
+        self.unsure = False
+        """Something may be under way that no tenant's `end` is behind."""
         try:
             for gpu, size in sizes.items():
                 self.arenas[gpu] = self._allocated(gpu, size)
@@ -142,25 +147,49 @@ class Pool:
     def join(self, name: str, owner: Closes) -> Tenant:
         """`owner` is closed with the pool, and kept alive by nobody here."""
         with self.lock:
-            require(bool(self.arenas), "this pool is closed; make a new one")
+            self.check_open()
+            self.check_between(name)
             tenant = Tenant(self, name, weakref.ref(owner))
             self._tenants.append(tenant)
             return tenant
 
+    def check_open(self) -> None:
+        require(bool(self.arenas), "this pool is closed; make a new one")
+
+    def check_between(self, name: str) -> None:
+        """InputError in the middle of a start: in a forward that it runs, or in a signal's handler."""
+        if self.turn is not None:
+            raise InputError(
+                f"{name}: a start of {self.turn.name} in the same pool is not enqueued yet; make this call before or after it"
+            )
+
     def leave(self, tenant: Tenant) -> None:
-        """Its work is over, and its place is nobody's."""
+        """Its place is nobody's."""
         with self.lock:
-            tenant.holds, tenant.end = False, None
+            tenant.holds = False
+            self._gone(tenant)
             self._tenants = [other for other in self._tenants if other is not tenant]
             self.acquaint()
 
     def _living(self) -> list[Tenant]:
-        self._tenants = [tenant for tenant in self._tenants if tenant.owner() is not None]
+        dead = [tenant for tenant in self._tenants if tenant.owner() is None]
+        for tenant in dead:
+            self._gone(tenant)
+        self._tenants = [tenant for tenant in self._tenants if tenant not in dead]
         return self._tenants
 
+    def _gone(self, tenant: Tenant) -> None:
+        """Nobody asks for its `end` from now on."""
+        if tenant.end is not None and not self.device.happened(tenant.end):
+            self.unsure = True
+        tenant.end = None
+
     def take(self, tenant: Tenant) -> list[Event]:
-        """Its place is its own from now on. What is returned has not happened yet: ends of others' work there, which must come
-        first."""
+        """Its neighbours hold their places no longer. What is returned has not happened yet: ends of their work there, which must
+        come first. Blocks only where something broke half way."""
+        if self.unsure:
+            self.device.synchronize()
+            self.unsure = False
         first: list[Event] = []
         for other in tenant.neighbours:
             other.holds = False
@@ -169,7 +198,6 @@ class Pool:
                     other.end = None
                 else:
                     first.append(other.end)
-        tenant.holds = True
         return first
 
     def acquaint(self) -> None:
@@ -202,8 +230,12 @@ class Pool:
         return start, start + size
 
     def close(self) -> None:
-        """Close what is prepared here and give the memory back, also where closing one fails. Safe to call twice."""
+        """Close what is prepared here and give the memory back, also where closing one fails. Safe to call twice.
+
+        InputError in the middle of a start.
+        """
         with self.lock, ExitStack() as stack:
+            self.check_between("this pool")
             if self._own_device:
                 stack.callback(self.device.close)
             self._own_device = False
@@ -214,7 +246,7 @@ class Pool:
                     stack.callback(owner.close)
 
     def __enter__(self) -> Pool:
-        require(bool(self.arenas), "this pool is closed; make a new one")
+        self.check_open()
         return self
 
     def __exit__(

@@ -34,6 +34,8 @@ class Runs:
         """Why a plan for a graph runs eagerly all the same; empty where it does not."""
         self.graphs: dict[str, Captured] = {}
         """By kind; none where runs are eager."""
+        self._broke = False
+        """Whether a capture did."""
         stack.callback(self._drop_graphs)
         way = "resident" if stage.settles else "in place"  # all bytes are there, and no copy is needed
         where = self._device.torch_device(stage.plan.target)
@@ -50,8 +52,8 @@ class Runs:
         if self.launch is Launch.EAGER:  # planned so, or because it could not be captured
             self._learned, self._script = learned, stage.script()
             stack.callback(self._drop_script)
-            self._hooks = LayerHooks(learned, stage.needed(), stage.network)
-            stack.callback(lambda: self._hooks.remove())
+            self._hooks: LayerHooks | None = LayerHooks(learned, stage.needed(), stage.network)
+            stack.callback(self._drop_hooks)
 
     def _with_tensors(self, kind: str, call: Callable[[], Any]) -> Any:
         """`call` on the compute stream, with the module's tensors where `kind` wants them, and then at rest again."""
@@ -80,16 +82,24 @@ class Runs:
 
     def add_graph(self, kind: str) -> None:
         """Raises CaptureError, which names the layer that it had reached."""
-        earlier = next(
-            iter(self.graphs.values()), None
-        )  # one runs after the other, so they share their memory
+        # one runs after the other, so they share their memory
+        earlier = None if self._broke else next(iter(self.graphs.values()), None)
         beside = None if earlier is None else earlier.graph
-        self.graphs[kind] = capture(self._stage.module, self._stage, kind, self._forward, beside)
+        try:
+            self.graphs[kind] = capture(self._stage.module, self._stage, kind, self._forward, beside)
+        except BaseException:
+            self._broke = True  # PyTorch may think that it still captures into that memory
+            raise
 
     def _drop_graphs(self) -> None:
         for captured in {id(c): c for c in self.graphs.values()}.values():
             captured.graph.close()
         self.graphs.clear()
+
+    def _drop_hooks(self) -> None:
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            hooks.remove()
 
     def _drop_script(self) -> None:
         del self._script  # its calls hold the arenas
@@ -97,7 +107,10 @@ class Runs:
     def eager(self, kind: str, marks: Marks | None = None) -> Any:
         """On the current stream, which is the compute stream."""
         script = self._script if kind == "cold" and marks is None else None
-        walk, hooks = self._stage.walk(kind, marks=marks, script=script), self._hooks
+        walk = self._stage.walk(kind, marks=marks, script=script)
+        hooks = self._hooks
+        if hooks is None:  # `watched` has been here
+            hooks = self._hooks = LayerHooks(self._learned, self._stage.needed(), self._stage.network)
         try:
             walk.begin()  # copies are under way while the module's tensors are re-pointed
             with self._stage.pointed(kind):
@@ -112,7 +125,7 @@ class Runs:
     def watched(self) -> list[spans.Row]:
         """An eager cold start, timing events round everything. Blocks."""
         stage, device = self._stage, self._device
-        self._hooks.remove()
+        self._drop_hooks()
         try:
             everywhere = frozenset(range(len(stage.network.layers)))
             self._hooks = LayerHooks(self._learned, everywhere, stage.network)
@@ -122,5 +135,4 @@ class Runs:
             device.synchronize()
             return marks.rows()
         finally:
-            self._hooks.remove()
-            self._hooks = LayerHooks(self._learned, stage.needed(), stage.network)
+            self._drop_hooks()

@@ -104,7 +104,7 @@ class Stage:
         self._extents = extents_of(self.plan, self.network, settles)
         self.arenas: dict[int, torch.Tensor] = {}
         if tenant is not None:
-            self.arenas.update(tenant.place({gpu: held.size_bytes for gpu, held in self._extents.items()}))
+            self.arenas.update(tenant.allot({gpu: held.size_bytes for gpu, held in self._extents.items()}))
         room_for(self.plan, self.network, device, settles=settles, pooled=tenant is not None)
         self._build(weights, stack)
 

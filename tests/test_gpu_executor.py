@@ -321,6 +321,21 @@ def test_a_capture_that_breaks_falls_back_and_the_next_one_works(device: CudaDev
         assert same(tensors(cold(*good.inputs)), want)
 
 
+def test_a_capture_that_breaks_beside_other_graphs_can_be_made_again(device: CudaDevice) -> None:
+    built = build("resnet18")
+    net = trace(built).network
+    with prepared(built, net, dealt(net, Launch.GRAPH, 1, 4 * MIB, direct=(0,)), device) as cold:
+        want = tensors(cold.resident(*built.inputs))
+        hook = built.module.fc.register_forward_pre_hook(lambda module, given: given[0].sum().item() and None)
+        with pytest.raises(
+            InputError, match=r"reading every weight in place cannot be captured as a graph: layer \d+ \("
+        ):
+            cold.in_place(*built.inputs)
+        hook.remove()
+        for run in (cold.in_place, cold, cold.warm, cold.in_place, cold.resident):
+            assert same(tensors(run(*built.inputs)), want)
+
+
 def test_what_cannot_be_had_is_one_line_and_leaves_the_gpu_usable(device: CudaDevice) -> None:
     made = toys.text(("linear",))
     built = Built(made.module, made.inputs, 2, "fp32", None, "toy")
