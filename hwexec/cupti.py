@@ -18,11 +18,10 @@ from hwexec.device import Activity
 def watched(call: Callable[[], None], synchronize: Callable[[], None]) -> tuple[Activity, ...]:
     """Activities of every GPU during `call`, in order of start; `synchronize` waits until all GPUs are idle."""
     synchronize()
-    _start()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*Profiler clears events"
-        )  # of cycles, which are not used here
+        # of cycles, which are not used here; the first use warns
+        warnings.filterwarnings("ignore", message=".*Profiler clears events")
+        _start()
         with profile(activities=[ProfilerActivity.CUDA]) as seen:
             call()
             synchronize()
