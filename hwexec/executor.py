@@ -139,6 +139,9 @@ class ColdStart:
 
     # Running
 
+    # A start is late by all that the host does until its first copy is issued, mostly out of cold caches: few calls, and none that
+    # only a pool needs
+
     def _turn(self) -> Place:
         """To enqueue a run in. What the host must wait for comes first, where others of a pool would have to wait as well."""
         if self._place.shared and not self._closed:
@@ -150,12 +153,14 @@ class ColdStart:
 
         Ordered after the caller's stream and before it, as any PyTorch call; nothing is waited for.
         """
-        with self._turn():
+        with self._turn() if self._place.shared else self._place:
             return self._cold(args, kwargs)
 
     def _cold(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._open()
-        self._check_first(args, kwargs)
+        if self._closed:
+            self._open()
+        if self._place.shared:
+            self._check_first(args, kwargs)
         output = self._start("cold", args, kwargs)
         self._place.brought = True
         return output
@@ -338,7 +343,7 @@ class ColdStart:
                     f"{self.network.model}: another thread is in a start of this module, whose arenas and output are one; take "
                     "turns, or prepare a copy of the module for each thread"
                 )
-            if kind != "in place":
+            if (self._place.shared or self._place.unsure) and kind != "in place":
                 self._place.take()
             return self._started(kind, args, kwargs, landed)
         finally:
@@ -386,7 +391,9 @@ class ColdStart:
     def _ahead(self, captured: Captured) -> bool:
         """Issue the head at once where nothing is under way that still needs the arenas; False where something may be."""
         head = captured.head
-        if head is None or not self._place.unobstructed() or not self.device.idle(self._stage.compute):
+        if head is None or (self._place.behind and not self._place.unobstructed()):
+            return False
+        if not self.device.idle(self._stage.compute):
             return False
         do(head.copies)
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import TracebackType
 
 from hwexec.device import Device, Event, Stream
@@ -18,16 +17,17 @@ class Place:
 
     def __init__(self, device: Device, tenant: Tenant | None) -> None:
         self._device, self._tenant = device, tenant
-        self._turn = nullcontext() if tenant is None else tenant
+        self.shared = tenant is not None
         self.brought = self.full = False
-        self._behind: list[Event] = []
+        self.behind: list[Event] = []
         """Ends of what is under way there, but for this module's own runs: these are behind each other in any case."""
-        self._unsure = False
+        self.unsure = False
         """Something broke half way: what is under way there is not known."""
         self._end = None if tenant is None else device.event()
 
     def __enter__(self) -> Place:
-        self._turn.__enter__()
+        if self._tenant is not None:
+            self._tenant.__enter__()
         return self
 
     def __exit__(
@@ -35,15 +35,12 @@ class Place:
     ) -> None:
         try:
             if kind is not None and not issubclass(kind, InputError):
-                self._unsure = True
+                self.unsure = True
                 if self._tenant is not None:
                     self._tenant.pool.unsure = True
         finally:
-            self._turn.__exit__(kind, error, traceback)
-
-    @property
-    def shared(self) -> bool:
-        return self._tenant is not None
+            if self._tenant is not None:
+                self._tenant.__exit__(kind, error, traceback)
 
     @property
     def its_own(self) -> bool:
@@ -58,24 +55,24 @@ class Place:
     def take(self) -> None:
         """It is its own from now on: what others have there is gone, and what they still do there comes first. Blocks only where
         that is not known."""
-        if self._unsure:
+        if self.unsure:
             self.wait()
         if self._tenant is not None and not self._tenant.holds:
             self.forget()
-            self._behind += self._tenant.pool.take(self._tenant)
+            self.behind += self._tenant.pool.take(self._tenant)
             self._tenant.holds = True
 
     def take_now(self) -> None:
         """As `take`, and blocks until what others do there is over."""
         self.take()
-        if self._behind:
+        if self.behind:
             self.wait()
 
     def wait(self) -> None:
         """Until nothing is under way."""
         self._device.synchronize()
-        self._behind.clear()
-        self._unsure = False
+        self.behind.clear()
+        self.unsure = False
 
     def forget(self) -> None:
         """Nothing there can be relied on."""
@@ -83,20 +80,20 @@ class Place:
 
     def unobstructed(self) -> bool:
         """Whether a run there need come behind nothing."""
-        if self._behind:
-            self._behind = [event for event in self._behind if not self._device.happened(event)]
-        return not self._behind
+        if self.behind:
+            self.behind = [event for event in self.behind if not self._device.happened(event)]
+        return not self.behind
 
     def follow(self, compute: Stream) -> None:
         """`compute` goes on behind all that comes first."""
-        for event in self._behind:
+        for event in self.behind:
             self._device.wait(compute, event)
-        self._behind.clear()
+        self.behind.clear()
 
     def filling(self, end: Event, *, beside: bool = False) -> None:
         """All weights will be there with this event; `beside`: no run is behind it yet."""
         if beside:
-            self._behind.append(end)
+            self.behind.append(end)
         self._over_with(end)
         self.full = True
 

@@ -518,7 +518,7 @@ def test_a_thousand_starts_in_turn_leave_memory_where_it_was() -> None:
         for turn in range(1000):
             assert torch.equal(cold[turn % 2].serve(*made[turn % 2].inputs), made[turn % 2].answer)
         assert ([device.held_bytes(gpu) for gpu in (0, 1)], device.pinned) == before
-        assert [c._place._behind for c in cold] == [[], []]
+        assert [c._place.behind for c in cold] == [[], []]
 
 
 @pytest.mark.parametrize(
