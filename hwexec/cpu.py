@@ -42,6 +42,12 @@ class _Token:
         self.done.set()
 
 
+class _Capturing(threading.local):
+    """What the calling thread's capture has enqueued; None where it makes none."""
+
+    tape: list[Callable[[], None]] | None = None
+
+
 class _Worker:
     """A copy stream: a thread and its queue."""
 
@@ -100,8 +106,7 @@ class CpuDevice:
         self._random = random.Random(seed)
         self._workers: list[Stream] = []
         self._held: dict[int, list[tuple[Any, int]]] = {}
-        self._taping = threading.local()
-        """Of a thread that captures: `tape`, what it has enqueued."""
+        self.capturing = _Capturing()
         self._log: list[Activity] | None = None
 
     def describe(self, gpu: int) -> str:
@@ -189,18 +194,8 @@ class CpuDevice:
         else:
             stream.raw.queue.put(act)
 
-    @property
-    def tape(self) -> list[Callable[[], None]] | None:
-        """Of the calling thread's capture; None where it makes none."""
-        found: list[Callable[[], None]] | None = getattr(self._taping, "tape", None)
-        return found
-
-    @tape.setter
-    def tape(self, tape: list[Callable[[], None]] | None) -> None:
-        self._taping.tape = tape
-
     def _keep(self, again: Callable[[], None]) -> None:
-        if (tape := self.tape) is not None:
+        if (tape := self.capturing.tape) is not None:
             tape.append(again)
 
     def record(self, stream: Stream, event: Event) -> None:
@@ -230,7 +225,7 @@ class CpuDevice:
 
     def copy(self, stream: Stream, destination: torch.Tensor, source: torch.Tensor) -> None:
         self._keep(lambda: self.copy(stream, destination, source))
-        if self.tape is not None:
+        if self.capturing.tape is not None:
             return  # as in CUDA, a capture moves nothing
         fails = self.fault("copy")
 
@@ -299,7 +294,7 @@ class CpuDevice:
         if self.fault("capture"):
             raise CaptureError("an injected capture error")
         graph = CpuGraph(self, stream.gpu, [] if beside is None else beside.sharing)
-        self.tape = graph.tapes[-1]
+        self.capturing.tape = graph.tapes[-1]
         try:
             with _Recorder(graph):
                 yield graph
@@ -307,7 +302,7 @@ class CpuDevice:
             graph.close()
             raise
         finally:
-            self.tape = None
+            self.capturing.tape = None
             self.synchronize()
 
     def trace(self, call: Callable[[], None]) -> tuple[Activity, ...]:
@@ -349,7 +344,7 @@ class CpuGraph:
         if self.device.fault("cut"):
             raise CaptureError("an injected error between two parts")
         self.tapes.append([])
-        self.device.tape = self.tapes[-1]
+        self.device.capturing.tape = self.tapes[-1]
 
     def replay(self, part: int = 0) -> None:
         if self.device.fault("replay"):

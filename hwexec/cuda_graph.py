@@ -14,6 +14,7 @@ from hwexec.driver import captured_nodes
 from hwexec.nodes import to_kernels
 
 _cuda: Any = torch.cuda  # much of it has no types
+_C: Any = torch._C
 _EDITED = hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph")
 """Whether PyTorch lets a captured graph be changed before it is made ready, as it does since 2.8."""
 
@@ -95,11 +96,10 @@ class CudaGraph:
             torch.cuda.synchronize(gpu)
         with suppress(RuntimeError, AttributeError):
             # raises where the capture had ended after all, and then reset gives back this graph's share of the pool
-            end: Any = getattr(torch._C, "_cuda_endAllocateToPool", None)
-            if end is None:  # as PyTorch had it until 2.7
-                end = getattr(torch._C, "_cuda_endAllocateCurrentStreamToPool")  # noqa: B009
+            # until 2.7 PyTorch called it otherwise
+            end = getattr(_C, "_cuda_endAllocateToPool", None) or _C._cuda_endAllocateCurrentStreamToPool
             end(gpu, self.pool)
-            torch._C._cuda_releasePool(gpu, self.pool)
+            _C._cuda_releasePool(gpu, self.pool)
         with suppress(RuntimeError), torch.cuda.device(gpu):
             number, spare = torch.zeros(1, device="cuda"), torch.cuda.CUDAGraph()
             with torch.cuda.graph(spare, stream=self.stream.raw, capture_error_mode="thread_local"):

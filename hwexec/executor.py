@@ -153,7 +153,7 @@ class ColdStart:
 
         Ordered after the caller's stream and before it, as any PyTorch call; nothing is waited for.
         """
-        with self._turn() if self._place.shared else self._place:
+        with self._turn():
             return self._cold(args, kwargs)
 
     def _cold(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -278,10 +278,7 @@ class ColdStart:
             self._place.take_now()
             lanes = [self._stage.streams[name] for name in dict.fromkeys(op.stream for op, _ in copies)]
             calls = [move.issue for _, move in copies]
-            try:
-                return time_ns(lambda: do(calls), self.device, lanes, repeats=repeats, warmup=1)
-            finally:  # an interruption leaves copies under way
-                self.device.synchronize()
+            return time_ns(lambda: do(calls), self.device, lanes, repeats=repeats, warmup=1)
 
     def brought(self) -> tuple[int, int]:
         """Bytes that the plan copies and that are on their GPUs now: out of host memory, and on from GPU to GPU. Blocks.
@@ -299,7 +296,7 @@ class ColdStart:
 
         InputError where that is not so: of an eager start, of a graph that makes copies itself, with no weights in GPU memory.
         """
-        with self._place:
+        with self._turn():
             self._open()
             alone = not any(isinstance(op, Copy) for op in self.program.ops[self.program.head_ops :])
             require(
@@ -361,14 +358,15 @@ class ColdStart:
             if kind == "cold" and not landed:
                 self._place.full = False  # what had been settled may be older than what is brought
             if captured is not None:
-                return self._replay(captured, bring, ahead, uses=kind != "in place")
-            with torch.no_grad(), self.device.on(self._stage.compute):
-                self._place.follow(self._stage.compute)
-                bring()
-                output = self._runs.eager(kind)
-                if kind != "in place":
-                    self._place.enqueued(self._stage.compute)
-                return output
+                output = self._replay(captured, bring, ahead)
+            else:
+                with torch.no_grad(), self.device.on(self._stage.compute):
+                    self._place.follow(self._stage.compute)
+                    bring()
+                    output = self._runs.eager(kind)
+            if kind != "in place":
+                self._place.enqueued(self._stage.compute)
+            return output
         except self.device.out_of_memory as error:
             self._give_up()
             raise InputError(
@@ -398,17 +396,11 @@ class ColdStart:
         do(head.copies)
         return True
 
-    def _replay(
-        self, captured: Captured, bring: Callable[[], None], ahead: bool, *, uses: bool = True
-    ) -> Any:
-        """A start by its graph, behind its head where that is not `ahead` already; `bring` brings the inputs. `uses`: whether it
-        reads arenas."""
+    def _replay(self, captured: Captured, bring: Callable[[], None], ahead: bool) -> Any:
+        """A start by its graph, behind its head where that is not `ahead` already; `bring` brings the inputs."""
         with self.device.on(self._stage.compute):
             self._place.follow(self._stage.compute)
-            output = captured.start(bring, ahead=ahead)
-            if uses:
-                self._place.enqueued(self._stage.compute)
-            return output
+            return captured.start(bring, ahead=ahead)
 
     # Going again
 

@@ -55,8 +55,7 @@ class Tenant:
         pool = self.pool
         pool.lock.acquire()
         try:
-            other = pool.turn
-            if other is not self:
+            if pool.turn is not self:
                 pool.check_between(self.name)
             pool.turn = self
             self._depth += 1

@@ -52,8 +52,9 @@ class Runs:
         if self.launch is Launch.EAGER:  # planned so, or because it could not be captured
             self._learned, self._script = learned, stage.script()
             stack.callback(self._drop_script)
-            self._hooks: LayerHooks | None = LayerHooks(learned, stage.needed(), stage.network)
+            self._hooks: LayerHooks | None = None
             stack.callback(self._drop_hooks)
+            self._hook(stage.needed())
 
     def _with_tensors(self, kind: str, call: Callable[[], Any]) -> Any:
         """`call` on the compute stream, with the module's tensors where `kind` wants them, and then at rest again."""
@@ -96,6 +97,12 @@ class Runs:
             captured.graph.close()
         self.graphs.clear()
 
+    def _hook(self, needed: frozenset[int]) -> LayerHooks:
+        """Before these layers, and no others."""
+        self._drop_hooks()
+        self._hooks = LayerHooks(self._learned, needed, self._stage.network)
+        return self._hooks
+
     def _drop_hooks(self) -> None:
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
@@ -108,9 +115,7 @@ class Runs:
         """On the current stream, which is the compute stream."""
         script = self._script if kind == "cold" and marks is None else None
         walk = self._stage.walk(kind, marks=marks, script=script)
-        hooks = self._hooks
-        if hooks is None:  # `watched` has been here
-            hooks = self._hooks = LayerHooks(self._learned, self._stage.needed(), self._stage.network)
+        hooks = self._hooks or self._hook(self._stage.needed())  # none where `watched` was stopped
         try:
             walk.begin()  # copies are under way while the module's tensors are re-pointed
             with self._stage.pointed(kind):
@@ -125,10 +130,8 @@ class Runs:
     def watched(self) -> list[spans.Row]:
         """An eager cold start, timing events round everything. Blocks."""
         stage, device = self._stage, self._device
-        self._drop_hooks()
         try:
-            everywhere = frozenset(range(len(stage.network.layers)))
-            self._hooks = LayerHooks(self._learned, everywhere, stage.network)
+            self._hook(frozenset(range(len(stage.network.layers))))
             marks = Marks(device, stage.compute, list(stage.streams.values()))
             with torch.no_grad(), device.on(stage.compute):
                 self.eager("cold", marks)
@@ -136,3 +139,4 @@ class Runs:
             return marks.rows()
         finally:
             self._drop_hooks()
+            self._hook(stage.needed())

@@ -135,6 +135,32 @@ def test_a_place_is_where_others_are_least() -> None:
     assert (shared((0, 5), (3, 9)), shared((0, 3), (3, 9)), shared((4, 6), (0, 9))) == (2, 0, 2)
 
 
+def settling(pool: Pool, one: Toy) -> hwexec.ColdStart:
+    """A module that copies nothing, whose `settle` brings all its weights."""
+    plan = replace(dealt(one, direct=tuple(range(len(one.network.layers)))), chunks=())
+    return planned(one, plan, pool)
+
+
+def started_to_settle_late(a: hwexec.ColdStart, one: Toy, device: CpuDevice) -> None:
+    assert torch.equal(a(*one.inputs), one.answer)
+    device.gate(a._stage.background, 0.05e9)
+
+
+def holds_its_own(b: hwexec.ColdStart, other: Toy, device: CpuDevice) -> None:
+    """Nothing that others left under way lands on its weights."""
+    b(*other.inputs)
+    device.synchronize()
+    assert torch.equal(b.warm(*other.inputs), other.answer)
+
+
+class Stopped(BaseException):
+    """As KeyboardInterrupt, which pytest takes for its own."""
+
+
+def stopped(*_: object, **__: object) -> None:
+    raise Stopped
+
+
 @pytest.mark.parametrize("way", ["cold", "resident", "timeline"])
 @pytest.mark.parametrize("head", [False, True])
 @pytest.mark.parametrize("ordered", [True, False])
@@ -145,16 +171,14 @@ def test_a_place_is_taken_behind_what_is_still_brought_there(
     nobody waits for it."""
     one, other = text(1, "inner", "norm"), text(2, "inner", "bare")
     device = CpuDevice(2, delay_us=0)
-    plan = replace(dealt(one, direct=tuple(range(len(one.network.layers)))), chunks=())
     with pool_of(one, device, times=1.5) as pool:
-        a = planned(one, plan, pool)
+        a = settling(pool, one)
         b = planned(other, ahead(dealt(other)) if head else dealt(other), pool)
         if not ordered:
             take = pool.take
             monkeypatch.setattr(pool, "take", lambda tenant: (take(tenant), [])[1])
         for _ in range(6):  # a head is issued ahead of the rest where nothing seems to be under way
-            assert torch.equal(a(*one.inputs), one.answer)
-            device.gate(a._stage.background, 0.05e9)
+            started_to_settle_late(a, one, device)
             a.settle()
             if way == "timeline":
                 b.timeline()
@@ -183,42 +207,30 @@ def test_what_was_busy_when_a_start_was_refused_is_no_matter_once_it_is_closed(l
         assert torch.equal(a(*one.inputs), one.answer)
 
 
-def settling(device: CpuDevice, pool: Pool, one: Toy) -> hwexec.ColdStart:
-    """A module whose `settle` brings all its weights, late."""
-    plan = replace(dealt(one, direct=tuple(range(len(one.network.layers)))), chunks=())
-    a = planned(one, plan, pool)
-    assert torch.equal(a(*one.inputs), one.answer)
-    device.gate(a._stage.background, 0.05e9)
-    return a
-
-
-def holds_its_own(b: hwexec.ColdStart, other: Toy, device: CpuDevice) -> None:
-    """Nothing that others left under way lands on its weights."""
-    b(*other.inputs)
-    device.synchronize()
-    assert torch.equal(b.warm(*other.inputs), other.answer)
-
-
-class Stopped(BaseException):
-    """As KeyboardInterrupt, which pytest takes for its own."""
-
-
-def stopped(*_: object, **__: object) -> None:
-    raise Stopped
-
-
 def test_a_settle_that_breaks_half_way_lands_on_nobodys_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = text(1, "inner", "norm"), text(2, "inner", "bare")
     device = CpuDevice(2, delay_us=0)
     with pool_of(one, device, times=1.5) as pool:
-        a = settling(device, pool, one)
-        b = planned(other, ahead(dealt(other)), pool)
-        assert torch.equal(a(*one.inputs), one.answer)
-        device.gate(a._stage.background, 0.05e9)
+        a, b = settling(pool, one), planned(other, ahead(dealt(other)), pool)
+        started_to_settle_late(a, one, device)
         with monkeypatch.context() as patch:
             patch.setattr(a._place, "filling", stopped)
             with pytest.raises(Stopped):
                 a.settle()
+        holds_its_own(b, other, device)
+
+
+def test_copies_alone_that_are_stopped_land_on_nobodys_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = text(1, "inner", "norm"), text(2, "inner", "bare")
+    device = CpuDevice(2, delay_us=0)
+    with pool_of(one, device, times=1.5) as pool:
+        a, b = prepared(one, pool), planned(other, ahead(dealt(other)), pool)
+        assert torch.equal(a(*one.inputs), one.answer)
+        device.gate(a._stage.streams["h2d:0"], 0.05e9)
+        with monkeypatch.context() as patch:
+            patch.setattr("hwexec.executor.time_ns", lambda enqueue, *_, **__: (enqueue(), stopped()))
+            with pytest.raises(Stopped):
+                a.copies_alone()
         holds_its_own(b, other, device)
 
 
@@ -228,8 +240,8 @@ def test_a_close_that_is_interrupted_leaves_a_place_to_be_taken_behind_what_is_t
     one, other = text(1, "inner", "norm"), text(2, "inner", "bare")
     device = CpuDevice(2, delay_us=0)
     with pool_of(one, device, times=1.5) as pool:
-        b = planned(other, ahead(dealt(other)), pool)
-        a = settling(device, pool, one)
+        a, b = settling(pool, one), planned(other, ahead(dealt(other)), pool)
+        started_to_settle_late(a, one, device)
         a.settle()
         stream = a._stage.background
         with monkeypatch.context() as patch:
@@ -245,8 +257,8 @@ def test_one_that_is_let_go_of_while_it_settles_is_waited_for() -> None:
     one, other = text(1, "inner", "norm"), text(2, "inner", "bare")
     device = CpuDevice(2, delay_us=0)
     with pool_of(one, device, times=1.5) as pool:
-        b = planned(other, ahead(dealt(other)), pool)
-        a = settling(device, pool, one)
+        a, b = settling(pool, one), planned(other, ahead(dealt(other)), pool)
+        started_to_settle_late(a, one, device)
         background = a._stage.background  # its thread goes on, as a GPU does
         opened = threading.Event()
         background.raw.queue.put(opened.wait)
@@ -372,24 +384,16 @@ def test_a_start_that_is_stopped_before_it_begins_leaves_the_next_to_come_behind
 ) -> None:
     one, other = text(1, "inner", "norm"), text(2, "inner", "bare")
     device = CpuDevice(2, delay_us=0)
-    plan = replace(dealt(one, direct=tuple(range(len(one.network.layers)))), chunks=())
     with pool_of(one, device, times=1.5) as pool:
-        a, b = planned(one, plan, pool), planned(other, ahead(dealt(other)), pool)
-        assert torch.equal(a(*one.inputs), one.answer)
-        device.gate(a._stage.background, 0.05e9)
+        a, b = settling(pool, one), planned(other, ahead(dealt(other)), pool)
+        started_to_settle_late(a, one, device)
         a.settle()
-
-        def stopped(*_: object) -> None:
-            raise KeyboardInterrupt
-
         with monkeypatch.context() as patch:
             patch.setattr(b._inputs, "stage", stopped)
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(Stopped):
                 b(*other.inputs)
         assert (a.hot, b.hot) == (False, False)
-        b(*other.inputs)
-        device.synchronize()
-        assert torch.equal(b.warm(*other.inputs), other.answer)
+        holds_its_own(b, other, device)
 
 
 def test_a_start_in_the_middle_of_anothers_is_refused() -> None:
