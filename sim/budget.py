@@ -53,7 +53,7 @@ def _within(budget_bytes: int, draft: Draft, profile: Profile, host: Host, most:
         peers = [profile.layers[i].peer[j].median_ns for i, j in keys if profile.layers[i].peer]
         cost = sum(peers) / max(1, sizes[storage])
         at_peer = len(draft.paths) > 1 and len(peers) == len(keys) and cost < direct[storage]
-        at_peer = at_peer and sizes[storage] <= most
+        at_peer = at_peer and 0 < sizes[storage] <= most  # what has no bytes comes nowhere
         rows.append((cost if at_peer else direct[storage], storage, at_peer))
     heapify(rows)
     ways, crossed = apart(path[:-1] for path in draft.paths if len(path) > 1)

@@ -20,7 +20,7 @@ from sim.errors import InputError
 from sim.files import read_plan, write_host, write_plan, write_profile
 from sim.host import Host
 from sim.memory import HEADROOM_BYTES, activation_bytes
-from sim.network import Network
+from sim.network import Network, Read
 from sim.plan import Access, Chunk, Launch, Plan
 from sim.search import Options, search
 from tests import strategies as some
@@ -106,6 +106,18 @@ def test_a_budget_is_kept_with_what_partners_have_room_for_and_the_rest_in_host_
     large = roomy(machine, 16 * MB, 16 * MB, 16 * MB)
     timings = profile(net, large, direct=10**6, peer=10**5)
     assert len(within(2 * MB + 5000, draft, timings, large).peer) == 8
+
+
+def test_a_storage_without_bytes_stays_at_no_partner() -> None:
+    """No chunk would bring it there, so no partner would hold it."""
+    net = network(1, MB)
+    (empty, whole), (first, second) = net.storages, net.layers
+    empty, first = replace(empty, size_bytes=0), replace(first, reads=(Read(0, 0),))
+    net = replace(net, storages=(empty, whole), layers=(first, second))
+    machine = roomy(host(2), 16 * MB, 16 * MB)
+    timings = profile(net, machine, direct=10**6, peer=0)
+    draft = Draft(Launch.GRAPH, frozenset(), frozenset(), ((0,), (1, 0)))
+    assert within(0, draft, timings, machine).peer == {1}
 
 
 @settings(deadline=None, max_examples=25)
