@@ -38,7 +38,7 @@ from hwexec.verify import as_run
 from sim.baselines import BASELINES, Setting
 from sim.errors import InputError, require
 from sim.files import PlanFile
-from sim.hints import unknown
+from sim.hints import size_words, unknown
 from sim.host import Host
 from sim.models import Built
 from sim.network import Network
@@ -302,26 +302,24 @@ def run_entry(
         match = starts.worst.right(dtype, reference.reproducible)
         bytes_agree = is_warm or moved == plan.copied_bytes
         eager, blank = likeness(reference.tensors, plain), shows_nothing(reference.tensors)
-        note = f"eager: {cold.why_eager}" if cold.why_eager else ""
+        why_eager = f"eager: {cold.why_eager}" if cold.why_eager else ""
         launch = cold.launch
     ran = as_run(plan, launch)
     predicted = None if is_warm else simulate(lower(ran, task.network, task.host), task.profile, detail=False)
     made, apart = len(starts.samples.raw), len(starts.samples.apart)
     fewer = f"those of a row may take {BUDGET_S:g} s together"
-    for said in (
+    kept, repeats = plan.kept_bytes(task.network), reference.reproducible
+    said = (
+        why_eager,
+        f"{size_words(kept)} stay on the GPU between starts" if kept else "",
         pace.fewer_words(made, task.runs, apart, task.runs, fewer),
         scattered,
         pace.apart_words(starts.samples.apart, starts.samples.full_pace),
-    ):
-        note += f"{'; ' if note and said else ''}{said}"
-    if not reference.reproducible:
-        note += f"{'; ' if note else ''}not reproducible, compared within the tolerance of {dtype}"
-    if not bytes_agree:
-        note += f"{'; ' if note else ''}moved {moved} bytes, {plan.copied_bytes} planned"
-    if not eager.within(dtype):
-        note += f"{'; ' if note else ''}resident answer differs from plain PyTorch's"
-    if blank:
-        note += f"{'; ' if note else ''}the answer {blank}"
+        "" if repeats else f"not reproducible, compared within the tolerance of {dtype}",
+        "" if bytes_agree else f"moved {moved} bytes, {plan.copied_bytes} planned",
+        "" if eager.within(dtype) else "resident answer differs from plain PyTorch's",
+        f"the answer {blank}" if blank else "",
+    )
     return Row(
         name=entry.name,
         links=entry.links,
@@ -333,7 +331,7 @@ def run_entry(
         outputs_match=match and bytes_agree and eager.within(dtype) and not blank,
         bit_equal=starts.worst.bit_equal,
         error=starts.worst.error,
-        note=note,
+        note="; ".join(filter(None, said)),
         runs=made,
         asked=task.runs,
         samples_ns=starts.samples.raw if device.figures else (),

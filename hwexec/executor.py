@@ -30,7 +30,7 @@ from hwexec.timing import Samples, time_ns
 from sim.errors import InputError, require
 from sim.hints import first_line
 from sim.ops import Copy
-from sim.plan import Access, Launch
+from sim.plan import Launch
 from sim.program import Program
 from sim.timeline import Timeline
 
@@ -87,10 +87,6 @@ class ColdStart:
             raise
 
     def _joined(self, pool: Pool) -> Tenant:
-        require(
-            not any(access is Access.RESIDENT for layer in self.plan.access for access in layer),
-            f"plan {self.plan.name!r} holds weights resident, and in a pool others take their place; prepare it without one",
-        )
         tenant = pool.join(self.network.model, self)
         self._stack.callback(pool.leave, tenant)
         return tenant
@@ -229,15 +225,19 @@ class ColdStart:
                 self._place.filling(self._stage.settle(), beside=True)
 
     def evict(self) -> None:
-        """Fill every arena with 0xFF, what the plan holds resident excepted. Blocks. The next start is cold or wrong.
+        """Fill every arena with 0xFF, and bring what the plan keeps between starts anew. Blocks. The next start is cold or wrong.
 
-        In a pool only where its place is still its own: what another has there stays, and nothing is waited for.
+        In a pool only what it keeps, where its place is not its own: what another has there stays, and nothing is waited for.
         """
         with self._place:
             self._open()
             self._place.forget()
-            if self._place.its_own:
+            its_own = self._place.its_own
+            if its_own:
                 self._stage.poison()
+            self._stage.keep()
+            if its_own:
+                self.device.synchronize()
 
     def timeline(self) -> Timeline:
         """One more cold start, with the last inputs, watched: measured spans of each copy and each layer.

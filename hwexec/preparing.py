@@ -81,8 +81,9 @@ def prepare(
 
 
 def arena_bytes(network: Network, plan: Plan | PlanFile, *, settles: bool = True) -> dict[int, int]:
-    """Bytes of each GPU that a module's arenas take when it is prepared for a plan, such that those of several have room side by
-    side in a `Pool` of their sum. `sim.trace.trace_module(module, inputs).network` is a module's network.
+    """Bytes of each GPU that a module's arenas take of a `Pool` when it is prepared for a plan, such that those of several have
+    room side by side in one of their sum. What the plan keeps between starts lies beside the pool (`plan.kept_bytes(network)`).
+    `sim.trace.trace_module(module, inputs).network` is a module's network.
     """
     _check(
         "network", isinstance(network, Network), network, "a sim.network.Network, as trace_module gives it"
@@ -93,7 +94,8 @@ def arena_bytes(network: Network, plan: Plan | PlanFile, *, settles: bool = True
         [len(accesses) for accesses in plan.access] == [len(layer.reads) for layer in network.layers],
         f"plan {plan.name!r}: made for another network than {network.model}; search one for it",
     )
-    return {gpu: aligned(held.size_bytes) for gpu, held in extents_of(plan, network, settles).items()}
+    extents = extents_of(plan, network, settles, pooled=True)
+    return {gpu: aligned(held.size_bytes) for gpu, held in extents.items()}
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hwexec.bench_record import BenchReport, Row
 from hwexec.limit import Limit
 from hwexec.timing import PAUSE_S, Samples
 from hwexec.verify import IN_PLACE, OpRow, VerifyReport
-from sim.hints import run_words
+from sim.hints import run_words, size_words
 from sim.picture import stream_label
 from sim.report import PREDICTED, mib, ms
 
@@ -49,8 +49,9 @@ def verify_words(report: VerifyReport) -> Iterator[str]:
         same = f"within {report.error_allowed:g}"
     made = report.starts_made or 1 + report.runs + len(report.paused_ns) + len(report.roused_ns)
     read = " (every weight read in place from host memory)" if report.reference == IN_PLACE else ""
+    kept = f", but for {size_words(report.kept_bytes)} that stay on the GPU" if report.kept_bytes else ""
     yield (
-        f"Answers: {made} cold starts (the first untimed) with arenas filled with 0xFF before each; "
+        f"Answers: {made} cold starts (the first untimed) with arenas filled with 0xFF before each{kept}; "
         f"{'equal to' if report.cold_match else 'DIFFERENT from'} the {report.reference} run{read} launched as "
         f"{report.launch}, {same}."
     )

@@ -36,12 +36,28 @@ class Way:
     repoint: Mapping[int, Pairs]
 
 
-def extents_of(plan: Plan, network: Network, settles: bool) -> dict[int, Extents]:
-    """What a plan takes of each GPU: what it brings there, and of the target all where it `settles`."""
-    found = {gpu: Extents.of(plan.holding(gpu, network)) for gpu in plan.gpus}
+def extents_of(plan: Plan, network: Network, settles: bool, *, pooled: bool = False) -> dict[int, Extents]:
+    """What a plan takes of each GPU: what it brings there, and of the target all where it `settles`. Of a `pooled` one, what takes
+    turns: not what the plan keeps."""
+    found = {
+        gpu: Extents.of(plan.crossing(gpu) if pooled else plan.holding(gpu, network)) for gpu in plan.gpus
+    }
     if settles:
-        found[plan.target] = Extents.of([(0, network.arena_bytes)])
+        kept = network.ranges(plan.kept(network)) if pooled else ()
+        rest = _rest(kept, network.arena_bytes)
+        found[plan.target] = Extents.of([*rest, *plan.crossing(plan.target)])
     return found
+
+
+def _rest(ranges: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """What sorted `ranges` leave of so many bytes."""
+    at = 0
+    for start, stop in ranges:
+        if at < start:
+            yield at, start
+        at = stop
+    if at < size:
+        yield at, size
 
 
 def room_for(
@@ -56,6 +72,8 @@ def room_for(
     brought, found = extents_of(plan, network, False), extents_of(plan, network, settles)
     for gpu, extents in found.items():
         beside = beside_bytes(network if gpu == plan.target else None)
+        if pooled and gpu == plan.target:
+            beside += _kept_of(plan, network).size_bytes
         need, least = (beside + (0 if pooled else e.size_bytes) for e in (extents, brought[gpu]))
         memory = device.memory(gpu)
         if need > memory.free_bytes:  # what was let go of may still be held by cycles
@@ -79,12 +97,17 @@ def room_for(
     return found
 
 
+def _kept_of(plan: Plan, network: Network) -> Extents:
+    """What a plan keeps on its target between starts."""
+    return Extents.of(network.ranges(plan.kept(network)))
+
+
 class Stage:
     """Everything a program needs to run on a device. What it takes it notes on `stack`, which gives it back.
 
     `ways`: "cold" is the program, "warm" its layers alone, "in place" its layers with all weights in host memory; where it
     `settles`, "resident" with all of them in the target's arena, which else holds only what the plan brings. Arenas are its own,
-    or a `tenant`'s place in a pool.
+    or a `tenant`'s place in a pool; what the plan keeps between starts lies in the target's arena, or apart from such a place.
     Raises InputError, or the device's `out_of_memory`, where something does not fit.
     """
 
@@ -101,11 +124,13 @@ class Stage:
         self.module, self.program, self.device = module, program, device
         self.plan, self.network = program.plan, program.network
         self.settles = settles
-        self._extents = extents_of(self.plan, self.network, settles)
+        self._pooled = tenant is not None
+        self._extents = extents_of(self.plan, self.network, settles, pooled=self._pooled)
+        self._kept = sorted(self.plan.kept(self.network))
         self.arenas: dict[int, torch.Tensor] = {}
         if tenant is not None:
             self.arenas.update(tenant.allot({gpu: held.size_bytes for gpu, held in self._extents.items()}))
-        room_for(self.plan, self.network, device, settles=settles, pooled=tenant is not None)
+        room_for(self.plan, self.network, device, settles=settles, pooled=self._pooled)
         self._build(weights, stack)
 
     @property
@@ -130,6 +155,13 @@ class Stage:
         for gpu, extents in self._extents.items():
             if gpu not in self.arenas:
                 self.arenas[gpu] = device.allocate(extents.size_bytes, gpu)
+        self._homes: dict[int, torch.Tensor] = {}
+        stack.callback(self._homes.clear)
+        if self._pooled and self._kept:
+            apart = _kept_of(plan, network)
+            memory = device.allocate(apart.size_bytes, target)
+            for storage in self._kept:
+                self._homes[storage] = apart.slice(memory, *self._span(storage))
         self.streams: dict[str, Stream] = {}
         stack.callback(self._close_streams)
         self.compute = self._stream(f"compute:{target}", target)
@@ -185,8 +217,13 @@ class Stage:
         """A storage's bytes in the target's arena; of -1, none."""
         if storage < 0:
             return self.arena[:0]
+        if storage in self._homes:
+            return self._homes[storage]
+        return self._held(self.plan.target, *self._span(storage))
+
+    def _span(self, storage: int) -> tuple[int, int]:
         start = self.network.offsets[storage]
-        return self._held(self.plan.target, start, start + self.network.storages[storage].size_bytes)
+        return start, start + self.network.storages[storage].size_bytes
 
     def _bring(self, stream: Stream, storages: Iterable[int]) -> None:
         for storage in storages:
@@ -213,23 +250,20 @@ class Stage:
                 return self._home(storage)
             if access is Access.DIRECT:
                 return region(network, in_place, storage)
-            holder, start = plan.holder(network, storage), network.offsets[storage]
+            holder = plan.holder(network, storage)
             if holder is None:
                 raise InputError(f"plan {plan.name!r}: {network.storages[storage].name} is on no partner")
-            return self._peer(holder, start, start + network.storages[storage].size_bytes, target)
+            return self._peer(holder, *self._span(storage), target)
 
         everything = range(-1, len(network.storages))
         # what no layer reads is read in place: right whoever asks
         initial: dict[int, Access] = dict.fromkeys(everything, Access.DIRECT)
         seen: dict[int, Access] = {}
-        kept: set[int] = set()
         repoint: dict[int, Pairs] = {}
         for index, (layer, accesses) in enumerate(zip(network.layers, plan.access, strict=True)):
             changed: list[tuple[torch.Tensor, torch.Tensor]] = []
             for read, access in zip(layer.reads, accesses, strict=True):
-                if access is Access.RESIDENT:
-                    kept.add(read.storage)
-                    access = Access.COPIED
+                access = Access.COPIED if access is Access.RESIDENT else access
                 if read.storage not in seen:
                     initial[read.storage] = access
                 elif seen[read.storage] is not access:
@@ -237,7 +271,6 @@ class Stage:
                 seen[read.storage] = access
             if changed:
                 repoint[index] = changed
-        self._kept = sorted(kept)
         runs = tuple(op for op in self.program.ops if isinstance(op, Run))
         first = [pair for storage, access in initial.items() for pair in at(storage, access)]
         self.in_place = sorted({s for s, access in pairs if s in seen and access is not Access.COPIED})
@@ -312,9 +345,21 @@ class Stage:
 
     def fill(self) -> Event:
         """All weights into the target's arena, ahead of what the compute stream does next; the event is its end."""
-        done = self._beside(lambda: self.device.copy(self.background, self.arena, self.host.tensor))
+        done = self._beside(self._bring_all)
         self.device.wait(self.compute, done)
         return done
+
+    def _bring_all(self) -> None:
+        for start, stop, at in self._extents[self.plan.target].rows:
+            self.device.copy(
+                self.background, self.arena[at : at + stop - start], self.host.tensor[start:stop]
+            )
+        self._bring(self.background, self._homes)
+
+    def keep(self) -> None:
+        """What the plan keeps between starts to the target once more, ahead of what the compute stream does next."""
+        if self._kept:
+            self.device.wait(self.compute, self._beside(lambda: self._bring(self.background, self._kept)))
 
     def settle(self) -> Event:
         """What the plan reads in place into the target's arena, in the background; the event is its end."""
@@ -346,13 +391,11 @@ class Stage:
         return found[0], found[1]
 
     def poison(self) -> None:
-        """Fill every arena with 0xFF, then bring what the plan holds resident. Blocks."""
+        """Fill every arena with 0xFF, what the plan keeps included. Blocks."""
         device = self.device
         device.synchronize()
         for gpu, arena in self.arenas.items():
             device.fill(next(s for s in self.streams.values() if s.gpu == gpu), arena, POISON)
-        device.synchronize()
-        self._bring(self.background, self._kept)
         device.synchronize()
 
 

@@ -142,6 +142,8 @@ class VerifyReport:
     """Whether those of `cold_ns` were made at the core's full pace; false where there were too few of them, and all count."""
     starts_made: int = 0
     """All cold starts whose answers were compared, untimed ones and those of `apart_ns` too; 0 where nobody counted."""
+    kept_bytes: int = 0
+    """Of weights that stay on the target GPU between starts."""
     not_measured: str = ""
     """Why no run with every weight in GPU memory was made, plain PyTorch's included; empty where both were."""
 
@@ -303,6 +305,7 @@ def verify(task: Task, device: Device) -> Verified:
         apart_ns=starts.samples.apart,
         full_pace=starts.samples.full_pace,
         starts_made=starts.made,
+        kept_bytes=task.plan.kept_bytes(task.network),
         not_measured=task.only_planned,
     )
     return Verified(report, timelines)

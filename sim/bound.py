@@ -11,7 +11,8 @@ another on one stream, so before layer l starts, Z's bytes have arrived and the 
     (1)  T >= S + (sum_{s in Z} b_s + sum_{s not in Z} sum_{i < l} f_is) / B + sum_{i >= l} run_i + sum_{s not in Z} x_ls
     (2)  T >= S + sum_i run_i + sum_{s not in Z} sum_{i <= l} x_is                                the compute stream alone
 
-Both hold, so for every a in [0, 1] a (1) + (1 - a) (2) holds, and its smallest value over all Z is found storage by storage:
+What stays on the target between starts costs neither bytes nor time. Both hold, so for every a in [0, 1]
+a (1) + (1 - a) (2) holds, and its smallest value over all Z is found storage by storage:
 
     T >= S + a sum_{i >= l} run_i + (1 - a) sum_i run_i
            + sum_s min(a b_s / B, a sum_{i < l} f_is / B + a x_ls + (1 - a) sum_{i <= l} x_is)
@@ -35,11 +36,14 @@ _WEIGHTS = tuple(step / 24 for step in range(25))
 """The grid of a."""
 
 
-def bound_ns(profile: Profile, host: Host, gpus: tuple[int, ...]) -> float:
-    """Lowest conceivable makespan in ns of a cold start on `gpus[0]` with the links of all `gpus`."""
+def bound_ns(
+    profile: Profile, host: Host, gpus: tuple[int, ...], kept: frozenset[int] = frozenset()
+) -> float:
+    """Lowest conceivable makespan in ns of a cold start on `gpus[0]` with the links of all `gpus`, of plans that have the
+    storages `kept` there beforehand."""
     costs = host.costs
     in_place = host.rate(host.h2d_route(gpus[0]))
-    work = _work_ns(profile, intake(host, gpus), in_place)
+    work = _work_ns(profile, intake(host, gpus), in_place, kept)
     launch = costs.graph_launch_ns(1)
     first = min(launch, costs.launch_first_ns.value, costs.issue_copy_ns.value)
     graph = costs.start_graph_ns.value + max(first + work, profile.own_launch_ns + launch + profile.warm_ns)
@@ -70,7 +74,7 @@ def intake(host: Host, gpus: tuple[int, ...]) -> float:
     return sum(min(rate, host.bandwidth[link]) for link, rate in behind.items())
 
 
-def _work_ns(profile: Profile, bytes_per_s: float, direct_bytes_per_s: float) -> float:
+def _work_ns(profile: Profile, bytes_per_s: float, direct_bytes_per_s: float, kept: frozenset[int]) -> float:
     """The bound without S."""
     network = profile.network
     per_byte = 1e9 / bytes_per_s
@@ -87,6 +91,8 @@ def _work_ns(profile: Profile, bytes_per_s: float, direct_bytes_per_s: float) ->
             here = summed
             for read, extra in zip(layer.reads, timing.direct, strict=True):
                 s = read.storage
+                if s in kept:
+                    continue
                 copied = a * network.storages[s].size_bytes * per_byte
                 here += min(copied, in_place[s] * weight + extra.median_ns) - share[s]
                 in_place[s] += extra.median_ns

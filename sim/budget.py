@@ -40,7 +40,8 @@ def _within(budget_bytes: int, draft: Draft, profile: Profile, host: Host, most:
     by_storage: dict[int, list[ReadKey]] = {}
     for i, layer in enumerate(network.layers):
         for j, read in enumerate(layer.reads):
-            by_storage.setdefault(read.storage, []).append((i, j))
+            if read.storage not in draft.kept:
+                by_storage.setdefault(read.storage, []).append((i, j))
     sizes = [storage.size_bytes for storage in network.storages]
     direct = {
         storage: sum(profile.layers[i].direct[j].median_ns for i, j in keys) / max(1, sizes[storage])
@@ -62,6 +63,7 @@ def _within(budget_bytes: int, draft: Draft, profile: Profile, host: Host, most:
     staying = sum(sizes[storage] + PADDING_BYTES for storage in peer)
     largest = max((sizes[storage] + PADDING_BYTES for storage in peer), default=0)
     held = sum(b - a for _, a, b in needed(draft, network))
+    held += sum(b - a for a, b in network.ranges(draft.kept))
     while rows:
         _, storage, at_peer = heappop(rows)
         if at_peer:

@@ -43,6 +43,16 @@ def parse_size(text: str, option: str = "--memory-budget") -> int:
     return size
 
 
+def parse_keep(text: str) -> tuple[int | None, float | None]:
+    """`16MiB`: so many bytes at most. `1.05x`: what a start of so many times a warm run takes. InputError for anything else."""
+    if ratio := re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)x", text.strip(), re.ASCII):
+        return None, float(ratio[1])
+    try:
+        return parse_size(text, "--keep"), None
+    except InputError as error:
+        raise InputError(f"{error}; or so many times a warm run, as 1.05x") from None
+
+
 def parse_gpus(text: str) -> tuple[int, ...]:
     """`0,2`: the target and its partners."""
     parts = [part.strip() for part in text.split(",")]
@@ -116,6 +126,12 @@ _OUTPUTS = _with(
     show_default=True,
     help="Minimise the mean of a cold start and N-1 warm runs.",
 )
+@click.option(
+    "--keep",
+    metavar="SIZE|RATIO",
+    help="Most bytes of weights to keep on the target between starts, as 16MiB; or 1.05x: the least with which a start takes at "
+    "most 1.05 times a warm run.",
+)
 @click.option("--layers", is_flag=True, help="Print what each plan does with each layer.")
 @click.option("--out", metavar="FILE", help="Write the best plan.")
 @_OUTPUTS
@@ -131,6 +147,8 @@ def search(**options: Any) -> None:
         options["memory_budget"] = parse_size(options["memory_budget"])
     if options["gpus"] is not None:
         options["gpus"] = parse_gpus(options["gpus"])
+    keep = options.pop("keep")
+    options["keep_bytes"], options["keep_ratio"] = (None, None) if keep is None else parse_keep(keep)
     commands.search_plan(commands.SearchCall(**options))
 
 

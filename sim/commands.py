@@ -28,8 +28,10 @@ from sim.listing import host_table, hosts_table, layers_json, layers_table
 from sim.made_for import check_host, check_name, check_network, host_named
 from sim.memory import beside_bytes, room_bytes
 from sim.names import known_models
+from sim.network import Network
 from sim.output import check_outputs, write_file
 from sim.picture import check_format, chrome_trace, picture
+from sim.plan import Plan
 from sim.profile import Profile
 from sim.program import lower
 from sim.provenance import stamp
@@ -63,6 +65,8 @@ class SearchCall:
     gpus: tuple[int, ...] | None
     memory_budget: int | None
     runs: int
+    keep_bytes: int | None
+    keep_ratio: float | None
     layers: bool
     out: str | None
     as_json: bool
@@ -91,7 +95,8 @@ def search_plan(call: SearchCall) -> None:
     inputs = (host_path(call.host), call.profile)
     check_outputs((call.out, call.trace, call.plot), inputs, force=call.force)
     target, *partners = call.gpus or (0,)
-    options = Options(target, None if call.gpus is None else tuple(partners), call.memory_budget, call.runs)
+    over = None if call.gpus is None else tuple(partners)
+    options = Options(target, over, call.memory_budget, call.runs, call.keep_bytes, call.keep_ratio)
     host = find_host(call.host)
     for gpu in call.gpus or ():
         host.gpu(gpu)
@@ -152,7 +157,7 @@ def simulate_plan(call: SimulateCall) -> None:
     with naming(call.plan):
         program = lower(plan, network, host)
     timeline = simulate(program, profile)
-    lowest = bound_ns(profile, host, plan.gpus)
+    lowest = bound_ns(profile, host, plan.gpus, plan.kept(network))
     about = title(profile, host, plan.target)
     _write_timeline(call.trace, call.plot, call.force, timeline, about)
     if call.as_json:
@@ -170,6 +175,7 @@ def simulate_plan(call: SimulateCall) -> None:
                     "latency_ms": timeline.makespan_ns / 1e6,
                     "copied_bytes": plan.copied_bytes,
                     "direct_bytes": plan.direct_bytes(network),
+                    **({"kept_bytes": plan.kept_bytes(network)} if plan.kept(network) else {}),
                     "chunks": len(plan.chunks),
                     "gpus": list(plan.gpus),
                     "launch": plan.launch.value,
@@ -183,12 +189,17 @@ def simulate_plan(call: SimulateCall) -> None:
     show(
         about,
         f"Plan {plan.name} fits its host and network: {len(plan.chunks)} chunks, {mib(plan.copied_bytes)} MiB copied, "
-        f"{mib(plan.direct_bytes(network))} MiB read in place, over GPUs {'+'.join(map(str, plan.gpus))}, {plan.launch.value}.",
-        f"Predicted: {ms(timeline.makespan_ns)} ms, {_against(file, timeline)}; no plan over these GPUs can be under "
-        f"{ms(lowest)} ms.",
+        f"{mib(plan.direct_bytes(network))} MiB read in place, {_kept_words(plan, network)}over GPUs "
+        f"{'+'.join(map(str, plan.gpus))}, {plan.launch.value}.",
+        f"Predicted: {ms(timeline.makespan_ns)} ms, {_against(file, timeline)}; no plan over these GPUs "
+        f"{'that keeps these weights ' if plan.kept(network) else ''}can be under {ms(lowest)} ms.",
         footnote(profile, host, plan),
     )
     _say_written((call.trace, call.plot))
+
+
+def _kept_words(plan: Plan, network: Network) -> str:
+    return f"{mib(plan.kept_bytes(network))} MiB kept between starts, " if plan.kept(network) else ""
 
 
 def _made(file: PlanFile) -> list[str]:

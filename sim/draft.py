@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from sim.host import Host
 from sim.memory import PADDING_BYTES, PartnerRoom, packed_bytes, room_bytes
@@ -30,7 +30,8 @@ EVERY = sys.maxsize
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """`direct` reads happen in place from host memory; storages in `peer` stay on a partner and are read there.
+    """`direct` reads happen in place from host memory; storages in `peer` stay on a partner and are read there, those in `kept`
+    on the target between starts.
 
     `paths` are those chunks may take. Layers wait for `groups` groups of neighbours that are copied, and for one more at each
     gap between them; each group is split among the paths, into parts of at most `part_bytes`. `cuts` are the ranges that come
@@ -49,6 +50,7 @@ class Draft:
     """First layers launched as a graph of their own, where all chunks are issued ahead of the graph."""
     cuts: tuple[Range, ...] | None = None
     """None: not cut yet."""
+    kept: frozenset[int] = frozenset()
 
 
 SMALLEST_CHUNK_BYTES = 64 * 1024
@@ -61,7 +63,9 @@ def plan_of(draft: Draft, network: Network, host: Host, name: str = "best") -> P
     target = draft.paths[0][-1]
     access = tuple(
         tuple(
-            Access.DIRECT
+            Access.RESIDENT
+            if r.storage in draft.kept
+            else Access.DIRECT
             if (i, j) in draft.direct
             else Access.PEER
             if r.storage in draft.peer
@@ -101,6 +105,8 @@ def needed(draft: Draft, network: Network, *, peer: bool = False) -> Iterator[tu
     first: dict[int, int] = {}
     for i, layer in enumerate(network.layers):
         for j, read in enumerate(layer.reads):
+            if read.storage in draft.kept:
+                continue
             if (i, j) not in draft.direct and (read.storage in draft.peer) is peer:
                 first.setdefault(read.storage, i)
     for storage, layer_index in first.items():
@@ -117,7 +123,8 @@ def runs_of(draft: Draft, network: Network) -> list[list[tuple[int, int, int]]]:
 
 def held_bytes(draft: Draft, network: Network) -> int:
     """What the draft takes of the target's memory for weights, wherever they are cut."""
-    return packed_bytes((run[0][1], run[-1][2]) for run in runs_of(draft, network))
+    brought = ((run[0][1], run[-1][2]) for run in runs_of(draft, network))
+    return packed_bytes(chain(brought, network.ranges(draft.kept)))
 
 
 def aligned(at: int) -> int:
@@ -133,8 +140,9 @@ def evenly(piece: Range, count: int) -> Iterator[Range]:
 
 
 def _taken(draft: Draft, network: Network) -> list[Range]:
-    """Arena ranges that no chunk to the target may carry along: storages that stay on a partner."""
-    return sorted((a, b) for _, a, b in needed(draft, network, peer=True)) if draft.peer else []
+    """Arena ranges that no chunk to the target may carry along: storages that stay on a partner, or on the target."""
+    staying = [(a, b) for _, a, b in needed(draft, network, peer=True)] if draft.peer else []
+    return sorted([*staying, *network.ranges(draft.kept)])
 
 
 def _contiguous(wanted: list[tuple[int, int, int]], taken: list[Range]) -> list[list[tuple[int, int, int]]]:

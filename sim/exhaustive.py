@@ -16,16 +16,31 @@ MOST_PLANS = 4000
 
 
 def every_plan(
-    network: Network, host: Host, target: int, partners: tuple[int, ...], fits: Callable[[Plan], bool]
+    network: Network,
+    host: Host,
+    target: int,
+    partners: tuple[int, ...],
+    fits: Callable[[Plan], bool],
+    kept: frozenset[int] = frozenset(),
 ) -> list[Plan] | None:
-    """All plans cut at storage boundaries, None if they are too many. `fits` says which have room.
+    """All plans cut at storage boundaries, None if they are too many. `fits` says which have room; storages in `kept` stay on the
+    target.
 
     All of: each read copied or in place from host memory, the order of storages, which neighbours one chunk joins, the
     path of each chunk (straight, or over one partner), the launch, and a graph's head and opening.
     """
-    keys = [(i, j) for i, layer in enumerate(network.layers) for j in range(len(layer.reads))]
+    keys = [
+        (i, j)
+        for i, layer in enumerate(network.layers)
+        for j, read in enumerate(layer.reads)
+        if read.storage not in kept
+    ]
     paths = [(target,), *((p, target) for p in partners)]
-    copied = sum(1 for s, readers in enumerate(network.readers) if readers and network.storages[s].size_bytes)
+    copied = sum(
+        1
+        for s, readers in enumerate(network.readers)
+        if readers and network.storages[s].size_bytes and s not in kept
+    )
     roughly = 2 ** len(keys)
     for n in range(1, copied + 1):
         roughly *= n * len(paths) * 2
@@ -34,7 +49,7 @@ def every_plan(
     plans: list[Plan] = []
     for chosen in product((False, True), repeat=len(keys)):
         direct = frozenset(k for k, yes in zip(keys, chosen, strict=True) if yes)
-        draft = Draft(Launch.GRAPH, direct, frozenset(), (paths[0],), cuts=())
+        draft = Draft(Launch.GRAPH, direct, frozenset(), (paths[0],), cuts=(), kept=kept)
         access = plan_of(draft, network, host).access
         pieces = [(a, b) for _, a, b in sorted(needed(draft, network))]
         for ranges in _arrangements(pieces):

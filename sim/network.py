@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -112,6 +113,13 @@ class Network:
     def total_bytes(self) -> int:
         """Bytes of all storages, without the arena's padding."""
         return sum(s.size_bytes for s in self.storages)
+
+    def ranges(self, storages: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """Arena ranges of storages that have bytes, in running order."""
+        for at in sorted(storages):
+            start, size = self.offsets[at], self.storages[at].size_bytes
+            if size:
+                yield start, start + size
 
     @cached_property
     def readers(self) -> tuple[tuple[int, ...], ...]:

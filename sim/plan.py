@@ -27,7 +27,7 @@ class Access(StrEnum):
     PEER = "peer-direct"
     """In place from a partner GPU's memory, after the copy to that partner."""
     RESIDENT = "resident"
-    """From the target GPU's memory, there before the request: a warm run."""
+    """From the target GPU's memory, where it stays between starts."""
 
 
 class Launch(StrEnum):
@@ -110,10 +110,14 @@ class Plan:
         """Arena ranges that lie on a GPU as long as the plan does: what crosses it, and on the target what is resident."""
         yield from self.crossing(gpu)
         if gpu == self.target:
-            for storage in sorted(self._reads(network, Access.RESIDENT)):
-                start, size = network.offsets[storage], network.storages[storage].size_bytes
-                if size:
-                    yield start, start + size
+            yield from network.ranges(self.kept(network))
+
+    def kept(self, network: Network) -> frozenset[int]:
+        """Storages that stay on the target between starts."""
+        return frozenset(self._reads(network, Access.RESIDENT))
+
+    def kept_bytes(self, network: Network) -> int:
+        return sum(stop - start for start, stop in network.ranges(self.kept(network)))
 
     def held_bytes(self, network: Network) -> int:
         """The target's memory that `holding` takes, as packed."""

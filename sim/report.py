@@ -11,6 +11,7 @@ from rich.text import Text
 
 from sim.account import Account, account, in_place
 from sim.baselines import Setting, dha, dha_static, published_partner
+from sim.bound import warm_ns
 from sim.catalog import find_host, host_names
 from sim.hints import run_words, size_words
 from sim.host import Host
@@ -128,6 +129,8 @@ def strategy_table(answer: Answer) -> Table:
     ]
     if options.runs > 1:
         columns.insert(2, f"mean of\n{options.runs} ms")
+    if options.keeps:
+        columns.insert(columns.index("chunks"), "kept\nMiB")
     if options.memory_budget_bytes is not None:
         columns.append("held\nMiB")
     for name in columns:
@@ -143,6 +146,7 @@ def strategy_table(answer: Answer) -> Table:
             "" if demand is None else f"{demand.mean_ns / candidate.mean_ns:.2f}x",
             mib(plan.copied_bytes),
             mib(_in_place_bytes(plan, network)),
+            *([mib(plan.kept_bytes(network))] if options.keeps else []),
             str(len(plan.chunks)),
             "+".join(map(str, plan.gpus)),
             plan.launch.value,
@@ -158,6 +162,8 @@ def strategy_table(answer: Answer) -> Table:
 def search_words(answer: Answer) -> tuple[str, ...]:
     """The best plan in two lines, its gap to the bound, what is missing from the table, where the figures come from."""
     lines = [what_it_does(answer), why_faster(answer), gap_words(answer)]
+    if answer.options.keeps:
+        lines.insert(0, kept_words(answer))
     if any(c.settles for c in answer.outcome.strategies):
         lines.append(
             "* copies what it reads in place in the background, after the first answer and before the next run"
@@ -187,18 +193,34 @@ def what_it_does(answer: Answer) -> str:
     return f"Best plan: {', '.join(parts[:-1])} and {parts[-1]}."
 
 
+def kept_words(answer: Answer) -> str:
+    """What stays on the GPU, of how much, and how near to a warm run a start comes by it."""
+    outcome, network, options = answer.outcome, answer.profile.network, answer.options
+    kept, warm = outcome.best.plan.kept_bytes(network), warm_ns(answer.profile, answer.host)
+    of = f"{size_words(kept) if kept else 'nothing'} of {size_words(network.total_bytes)}"
+    ratio = outcome.best.makespan_ns / warm
+    near = f"a start takes {ratio:.2f} times a warm run of {ms(warm)} ms"
+    if options.keep_ratio is not None and ratio > options.keep_ratio:
+        return f"Kept: {of}, all that may be; {near}, not {options.keep_ratio:g}."
+    least = ", the least with which that is reached (to within 1 %)" if options.keep_ratio and kept else ""
+    none = " (what is needed first does not fit)" if options.keep_bytes and not kept else ""
+    return f"Kept: {of}{none}; {near}{least}."
+
+
 def why_faster(answer: Answer) -> str:
-    """Against the fastest published strategy: how much, and which parts of the two timelines make the difference."""
+    """Against the fastest strategy that is published, or keeps nothing: how much, and which parts of the two timelines make the
+    difference."""
     outcome, host = answer.outcome, answer.host
     rivals = outcome.strategies[:-1]
     if not rivals:
         return "Why: no published strategy fits what was asked, so there is nothing to compare it with."
     rival = min(rivals, key=lambda c: c.mean_ns)
+    what = "which keeps nothing" if answer.options.keeps else "the best published strategy"
     ahead = rival.mean_ns - outcome.best.mean_ns
     if ahead <= 1e-6 * rival.mean_ns:
         return f"Why: {rival.name} is as fast, at {ms(rival.mean_ns)} ms; nothing that was tried beats it."
     over = "" if answer.options.runs == 1 else f", in the mean of {answer.options.runs} runs; in the first"
-    head = f"Why: {ms(ahead)} ms faster than {rival.name}, the best published strategy{over}"
+    head = f"Why: {ms(ahead)} ms faster than {rival.name}, {what}{over}"
     new, old = (
         account(outcome.best.plan, host, outcome.best.timeline),
         account(rival.plan, host, rival.timeline),
@@ -255,11 +277,12 @@ def _copy_reasons(new: Account, old: Account) -> Iterator[str]:
 def gap_words(answer: Answer) -> str:
     outcome = answer.outcome
     budget = " (whatever the memory)" if answer.options.memory_budget_bytes is not None else ""
+    keeps = " that keeps these weights" if outcome.best.plan.kept(answer.profile.network) else ""
     exact = (
         "every plan cut between storages was tried" if outcome.exact else f"{outcome.evaluated} plans tried"
     )
     return (
-        f"Bound: no plan on this host with these figures can be under {ms(outcome.bound_ns)} ms{budget}; the best is "
+        f"Bound: no plan{keeps} on this host with these figures can be under {ms(outcome.bound_ns)} ms{budget}; the best is "
         f"{outcome.gap:.1%} over it ({exact}, {outcome.seconds:.2f} s)."
     )
 
@@ -310,7 +333,7 @@ def layer_choices(answer: Answer) -> Iterator[str]:
 def _choice(row: tuple[Access, ...]) -> str:
     marks = {
         Access.COPIED: "O",
-        Access.RESIDENT: "O (resident)",
+        Access.RESIDENT: "O (stays)",
         Access.DIRECT: "X (direct-host-access)",
         Access.PEER: "X (peer-direct-access)",
     }
@@ -324,11 +347,13 @@ def search_json(answer: Answer) -> str:
     """One object: what was asked, then what was found.
 
     `latency_ms` is what was minimised: of one cold start, or with --runs the mean; `cold_ms` is the cold start itself. `gap` is
-    best / bound - 1. `gpus_asked`, target first, and `memory_budget_bytes` are null where nothing was asked.
+    best / bound - 1. `gpus_asked`, target first, and `memory_budget_bytes` are null where nothing was asked. What to keep is there
+    where it was asked, of `keep_bytes` and `keep_ratio` one not null.
     """
     outcome, network, options = answer.outcome, answer.profile.network, answer.options
     gpus = None if options.partners is None else [options.target, *options.partners]
-    best = strategy_object(outcome.best, network)
+    asked = {"keep_bytes": options.keep_bytes, "keep_ratio": options.keep_ratio} if options.keeps else {}
+    best = strategy_object(outcome.best, network, kept=options.keeps)
     return json.dumps(
         {
             "model": network.model,
@@ -340,7 +365,8 @@ def search_json(answer: Answer) -> str:
             "gpus_asked": gpus,
             "memory_budget_bytes": options.memory_budget_bytes,
             "runs": options.runs,
-            "strategies": [strategy_object(c, network) for c in outcome.strategies],
+            **asked,
+            "strategies": [strategy_object(c, network, kept=options.keeps) for c in outcome.strategies],
             "not_shown": dict(outcome.left_out),
             "best": {**best, "launch": outcome.best.plan.launch.value},
             "bound_ms": outcome.bound_ns / 1e6,
@@ -351,7 +377,7 @@ def search_json(answer: Answer) -> str:
     )
 
 
-def strategy_object(candidate: Candidate, network: Network) -> dict[str, object]:
+def strategy_object(candidate: Candidate, network: Network, *, kept: bool) -> dict[str, object]:
     plan = candidate.plan
     return {
         "name": candidate.name,
@@ -359,6 +385,7 @@ def strategy_object(candidate: Candidate, network: Network) -> dict[str, object]
         "cold_ms": candidate.makespan_ns / 1e6,
         "copied_bytes": plan.copied_bytes,
         "direct_bytes": plan.direct_bytes(network),
+        **({"kept_bytes": plan.kept_bytes(network)} if kept else {}),
         "held_bytes": plan.held_bytes(network),
         "chunks": len(plan.chunks),
         "gpus": list(plan.gpus),

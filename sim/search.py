@@ -13,6 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf
 
 from sim.baselines import BASELINES, Setting, published_partner
 from sim.bound import bound_ns, intake, warm_ns
@@ -23,6 +25,7 @@ from sim.errors import require
 from sim.exhaustive import every_plan
 from sim.hints import size_words
 from sim.host import Host
+from sim.keep import least, order, prefixes
 from sim.memory import room_bytes
 from sim.moves import PART_BYTES, VARIATIONS, neighbours
 from sim.network import Network
@@ -56,13 +59,21 @@ class Options:
     """`partners` are the GPUs whose links may be used. None: all; published strategies then take DeepPlan's partner.
 
     `memory_budget_bytes` limits the bytes of weights held on the target; `runs` > 1 minimises the mean of one cold start
-    and runs - 1 warm runs.
+    and runs - 1 warm runs. Weights of at most `keep_bytes` stay on the target between starts, or, with `keep_ratio`, as few as
+    make a start take no longer than so many times a warm run.
     """
 
     target: int = 0
     partners: tuple[int, ...] | None = None
     memory_budget_bytes: int | None = None
     runs: int = 1
+    keep_bytes: int | None = None
+    keep_ratio: float | None = None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it was asked what to keep between starts."""
+        return self.keep_bytes is not None or self.keep_ratio is not None
 
     def __post_init__(self) -> None:
         require(
@@ -71,6 +82,25 @@ class Options:
         require(
             self.memory_budget_bytes is None or self.memory_budget_bytes >= 0,
             f"--memory-budget {self.memory_budget_bytes}: cannot be negative; 0 reads everything in place",
+        )
+        require(
+            self.keep_bytes is None or self.keep_bytes >= 0,
+            f"--keep {self.keep_bytes}: cannot be negative; 0 keeps nothing",
+        )
+        require(
+            self.keep_ratio is None or self.keep_ratio >= 1,
+            f"--keep {self.keep_ratio}x: no start is faster than a warm run; give 1x or more, as 1.05x",
+        )
+        require(
+            self.keep_bytes is None or self.keep_ratio is None,
+            f"--keep {self.keep_bytes} and {self.keep_ratio}x: both cannot be kept to; give one",
+        )
+        require(
+            self.keep_bytes is None
+            or self.memory_budget_bytes is None
+            or self.keep_bytes <= self.memory_budget_bytes,
+            f"--keep {self.keep_bytes}: more than the --memory-budget of {self.memory_budget_bytes} bytes, towards which it "
+            "counts; give at most that",
         )
 
 
@@ -93,6 +123,7 @@ class Candidate:
 class Outcome:
     """`strategies` are the published ones in order, those that fit the options, then the best. `gap` is best / bound - 1.
 
+    Where weights are kept, `best` is the best that keeps them, called "kept", and the last but one the best that keeps none.
     `left_out` says which published strategies are missing, and why.
     """
 
@@ -122,26 +153,48 @@ def search(profile: Profile, host: Host, options: Options) -> Outcome:
         "a target of that kind, or make a host whose first GPU is of the other",
     )
     finder = _Finder(profile, host, options)
-    best, exact = finder.best()
     strategies = [finder.candidate(plan.name, plan) for plan in finder.published]
-    winner = finder.candidate("best", replace(best, name="best"))
-    lowest = bound_ns(profile, host, finder.gpus)
+    strategies.append(winner := finder.winner("best"))
+    if options.keeps:
+        finder = _keeping(finder)
+        strategies.append(winner := finder.winner("kept"))
+    lowest = bound_ns(profile, host, finder.gpus, finder.kept)
     if options.runs > 1:
         lowest = (lowest + (options.runs - 1) * warm_ns(profile, host)) / options.runs
     return Outcome(
         winner,
-        (*strategies, winner),
+        tuple(strategies),
         tuple(finder.left_out),
         lowest,
         winner.mean_ns / lowest - 1 if lowest > 0 else 0.0,
-        exact,
+        finder.best[1],
         finder.scores.evaluated,
         time.perf_counter() - began,
     )
 
 
+def _keeping(bare: _Finder) -> _Finder:
+    """The search among plans that keep what pays, by the best of those that keep nothing."""
+    profile, host, options, network = bare.profile, bare.host, bare.options, bare.network
+    most = inf if bare.budget is None else bare.budget
+    most = most if options.keep_bytes is None else min(most, options.keep_bytes)
+    choices = prefixes(order(bare.best[0], network), network, most)
+
+    def tried(kept: frozenset[int]) -> _Finder:
+        return _Finder(profile, host, options, kept) if kept else bare
+
+    if options.keep_ratio is None:
+        return min((bare, tried(choices[-1])), key=lambda found: found.winner("kept").mean_ns)
+    longest = options.keep_ratio * warm_ns(profile, host)
+    return least(choices, network, tried, lambda found: found.winner("kept").makespan_ns <= longest)
+
+
 class _Finder:
-    def __init__(self, profile: Profile, host: Host, options: Options) -> None:
+    """A search among the plans that keep `kept` on the target between starts."""
+
+    def __init__(
+        self, profile: Profile, host: Host, options: Options, kept: frozenset[int] = frozenset()
+    ) -> None:
         host.gpu(options.target)
         target = options.target
         others = tuple(g.index for g in host.gpus if g.index != target)
@@ -150,7 +203,7 @@ class _Finder:
             require(partner != target, f"GPU {partner} is the target; name other GPUs as partners")
             if not any(onward(host, partner, target, others)):
                 host.peer_route(partner, target)
-        self.profile, self.host, self.options = profile, host, options
+        self.profile, self.host, self.options, self.kept = profile, host, options, kept
         self.network: Network = profile.network
         self.gpus = (target, *others)
         self.paths = paths_of(host, target, others)
@@ -180,6 +233,10 @@ class _Finder:
             if gpu not in used and self.host.reaches(gpu, self.options.target):
                 yield gpu, self.options.target
 
+    def winner(self, name: str) -> Candidate:
+        """The best plan, by that name."""
+        return self.candidate(name, replace(self.best[0], name=name))
+
     def candidate(self, name: str, plan: Plan) -> Candidate:
         score = self.scores.of(plan)
         timeline = self.scores.timelines.get(plan) or simulate(
@@ -189,9 +246,11 @@ class _Finder:
 
     # Where it looks
 
+    @cached_property
     def best(self) -> tuple[Plan, bool]:
         """The best plan found, and whether it is exact."""
-        small = every_plan(self.network, self.host, self.options.target, self.partners, self.scores.fits)
+        target, fits = self.options.target, self.scores.fits
+        small = every_plan(self.network, self.host, target, self.partners, fits, self.kept)
         plans: list[Plan] = [*self.published, *(small or ())]
         best = self._least(plans)
         # where memory is short a partner's may be read, and such plans are not enumerated
@@ -248,6 +307,7 @@ class _Finder:
             (extra.median_ns / max(1.0, self._size((i, j)) * per_byte), i, j)
             for i, timing in enumerate(self.profile.layers)
             for j, extra in enumerate(timing.direct)
+            if self.network.layers[i].reads[j].storage not in self.kept
         ]
         return [(i, j) for _, i, j in sorted(rows)]
 
@@ -279,7 +339,7 @@ class _Finder:
 
     def _all_in_place(self) -> Iterator[Draft]:
         """Nothing held on the target: every read from host memory, or from partners' where that is faster."""
-        every = Draft(Launch.GRAPH, frozenset(self.reads), frozenset(), self.paths[:1])
+        every = Draft(Launch.GRAPH, frozenset(self.reads), frozenset(), self.paths[:1], kept=self.kept)
         yield every
         for count in sorted({2, len(self.paths)} - {1}):
             yield self._fit(replace(every, direct=frozenset(), paths=self.paths[:count]), 0)
@@ -324,7 +384,9 @@ class _Finder:
             drafts = [
                 draft
                 for head in (0, EVERY)
-                for draft in self._likely(Draft(Launch.GRAPH, obvious, frozenset(), paths, head=head))
+                for draft in self._likely(
+                    Draft(Launch.GRAPH, obvious, frozenset(), paths, head=head, kept=self.kept)
+                )
             ]
             best = self._least_draft(drafts[0], drafts)
             if count > 1:

@@ -163,6 +163,7 @@ def plans(draw: st.DrawFn, network: Network, host: Host, launch: Launch | None =
                 able.insert(0, Access.COPIED)
             if bare.holder(network, read.storage) is not None:
                 able.append(Access.PEER)
+            able.append(Access.RESIDENT)
             row.append(draw(st.sampled_from(able)))
         access.append(tuple(row))
     head = draw(st.integers(0, len(chunks))) if launch is Launch.GRAPH else 0

@@ -71,6 +71,20 @@ def test_options_reach_the_search(sim: Sim) -> None:
     assert {tuple(s["gpus"]) for s in alone["strategies"]} == {(0,)}
 
 
+def test_weights_that_stay_are_searched_written_and_predicted_again(sim: Sim, tmp_path: Path) -> None:
+    found = json.loads(sim("search", *HERE, "--json", "--keep", "1.2x", "--out", "kept.yaml").out)
+    best, before = found["best"], found["strategies"][-2]
+    assert (best["name"], before["name"]) == ("kept", "best")
+    assert best["kept_bytes"] > before["kept_bytes"] == 0
+    assert best["cold_ms"] < before["cold_ms"]
+    again = json.loads(sim("simulate", "kept.yaml", *HERE[2:], "--json").out)
+    assert (again["latency_ms"], again["kept_bytes"]) == (best["cold_ms"], best["kept_bytes"])
+    assert again["bound_ms"] <= again["latency_ms"]
+    said = sim("simulate", "kept.yaml", *HERE[2:]).out
+    assert "MiB kept between starts, over GPUs" in said
+    assert "that keeps these weights can be under" in " ".join(said.split())
+
+
 def test_hosts_and_layers_list_what_there_is(sim: Sim) -> None:
     listed = next(line for line in sim("hosts").out.splitlines() if "p3.8xlarge" in line)
     cells = [cell.strip() for cell in listed.split("│")[1:-1]]

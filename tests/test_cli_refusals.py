@@ -46,6 +46,18 @@ def refused(done: Run, says: str, folder: Path) -> None:
         ("--memory-budget 1e9", "must be a size"),
         ("--memory-budget=", "must be a size"),
         ("--memory-budget " + "9" * 50, "larger than any memory"),
+        (
+            "--keep lots",
+            "--keep 'lots': must be a size of 0 or more, as 200MiB, 1.5GiB, 300MB or 200000000 (bytes); or so many "
+            "times a warm run, as 1.05x",
+        ),
+        ("--keep 5", "--keep '5': of which unit? Say 5MiB"),
+        ("--keep -1x", "--keep '-1x': must be a size"),
+        ("--keep 0.5x", "--keep 0.5x: no start is faster than a warm run; give 1x or more"),
+        (
+            "--keep 9MiB --memory-budget 8MiB",
+            "--keep 9437184: more than the --memory-budget of 8388608 bytes, towards which",
+        ),
         ("--gpus 0,,2", "--gpus '0,,2': must be GPU numbers with commas between"),
         ("--gpus a", "must be GPU numbers"),
         ("--gpus -1", "must be GPU numbers"),

@@ -18,6 +18,7 @@ from sim.plan import Launch
 from sim.trace import trace
 from tests import builders
 from tests.test_gpu_executor import MIB, dealt, links_here, same, tensors
+from tests.toys import keeping
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,14 +27,20 @@ pytestmark = [
 MODELS = ("resnet18", "vit_b_16", "hf:bert-base")
 
 
+@pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("links", [1, 2])
 @pytest.mark.parametrize("launch", Launch)
-def test_starts_that_overlap_and_are_not_waited_for_answer_right(launch: Launch, links: int) -> None:
+def test_starts_that_overlap_and_are_not_waited_for_answer_right(
+    launch: Launch, links: int, keeps: bool
+) -> None:
     links_here(links)
     device, host = CudaDevice(), builders.host(max(2, torch.cuda.device_count()))
     built = [build(name, seq=32 if name.startswith("hf") else None) for name in MODELS]
     nets = [trace(b).network for b in built]
     plans = [dealt(net, launch, links, 4 * MIB, direct=(0,)) for net in nets]
+    if keeps:
+        plans = [keeping(net, plan, range(1, 9)) for net, plan in zip(nets, plans, strict=True)]
+        assert all(plan.kept_bytes(net) for plan, net in zip(plans, nets, strict=True))
     if launch is Launch.GRAPH:  # what is issued ahead of all else would land first
         plans[1:] = [replace(plan, head=len(plan.chunks)) for plan in plans[1:]]
     needs = [hwexec.arena_bytes(net, plan) for net, plan in zip(nets, plans, strict=True)]

@@ -133,6 +133,23 @@ def test_a_newcomer_without_a_gpu_verifies_a_plan(hwexec: Hwexec, tmp_path: Path
     assert hwexec("verify", "plan.yaml", "--device", "cpu", "--runs", "1", "--force").code == 0
 
 
+def test_weights_that_stay_are_told_and_not_brought(
+    hwexec: Hwexec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = ["search", "--model", MODEL, "--gpus", "0", "--keep", "1100000", "--out", "kept.yaml"]
+    assert run_command(sim_cli, "sim", search) == 0
+    capsys.readouterr()
+    done = hwexec("verify", "kept.yaml", "--device", "cpu", "--runs", "2")
+    assert (done.code, "Passed." in done.out) == (0, True)
+    said = " ".join(done.out.split())
+    assert "with arenas filled with 0xFF before each, but for 1.0 MiB that stay on the GPU; equal to" in said
+    kept = read_plan("kept.yaml").plan
+    assert f"Bytes: {kept.copied_bytes} left host memory, as planned." in said
+    benched = hwexec("bench", "--model", MODEL, "-e", "best,kept.yaml", "--device", "cpu", "--runs", "2")
+    assert benched.code == 0
+    assert "1.0 MiB stay on the GPU between starts" in " ".join(benched.out.split())
+
+
 def test_with_figures_prediction_and_measurement_stand_side_by_side(
     hwexec: Hwexec, tmp_path: Path, played: Played
 ) -> None:

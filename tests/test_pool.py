@@ -18,7 +18,7 @@ from sim.errors import InputError
 from sim.plan import Access, Chunk, Launch, Plan
 from tests import toys
 from tests.pooling import Owner, ahead, planned, pool_of, prepared, text
-from tests.toys import TWO, Toy, dealt
+from tests.toys import TWO, Toy, dealt, keeping
 
 
 @pytest.mark.parametrize("launch", Launch)
@@ -117,6 +117,8 @@ def test_whatever_they_do_in_turn_answers_are_right_and_warm_runs_are_of_their_o
     size = data.draw(st.integers(largest, total + 1024))
     with Pool({0: size, 1: size}, device) as pool:
         plans = [dealt(m, data.draw(st.sampled_from(Launch))) for m in made]
+        keeps = [data.draw(st.sets(st.integers(0, len(m.network.storages) - 1), max_size=3)) for m in made]
+        plans = [keeping(m.network, plan, kept) for m, plan, kept in zip(made, plans, keeps, strict=True)]
         plans = [ahead(plan) if data.draw(st.booleans()) else plan for plan in plans]
         cold = [planned(m, plan, pool) for m, plan in zip(made, plans, strict=True)]
         for _ in range(12):
@@ -221,11 +223,6 @@ def test_what_a_pool_cannot_hold_is_refused_and_leaves_nothing() -> None:
         with pytest.raises(InputError, match="pool: has 0 bytes of GPU 1"):
             prepared(made, Pool({0: need}, device))
         assert (device.pinned, pool._tenants) == ({}, [])
-        kept = tuple(tuple(Access.RESIDENT for _ in layer.reads) for layer in made.network.layers)
-        with pytest.raises(
-            InputError, match="plan 'kept' holds weights resident, and in a pool others take their place"
-        ):
-            planned(made, Plan("kept", 0, Launch.GRAPH, kept, ()), pool)
         with pytest.raises(InputError, match="device 'cuda': the pool has memory of another"):
             hwexec.prepare(made.module, dealt(made), made.inputs, host=TWO, pool=pool, device="cuda")
         with pytest.raises(InputError, match=r"pool 3 is a int; pass a hwexec\.Pool"):

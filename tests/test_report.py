@@ -74,6 +74,14 @@ BEST = Plan(
 )
 
 
+KEPT = replace(
+    BEST,
+    name="kept",
+    access=((Access.RESIDENT,), (Access.RESIDENT, Access.RESIDENT), *BEST.access[2:]),
+    chunks=BEST.chunks[1:],
+)
+
+
 def slow_in_place(machine: Host) -> Profile:
     """Only layer 5 is worth reading in place."""
     made = profile(NETWORK, machine, run=60_000, direct=900_000, issue=20_000)
@@ -87,7 +95,7 @@ def answer(options: Options | None = None) -> report.Answer:
     options = options or Options()
     made = slow_in_place(MACHINE)
     setting = Setting(made, MACHINE, 0, 2)
-    plans = [b.make(setting) for b in BASELINES] + [BEST]
+    plans = [b.make(setting) for b in BASELINES] + [BEST] + ([KEPT] if options.keeps else [])
     strategies = []
     for plan in plans:
         timeline = timeline_of(plan, NETWORK, MACHINE, made)
@@ -134,6 +142,41 @@ def test_print_with_runs_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     made = answer(Options(runs=4, memory_budget_bytes=14_105_000))
     text = as_text(report.strategy_table(made), *report.search_words(made))
     golden.compare("search_runs_memory", text)
+
+
+def test_print_with_weights_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    made = answer(Options(keep_bytes=2**20))
+    text = as_text(report.strategy_table(made), *report.search_words(made))
+    golden.compare("search_keep", text)
+    layers = list(report.layer_choices(made))
+    assert layers[1].endswith("| O (stays)")
+
+
+@pytest.mark.parametrize(
+    ("options", "plan", "says"),
+    [
+        (Options(keep_ratio=10), KEPT, "N times a warm run of N ms, the least with which that is reached (to within 1 %)."),
+        (Options(keep_ratio=1.05), KEPT, "all that may be; a start takes N times a warm run of N ms, not 1.05."),
+        (Options(keep_ratio=10), BEST, "nothing of 13.5 MiB; a start takes N times a warm run of N ms."),
+        (Options(keep_bytes=5), BEST, "nothing of 13.5 MiB (what is needed first does not fit); a start takes N times "),
+        (Options(keep_bytes=0), BEST, "nothing of 13.5 MiB; a start takes N times a warm run of N ms."),
+    ],
+)  # fmt: skip
+def test_what_stays_is_told_beside_what_it_brings(options: Options, plan: Plan, says: str) -> None:
+    made = answer(options)
+    kept = replace(made.outcome.best, plan=plan)
+    text = report.kept_words(replace(made, outcome=replace(made.outcome, best=kept)))
+    assert text.startswith("Kept: ")
+    assert says in re.sub(r"[0-9.]+ (times|ms)", r"N \1", text)
+
+
+def test_json_says_what_stays_where_it_was_asked() -> None:
+    made = answer(Options(keep_ratio=1.5))
+    found = json.loads(report.search_json(made))
+    assert (found["keep_bytes"], found["keep_ratio"]) == (None, 1.5)
+    assert [s["kept_bytes"] for s in found["strategies"][-2:]] == [0, KEPT.kept_bytes(NETWORK)]
+    assert found["best"]["name"] == "kept"
 
 
 def test_chunks_that_are_issued_ahead_of_the_launch_are_told_with_it(
