@@ -93,6 +93,8 @@ class Task:
     runs: int = 15
     pauses: bool = True
     """Whether warm runs and best plans are started after pauses as well, which takes half a second each."""
+    keep: tuple[int | None, float | None] = (None, None)
+    """What plans called "kept" may keep between starts, as Options.keep_bytes and keep_ratio; (None, None): there are none."""
 
 
 def check_names(names: tuple[str, ...]) -> None:
@@ -102,29 +104,41 @@ def check_names(names: tuple[str, ...]) -> None:
 
 
 def entries(task: Task) -> tuple[list[Entry], list[Waived]]:
-    """Plans in the order asked for, and what this choice of GPUs has no plan for. `best` is one plan per number of links."""
+    """Plans in the order asked for, and what this choice of GPUs has no plan for. `best` is one plan per number of links, and so
+    is `kept`."""
     found: list[Entry] = []
     waived: list[Waived] = []
     target, *partners = task.gpus
     setting = Setting(task.profile, task.host, target, partners[0] if partners else None)
-    if set(task.names) - {"warm"}:  # a plan's own way may go over more GPUs than one
+    if set(task.names) - {"warm"} or task.keep != (
+        None,
+        None,
+    ):  # a plan's own way may go over more GPUs than one
         for partner in partners:
             task.host.peer_route(partner, target)
     for name in task.names:
         if name == "warm":
             found.append(Entry(name, warm_plan(task.network, target), 1))
         elif name == "best":
-            for count in range(len(task.gpus)):
-                outcome = search(task.profile, task.host, Options(target, tuple(partners[:count])))
-                found.append(Entry(name, outcome.best.plan, count + 1))
+            found += _searched(task, name, (None, None))
         else:
             baseline = next(b for b in BASELINES if b.name == name)
             if baseline.relays and not partners:
                 waived.append(Waived(name, "it needs a second GPU; name two, as -d 0 1"))
             else:
                 found.append(Entry(name, plan := baseline.make(setting), lanes(plan)))
+    if task.keep != (None, None):
+        found += _searched(task, "kept", task.keep)
     found += [Entry(f.plan.name, f.plan, lanes(f.plan)) for f in task.plans]
     return found, waived
+
+
+def _searched(task: Task, name: str, keep: tuple[int | None, float | None]) -> Iterator[Entry]:
+    """One plan for each number of links."""
+    target, *partners = task.gpus
+    for count in range(len(task.gpus)):
+        options = Options(target, tuple(partners[:count]), None, 1, *keep)
+        yield Entry(name, search(task.profile, task.host, options).best.plan, count + 1)
 
 
 def lanes(plan: Plan) -> int:
@@ -343,6 +357,7 @@ def run_entry(
         lanes=lanes(plan),
         apart_ns=starts.samples.apart,
         full_pace=starts.samples.full_pace,
+        kept_bytes=0 if is_warm else kept,
         plan=None if is_warm else keep(ran),
     )
 

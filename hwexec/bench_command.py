@@ -34,6 +34,7 @@ class BenchCall:
     gpus: tuple[int, ...] | None
     names: tuple[str, ...]
     files: tuple[str, ...]
+    keep: tuple[int | None, float | None]
     peers: bool
     runs: int
     out: str | None
@@ -65,6 +66,7 @@ def run_bench(call: BenchCall) -> int:
             gpus=gpus,
             names=call.names,
             plans=files,
+            keep=call.keep,
             peers=call.peers,
             provenance=commands.made(
                 device, host, gpus[0], (*inputs, *commands.inputs(host, trace.network, call.profile))
@@ -95,7 +97,7 @@ def told_apart(
     names: tuple[str, ...], paths: tuple[str, ...], files: tuple[PlanFile, ...]
 ) -> tuple[PlanFile, ...]:
     """Plans whose name another row has as well go by their path: most searched ones are called best."""
-    taken = ["warm", *names, *(file.plan.name for file in files)]
+    taken = ["warm", "kept", *names, *(file.plan.name for file in files)]
     return tuple(
         file
         if taken.count(name := file.plan.name) == 1

@@ -13,7 +13,7 @@ from sim.profile import ProfileKind, Provenance
 
 def labelled(name: str, links: int) -> str:
     """A row's name, where the best plans are told apart by what they may use."""
-    return f"best over {links}" if name == "best" else name
+    return f"{name} over {links}" if name in ("best", "kept") else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,8 @@ class Row:
     """Further starts, which do not count: others slowed the host's core when they were made."""
     full_pace: bool = True
     """Whether those that count were made at the core's full pace; false where there were too few of them, and all count."""
+    kept_bytes: int = 0
+    """Of weights that stay on the target GPU between starts."""
     plan: KeptPlan | None = None
     """As it ran, to be predicted again by other figures; None of a warm run and a peer."""
 
@@ -135,6 +137,13 @@ class BenchReport:
 
     def limit(self, links: int) -> Limit | None:
         return next((limit for limit in self.limits if limit.links == links), None)
+
+    def limit_ns(self, row: Row) -> float | None:
+        """What a row is held against: the limit over its links, but where weights stay on the GPU by the bytes that it copies."""
+        limit = self.limit(row.links)
+        if limit is None or not row.kept_bytes:
+            return None if limit is None else limit.limit_ns
+        return max(self.warm_graph_ns or 0.0, row.copied_bytes / limit.bytes_per_s * 1e9)
 
 
 BENCH = FileKind("bench-report", 2, BenchReport, last="figures")

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from sim.console import run_command
 from sim.errors import InputError, require
 from sim.names import DTYPE_NAMES
+from sim.sizes import parse_keep
 
 _F = TypeVar("_F", bound=Callable[..., int])
 
@@ -135,6 +136,12 @@ def verify(**options: Any) -> int:
 @_DEVICE
 @_HOST
 @_PROFILE
+@click.option(
+    "--keep",
+    metavar="SIZE|RATIO",
+    help="Also run the best plans that keep so many bytes of weights on the target between starts, as 16MiB; or 1.05x: as few as "
+    "make a start take at most 1.05 times a warm run.",
+)
 @click.option("--peers", is_flag=True, help="Also run what a user would run instead.")
 @click.option(
     "--runs",
@@ -160,6 +167,8 @@ def bench(**options: Any) -> int:
     files = (word for word in given if word.endswith((".yaml", ".yml")) or "/" in word)
     options["files"] = tuple(dict.fromkeys(files))
     options["names"] = tuple(dict.fromkeys(word for word in given if word not in options["files"]))
+    keep = options.pop("keep")
+    options["keep"] = (None, None) if keep is None else parse_keep(keep)
     # `hwexec --help` answers without torch
     from hwexec import bench_command  # noqa: PLC0415
     from hwexec.bench import DEFAULT_STRATEGIES  # noqa: PLC0415

@@ -217,9 +217,9 @@ def runs_of(row: Row) -> str:
 
 
 def _row_times(report: BenchReport, row: Row) -> list[str]:
-    samples, limit = Samples(row.samples_ns), report.limit(row.links)
+    samples, limit = Samples(row.samples_ns), report.limit_ns(row)
     average = sum(samples.raw) / len(samples.raw)
-    over = "" if limit is None or row.name == "warm" else f"{samples.median_ns / limit.limit_ns:.3f}x"
+    over = "" if limit is None or row.name == "warm" else f"{samples.median_ns / limit:.3f}x"
     predicted = "" if row.predicted_ns is None else ms(row.predicted_ns)
     return [
         predicted,

@@ -244,6 +244,17 @@ def test_limits_take_the_best_plan_of_as_many_links_or_else_what_layers_read() -
     assert [*bench.limits(net, (1e9,), None, [best])] == []
 
 
+def test_where_weights_stay_a_row_is_held_against_what_it_copies_itself() -> None:
+    kept = replace(ROW, name="kept", copied_bytes=60_940_000, kept_bytes=41_060_000, samples_ns=(1.21e6,) * 3)
+    assert MEASURED.limit_ns(ROW) == 1.841e6
+    assert MEASURED.limit_ns(kept) == pytest.approx(1.1e6)
+    assert MEASURED.limit_ns(replace(kept, links=2)) == 0.91e6, "no start is faster than a warm run"
+    assert MEASURED.limit_ns(replace(kept, links=3)) is None
+    table = as_text(report.bench_table(replace(MEASURED, rows=(*MEASURED.rows, kept))))
+    row = next(line for line in table.splitlines() if line.startswith("│ kept"))
+    assert "1.100x" in row
+
+
 def test_lanes_are_measured_alone_and_at_once_and_leave_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

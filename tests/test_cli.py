@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from sim.catalog import Request, find_host, find_profile, host_names, host_path, obtain_profile
-from sim.cli import parse_gpus, parse_size
+from sim.cli import parse_gpus
 from sim.errors import InputError
 from sim.files import read_host, read_plan
 from sim.output import check_outputs
+from sim.sizes import parse_size
 from tests import golden
 from tests.simming import HERE, MACHINE, NETWORK, Sim, sim_in
 from tests.test_console import PROBE

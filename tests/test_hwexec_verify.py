@@ -145,8 +145,24 @@ def test_weights_that_stay_are_told_and_not_brought(
     assert "with arenas filled with 0xFF before each, but for 1.0 MiB that stay on the GPU; equal to" in said
     kept = read_plan("kept.yaml").plan
     assert f"Bytes: {kept.copied_bytes} left host memory, as planned." in said
-    benched = hwexec("bench", "--model", MODEL, "-e", "best,kept.yaml", "--device", "cpu", "--runs", "2")
+    benched = hwexec(
+        "bench",
+        "--model",
+        MODEL,
+        "-e",
+        "best,kept.yaml",
+        "--keep",
+        "2x",
+        "--device",
+        "cpu",
+        "--runs",
+        "2",
+        "-d",
+        "0,1",
+    )
     assert benched.code == 0
+    assert [f"kept, {n}" in benched.err for n in ("1 link:", "2 links:")] == [True, True]
+    assert "kept (kept.yaml), 1 link: done" in benched.err
     assert "1.0 MiB stay on the GPU between starts" in " ".join(benched.out.split())
 
 
