@@ -268,7 +268,7 @@ def bench_words(report: BenchReport) -> Iterator[str]:
         yield NO_FIGURES
     for row in report.rows:
         if row.note:
-            yield f"{row.name}: {row.note}"
+            yield f"{row.label}: {row.note}"
     yield from (f"waived: {w.name} ({w.reason})" for w in report.waived)
 
 
