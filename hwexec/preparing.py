@@ -22,7 +22,7 @@ from sim.errors import InputError, require
 from sim.files import PlanFile
 from sim.host import Host
 from sim.made_for import check_network, other_host
-from sim.models import DTYPES
+from sim.models import DTYPES, check_shows_operators
 from sim.network import Network, Read, Storage
 from sim.plan import Plan
 from sim.program import Program, lower
@@ -59,6 +59,7 @@ def prepare(
         not module.training,
         f"{name} is in training mode, whose results are not the same twice; call eval() first",
     )
+    check_shows_operators(module, name)
     check_tensors(module)
     check_example(name, args, kwargs)
     file = plan if isinstance(plan, PlanFile) else None

@@ -149,7 +149,7 @@ def _build_factory(recipe: Recipe) -> tuple[nn.Module, tuple[Tensor, ...]]:
             f"model {recipe.name!r}: the factory returned {type(made).__name__}; it must return a torch.nn.Module or a "
             "(module, inputs) tuple"
         )
-    check_not_scripted(made, recipe.name)
+    check_shows_operators(made, recipe.name)
     if not recipe.asked:
         _check_own_dtype(made, recipe.name)
     for key, parameter in made.named_parameters():
@@ -175,14 +175,20 @@ def _check_own_dtype(module: nn.Module, name: str) -> None:
     )
 
 
-def check_not_scripted(module: nn.Module, name: str) -> None:
-    """InputError where a module or a part of it is TorchScript."""
-    scripted = [key or ROOT for key, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)]
-    require(
-        not scripted,
-        f"model {name!r}: module {''.join(scripted[:1])!r} is TorchScript, which shows no operators; give the module that "
-        "it was made from",
-    )
+def check_shows_operators(module: nn.Module, name: str) -> None:
+    """InputError where a module or a part of it runs what cannot be followed operator by operator."""
+    for key, part in module.named_modules():
+        what = ""
+        if isinstance(part, torch.jit.ScriptModule):
+            what = "TorchScript"
+        elif (
+            part._compiled_call_impl is not None or "_orig_mod" in part._modules
+        ):  # Module.compile, torch.compile
+            what = "compiled"
+        require(
+            not what,
+            f"model {name!r}: module {key or ROOT!r} is {what}, which shows no operators; give the module that it was made from",
+        )
 
 
 def _load_factory(name: str) -> Callable[[], object]:

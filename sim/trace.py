@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from sim.errors import InputError
 from sim.hints import error_line
 from sim.meta import away_from, bare, meta_autocast
-from sim.models import DTYPES, Built, build, check_not_scripted
+from sim.models import DTYPES, Built, build, check_shows_operators
 from sim.network import Layer, Network, Read, Storage
 from sim.operators import Op, op_of
 from sim.tracker import ROOT, Call, LayerTracker, Listener, StorageTable
@@ -58,7 +58,7 @@ def trace_module(module: torch.nn.Module, inputs: Any) -> Trace:
     floats = [p.dtype for p in module.parameters() if p.is_floating_point()]
     dtype = next((n for n, d in DTYPES.items() if floats and d is floats[0]), "fp32")
     built = Built(module, args, batch, dtype, None, type(module).__name__, kwargs)
-    check_not_scripted(module, built.name)
+    check_shows_operators(module, built.name)
     for way in (_without_values, _copied):
         try:
             return way(built)
@@ -98,7 +98,7 @@ def trace(built: Built) -> Trace:
     Raises InputError where the module's forward fails, and there names the layer it had reached, or where it is about
     to write one of the module's own tensors.
     """
-    check_not_scripted(built.module, built.name)
+    check_shows_operators(built.module, built.name)
     return _run(built)
 
 

@@ -462,6 +462,23 @@ def test_torchscript_is_refused_in_one_line() -> None:
         trace_of(module, torch.ones(1, 2))
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_compiled_is_refused_in_one_line(inside: bool) -> None:
+    """Its layers would be traced, and another program run."""
+    compiled = torch.compile(nn.Linear(2, 2))
+    module = nn.Sequential(nn.ReLU(), compiled) if inside else compiled
+    where = "1" if inside else "(root)"
+    with pytest.raises(InputError) as refused:
+        trace_module(module, torch.ones(1, 2))
+    assert str(refused.value).endswith(
+        f"module {where!r} is compiled, which shows no operators; give the module that it was made from"
+    )
+    in_place = nn.Linear(2, 2)
+    in_place.compile()
+    with pytest.raises(InputError, match=r"module '\(root\)' is compiled"):
+        trace_module(in_place, torch.ones(1, 2))
+
+
 def test_autocast_on_the_meta_device_is_let_pass() -> None:
     class Switched(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
