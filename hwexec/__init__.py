@@ -6,6 +6,7 @@
         y = cold(*inputs)           # one cold start: every copy of the plan, every layer behind its waits
         y = cold.warm(*inputs)      # weights as the cold start left them: layers read in place still are
         cold.settle()               # bring what is read in place into GPU memory, in the background
+        cold.keep()                 # bring once more what the plan keeps in GPU memory between starts: after a change of weights
         cold.rouse()                # a start is near: host and wires are made ready for it
         cold.evict()                # fill the GPUs' arenas with 0xFF; what follows is cold or wrong
         cold.timeline()             # one more cold start, watched: a measured sim.timeline.Timeline
@@ -24,7 +25,7 @@ host it was made for (`read_host(path)`);
 module if None; `device` is "cuda", "cpu" or a `Device`; `weights` is None (the module's own), a state_dict, or paths of
 safetensors files. With `settles=False` the target GPU holds what the plan brings there and no more, as for a plan made under a
 memory budget, and `settle` and `resident` are refused. With a `pool` its place is there, and others' in turn;
-`arena_bytes(network, plan)` says how much it needs of each GPU.
+`arena_bytes(network, plan)` says how much it needs of each GPU. What the plan keeps between starts is nobody else's.
 Outputs belong to the ColdStart: in graph mode its next start, of whatever kind, overwrites them.
 
 For those who measure (`calibrate`): `CudaDevice` and `CpuDevice` implement `Device` (hwexec/device.py documents every

@@ -16,9 +16,9 @@ from hwexec.core import steady
 from hwexec.device import Device
 from hwexec.executor import ColdStart
 from hwexec.host_memory import memory_error
-from hwexec.kept_plan import keep
 from hwexec.limit import Limit, needed_bytes, pinned_rates, together_rate
 from hwexec.peers import PEERS, Peer, Scene, Snapshot, why
+from hwexec.plan_line import as_line
 from hwexec.preparing import prepare
 from hwexec.starts import (
     PAUSED,
@@ -323,9 +323,12 @@ def run_entry(
     made, apart = len(starts.samples.raw), len(starts.samples.apart)
     fewer = f"those of a row may take {BUDGET_S:g} s together"
     kept, repeats = plan.kept_bytes(task.network), reference.reproducible
+    stays = (
+        f"{size_words(kept)} stay on the GPU between starts; over limit by the bytes that it copies itself"
+    )
     said = (
         why_eager,
-        f"{size_words(kept)} stay on the GPU between starts" if kept else "",
+        stays if kept else "keeps nothing, which was found to be as good" if entry.name == "kept" else "",
         pace.fewer_words(made, task.runs, apart, task.runs, fewer),
         scattered,
         pace.apart_words(starts.samples.apart, starts.samples.full_pace),
@@ -358,7 +361,7 @@ def run_entry(
         apart_ns=starts.samples.apart,
         full_pace=starts.samples.full_pace,
         kept_bytes=0 if is_warm else kept,
-        plan=None if is_warm else keep(ran),
+        plan=None if is_warm else as_line(ran),
     )
 
 

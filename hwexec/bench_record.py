@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hwexec.kept_plan import KeptPlan
 from hwexec.limit import Limit
+from hwexec.plan_line import PlanLine
 from hwexec.verify import OpRow
 from sim.files import FileKind
 from sim.profile import ProfileKind, Provenance
@@ -58,7 +58,7 @@ class Row:
     """Whether those that count were made at the core's full pace; false where there were too few of them, and all count."""
     kept_bytes: int = 0
     """Of weights that stay on the target GPU between starts."""
-    plan: KeptPlan | None = None
+    plan: PlanLine | None = None
     """As it ran, to be predicted again by other figures; None of a warm run and a peer."""
 
     @property

@@ -287,13 +287,10 @@ def _only_planned(call: VerifyCall, plan: Plan, network: Network, device: Device
             return ""
     room_for(plan, network, device, settles=False)
     held, whole = size_words(plan.held_bytes(network)), size_words(network.arena_bytes)
+    holds = f"holds the {held} that the plan brings{' or keeps' if plan.kept(network) else ''}"
     if call.within_budget:
-        return (
-            f"--within-budget: of {whole} of weights GPU {plan.target} holds the {held} that the plan brings"
-        )
-    return (
-        f"GPU {plan.target} has no room for all {whole} of weights and holds the {held} that the plan brings"
-    )
+        return f"--within-budget: of {whole} of weights GPU {plan.target} {holds}"
+    return f"GPU {plan.target} has no room for all {whole} of weights and {holds}"
 
 
 # Where verify writes --------------------------------------------------------------------------------------------------

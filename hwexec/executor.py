@@ -41,9 +41,9 @@ class ColdStart:
     Outputs of graph starts are overwritten by the module's next start, whatever its kind (cold, warm, resident, in place), and
     an output that is a view of a weight as the weight is: clone what must last.
     One thread at a time. In a `Pool` a start takes its place from modules that overlap it, and `hot` says whether what it brought
-    is still there. Between starts the module's tensors are CPU views of the host arena, which a next cold start brings:
-    change them in place (load_state_dict, copy_). Tensors that are replaced (assign=True, `module.fc = ...`), cast (`half()`) or
-    written through `.data` are not seen, and `close` gives the module its own back.
+    is still there. Between starts the module's tensors are CPU views of the host arena, which a next cold start brings, and `keep`
+    what the plan keeps on the GPU: change them in place (load_state_dict, copy_). Tensors that are replaced (assign=True,
+    `module.fc = ...`), cast (`half()`) or written through `.data` are not seen, and `close` gives the module its own back.
     """
 
     def __init__(
@@ -117,6 +117,8 @@ class ColdStart:
             )
             stack.callback(self._rouse.close)
             self.evict()
+            stage.keep()
+            device.synchronize()
 
     @property
     def launch(self) -> Launch:
@@ -225,19 +227,21 @@ class ColdStart:
                 self._place.filling(self._stage.settle(), beside=True)
 
     def evict(self) -> None:
-        """Fill every arena with 0xFF, and bring what the plan keeps between starts anew. Blocks. The next start is cold or wrong.
+        """Fill every arena with 0xFF, but for what the plan keeps between starts. Blocks. The next start is cold or wrong.
 
-        In a pool only what it keeps, where its place is not its own: what another has there stays, and nothing is waited for.
+        In a pool only where its place is still its own: what another has there stays, and nothing is waited for.
         """
         with self._place:
             self._open()
             self._place.forget()
-            its_own = self._place.its_own
-            if its_own:
+            if self._place.its_own:
                 self._stage.poison()
+
+    def keep(self) -> None:
+        """Bring what the plan keeps between starts once more, in the background: no start does. Runs from now on wait for it."""
+        with self._place:
+            self._open()
             self._stage.keep()
-            if its_own:
-                self.device.synchronize()
 
     def timeline(self) -> Timeline:
         """One more cold start, with the last inputs, watched: measured spans of each copy and each layer.

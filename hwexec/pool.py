@@ -107,11 +107,9 @@ class Pool:
             f"pool: {shown(sizes)} says no GPU; pass bytes by GPU, as in {{0: 8 * 2**30}}",
         )
         for gpu, size in sizes.items():
-            for what, number, least in (("GPU", gpu, 0), (f"bytes of GPU {gpu}", size, 1)):
+            for what, number in (("GPU", gpu), (f"bytes of GPU {gpu}", size)):
                 whole = isinstance(number, int) and not isinstance(number, bool)
-                require(
-                    whole and number >= least, f"pool: {what} {number!r}: must be a whole number from {least}"
-                )
+                require(whole and number >= 0, f"pool: {what} {number!r}: must be a whole number from 0")
         self.device = open_device(device, max(sizes) + 1)
         self._own_device = self.device is not device
         self.lock = threading.RLock()

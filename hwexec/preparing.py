@@ -16,7 +16,7 @@ from hwexec.devices import open_device
 from hwexec.executor import ColdStart
 from hwexec.inputs import check_example, shown
 from hwexec.pool import Pool
-from hwexec.stage import extents_of
+from hwexec.stage import layout_of
 from sim.draft import aligned
 from sim.errors import InputError, require
 from sim.files import PlanFile
@@ -82,9 +82,9 @@ def prepare(
 
 
 def arena_bytes(network: Network, plan: Plan | PlanFile, *, settles: bool = True) -> dict[int, int]:
-    """Bytes of each GPU that a module's arenas take of a `Pool` when it is prepared for a plan, such that those of several have
-    room side by side in one of their sum. What the plan keeps between starts lies beside the pool (`plan.kept_bytes(network)`).
-    `sim.trace.trace_module(module, inputs).network` is a module's network.
+    """Bytes of each GPU that a module takes of a `Pool` when it is prepared for a plan; those of several have room side by side in
+    one of their sum. What the plan keeps between starts is not of the pool. `sim.trace.trace_module(module, inputs).network` is a
+    module's network.
     """
     _check(
         "network", isinstance(network, Network), network, "a sim.network.Network, as trace_module gives it"
@@ -95,8 +95,8 @@ def arena_bytes(network: Network, plan: Plan | PlanFile, *, settles: bool = True
         [len(accesses) for accesses in plan.access] == [len(layer.reads) for layer in network.layers],
         f"plan {plan.name!r}: made for another network than {network.model}; search one for it",
     )
-    extents = extents_of(plan, network, settles, pooled=True)
-    return {gpu: aligned(held.size_bytes) for gpu, held in extents.items()}
+    arenas = layout_of(plan, network, settles, pooled=True).arenas
+    return {gpu: aligned(held.size_bytes) for gpu, held in arenas.items()}
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

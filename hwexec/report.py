@@ -157,6 +157,7 @@ def verify_json(report: VerifyReport) -> str:
             "reference": report.reference,
             "not_measured": report.not_measured or None,
             "launch": report.launch,
+            **({"kept_bytes": report.kept_bytes} if report.kept_bytes else {}),
             "planned_bytes": report.planned_bytes,
             "moved_bytes": report.moved_bytes,
             "planned_relay_bytes": report.planned_relay_bytes,
@@ -366,6 +367,7 @@ def bench_json(report: BenchReport) -> str:
                     "runs": row.runs,
                     "runs_asked": row.asked,
                     "copied_bytes": row.copied_bytes,
+                    **({"kept_bytes": row.kept_bytes} if row.kept_bytes else {}),
                     "outputs_match": row.outputs_match,
                     "note": row.note,
                 }

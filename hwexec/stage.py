@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -18,7 +19,7 @@ from hwexec.script import Head, Move, Script
 from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError, require
 from sim.memory import beside_bytes
-from sim.network import Network
+from sim.network import ALIGNMENT_BYTES, Network
 from sim.ops import HOST, Copy, Op, Run, device_of
 from sim.plan import Access, Plan
 from sim.program import Program
@@ -36,45 +37,45 @@ class Way:
     repoint: Mapping[int, Pairs]
 
 
-def extents_of(plan: Plan, network: Network, settles: bool, *, pooled: bool = False) -> dict[int, Extents]:
-    """What a plan takes of each GPU: what it brings there, and of the target all where it `settles`. Of a `pooled` one, what takes
-    turns: not what the plan keeps."""
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which arena bytes lie where: `arenas` by GPU, and `apart` what a plan keeps between starts where its arenas are others' in
+    turn; else that lies in the target's arena, and nothing apart."""
+
+    arenas: Mapping[int, Extents]
+    apart: Extents
+
+
+def layout_of(plan: Plan, network: Network, settles: bool, *, pooled: bool = False) -> Layout:
+    """A GPU's arena has what the plan brings there or keeps there, the target's all where it `settles`."""
+    kept = plan.kept(network) if pooled else frozenset()
     found = {
         gpu: Extents.of(plan.crossing(gpu) if pooled else plan.holding(gpu, network)) for gpu in plan.gpus
     }
     if settles:
-        kept = network.ranges(plan.kept(network)) if pooled else ()
-        rest = _rest(kept, network.arena_bytes)
-        found[plan.target] = Extents.of([*rest, *plan.crossing(plan.target)])
-    return found
-
-
-def _rest(ranges: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
-    """What sorted `ranges` leave of so many bytes."""
-    at = 0
-    for start, stop in ranges:
-        if at < start:
-            yield at, start
-        at = stop
-    if at < size:
-        yield at, size
+        slots = pairwise(network.offsets)
+        others = [slot for storage, slot in enumerate(slots) if storage not in kept]
+        found[plan.target] = Extents.of([*others, *plan.crossing(plan.target)])
+    return Layout(found, Extents.of(network.ranges(kept)))
 
 
 def room_for(
     plan: Plan, network: Network, device: Device, *, settles: bool = True, pooled: bool = False
-) -> Mapping[int, Extents]:
+) -> Layout:
     """What a plan takes of each GPU. InputError where that is not free; of a `pooled` one, what it takes beside its arenas."""
     for gpu in plan.gpus:
         require(
             gpu < device.gpu_count,
             f"plan {plan.name!r} uses GPU {gpu}, but this machine has {device.gpu_count}; search a plan for this host",
         )
-    brought, found = extents_of(plan, network, False), extents_of(plan, network, settles)
-    for gpu, extents in found.items():
+    layout, least_of = layout_of(plan, network, settles, pooled=pooled), layout_of(plan, network, False)
+    for gpu, extents in layout.arenas.items():
         beside = beside_bytes(network if gpu == plan.target else None)
-        if pooled and gpu == plan.target:
-            beside += _kept_of(plan, network).size_bytes
-        need, least = (beside + (0 if pooled else e.size_bytes) for e in (extents, brought[gpu]))
+        if gpu == plan.target:
+            beside += layout.apart.size_bytes
+        need, least = (
+            beside + (0 if pooled else held.size_bytes) for held in (extents, least_of.arenas[gpu])
+        )
         memory = device.memory(gpu)
         if need > memory.free_bytes:  # what was let go of may still be held by cycles
             gc.collect()
@@ -85,7 +86,7 @@ def room_for(
             f"GPU {gpu} ({device.describe(gpu)}) has {memory.free_bytes} of {memory.total_bytes} bytes free, and "
             f"{network.model} needs {need} there; stop what else runs on it, "
             + (
-                "or make a smaller pool"
+                f"or make a smaller pool{_or_keep_less(layout)}"
                 if pooled
                 else f"or prepare it with settles=False, which needs {least} for plan {plan.name!r}"
                 if least < need
@@ -94,12 +95,12 @@ def room_for(
                 else "or take a smaller model"
             ),
         )
-    return found
+    return layout
 
 
-def _kept_of(plan: Plan, network: Network) -> Extents:
-    """What a plan keeps on its target between starts."""
-    return Extents.of(network.ranges(plan.kept(network)))
+def _or_keep_less(layout: Layout) -> str:
+    kept = layout.apart.size_bytes
+    return f", or search a plan that keeps less than its {kept} bytes (--keep)" if kept else ""
 
 
 class Stage:
@@ -124,18 +125,20 @@ class Stage:
         self.module, self.program, self.device = module, program, device
         self.plan, self.network = program.plan, program.network
         self.settles = settles
-        self._pooled = tenant is not None
-        self._extents = extents_of(self.plan, self.network, settles, pooled=self._pooled)
+        pooled = tenant is not None
+        self._layout = layout_of(self.plan, self.network, settles, pooled=pooled)
         self._kept = sorted(self.plan.kept(self.network))
         self.arenas: dict[int, torch.Tensor] = {}
         if tenant is not None:
-            self.arenas.update(tenant.allot({gpu: held.size_bytes for gpu, held in self._extents.items()}))
-        room_for(self.plan, self.network, device, settles=settles, pooled=self._pooled)
+            self.arenas.update(
+                tenant.allot({gpu: held.size_bytes for gpu, held in self._layout.arenas.items()})
+            )
+        room_for(self.plan, self.network, device, settles=settles, pooled=pooled)
         self._build(weights, stack)
 
     @property
     def arena(self) -> torch.Tensor:
-        """The target's: where it settles, every storage at its offset; else what the plan brings, packed."""
+        """The target's, as `layout_of` has it."""
         return self.arenas[self.plan.target]
 
     def _build(self, weights: Weights | None, stack: ExitStack) -> None:
@@ -152,16 +155,13 @@ class Stage:
         for source, destination in sorted((s, d) for s, d in pairs if s is not None):
             device.connect(source, destination)
         stack.callback(self.arenas.clear)
-        for gpu, extents in self._extents.items():
+        for gpu, extents in self._layout.arenas.items():
             if gpu not in self.arenas:
                 self.arenas[gpu] = device.allocate(extents.size_bytes, gpu)
-        self._homes: dict[int, torch.Tensor] = {}
-        stack.callback(self._homes.clear)
-        if self._pooled and self._kept:
-            apart = _kept_of(plan, network)
-            memory = device.allocate(apart.size_bytes, target)
-            for storage in self._kept:
-                self._homes[storage] = apart.slice(memory, *self._span(storage))
+        self._apart: list[torch.Tensor] = []
+        stack.callback(self._apart.clear)
+        if self._layout.apart.size_bytes:
+            self._apart.append(device.allocate(self._layout.apart.size_bytes, target))
         self.streams: dict[str, Stream] = {}
         stack.callback(self._close_streams)
         self.compute = self._stream(f"compute:{target}", target)
@@ -169,7 +169,7 @@ class Stage:
         for op in self.program.ops:
             if op.stream != HOST and op.stream not in self.streams:
                 self._stream(op.stream, device_of(op.stream))
-        for gpu in self._extents.keys() - {stream.gpu for stream in self.streams.values()}:
+        for gpu in self._layout.arenas.keys() - {stream.gpu for stream in self.streams.values()}:
             # what is only pushed to has no stream of its own, but is poisoned as well
             self._stream(f"fill:{gpu}", gpu)
         self._moves: dict[int, Move] = {}
@@ -211,14 +211,14 @@ class Stage:
             yield op, move
 
     def _held(self, gpu: int, start: int, stop: int) -> torch.Tensor:
-        return self._extents[gpu].slice(self.arenas[gpu], start, stop)
+        return self._layout.arenas[gpu].slice(self.arenas[gpu], start, stop)
 
     def _home(self, storage: int) -> torch.Tensor:
-        """A storage's bytes in the target's arena; of -1, none."""
+        """Where a storage's bytes are in the target's memory; of -1, none."""
         if storage < 0:
             return self.arena[:0]
-        if storage in self._homes:
-            return self._homes[storage]
+        if self._apart and storage in self._kept:
+            return self._layout.apart.slice(self._apart[0], *self._span(storage))
         return self._held(self.plan.target, *self._span(storage))
 
     def _span(self, storage: int) -> tuple[int, int]:
@@ -344,20 +344,21 @@ class Stage:
         )
 
     def fill(self) -> Event:
-        """All weights into the target's arena, ahead of what the compute stream does next; the event is its end."""
+        """All weights to the target, ahead of what the compute stream does next; the event is its end."""
         done = self._beside(self._bring_all)
         self.device.wait(self.compute, done)
         return done
 
     def _bring_all(self) -> None:
-        for start, stop, at in self._extents[self.plan.target].rows:
+        for start, stop, at in self._layout.arenas[self.plan.target].rows:
             self.device.copy(
                 self.background, self.arena[at : at + stop - start], self.host.tensor[start:stop]
             )
-        self._bring(self.background, self._homes)
+        if self._apart:
+            self._bring(self.background, self._kept)
 
     def keep(self) -> None:
-        """What the plan keeps between starts to the target once more, ahead of what the compute stream does next."""
+        """What the plan keeps between starts, ahead of what the compute stream does next."""
         if self._kept:
             self.device.wait(self.compute, self._beside(lambda: self._bring(self.background, self._kept)))
 
@@ -391,12 +392,27 @@ class Stage:
         return found[0], found[1]
 
     def poison(self) -> None:
-        """Fill every arena with 0xFF, what the plan keeps included. Blocks."""
-        device = self.device
+        """Fill every arena with 0xFF, but for what the plan keeps between starts. Blocks."""
+        device, target = self.device, self.plan.target
         device.synchronize()
+        kept = () if self._apart else self.network.ranges(self._kept)
+        stays = sorted((self._layout.arenas[target].where(a, b), b - a) for a, b in kept)
         for gpu, arena in self.arenas.items():
-            device.fill(next(s for s in self.streams.values() if s.gpu == gpu), arena, POISON)
+            stream = next(s for s in self.streams.values() if s.gpu == gpu)
+            for start, stop in _between(stays if gpu == target else [], arena.numel()):
+                device.fill(stream, arena[start:stop], POISON)
         device.synchronize()
+
+
+def _between(spans: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """What sorted spans, by start and size, leave of so many bytes, padding between storages aside."""
+    at = 0
+    for start, taken in spans:
+        if start - at >= ALIGNMENT_BYTES:
+            yield at, start
+        at = start + taken
+    if at < size:
+        yield at, size
 
 
 @contextmanager

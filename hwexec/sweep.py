@@ -10,8 +10,8 @@ import torch
 
 from hwexec.bench import Entry, Task, entries, run_entry
 from hwexec.device import Device
-from hwexec.kept_plan import KeptPlan
 from hwexec.peers import Scene, Snapshot
+from hwexec.plan_line import PlanLine
 from hwexec.starts import plain_answer
 from hwexec.timing import Samples
 from sim.baselines import BASELINES
@@ -51,7 +51,7 @@ class Point:
     measured_ns: float | None
     """Median of `samples_ns`."""
     note: str
-    plan: KeptPlan
+    plan: PlanLine
     samples_ns: tuple[float, ...]
     issued_ns: float | None = None
     """Median over the same starts until the host thread had issued all of one; None where nobody looked."""

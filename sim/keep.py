@@ -6,17 +6,21 @@ what is still copied stays neighbours. What a plan reads in place takes little o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate
-from typing import TypeVar
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
-from sim.memory import PADDING_BYTES
+from sim.memory import packed_bytes
 from sim.network import Network
-from sim.plan import Access, Plan
+from sim.plan import Access, Chunk, Plan
 
-T = TypeVar("T")
+Span = tuple[int, int]
+"""First byte and the one behind the last."""
+Kept = frozenset[int]
+"""Storages that stay on the target."""
 CLOSE = 0.01
-"""Of all weights, how near the least that will do is looked for."""
+"""Of all weights, how near the fewest that will do are looked for."""
 
 
 def order(plan: Plan, network: Network) -> list[int]:
@@ -30,38 +34,72 @@ def order(plan: Plan, network: Network) -> list[int]:
     return [*copied, *(storage for storage in others if storage not in copied)]
 
 
-def prefixes(storages: Sequence[int], network: Network, most_bytes: float) -> list[frozenset[int]]:
-    """The first of `storages`, none to all, as many as take no more than `most_bytes` however they are packed."""
-    sizes = [network.storages[at].size_bytes for at in storages]
-    taken = accumulate(size + PADDING_BYTES for size in sizes)
-    count = sum(so_far - PADDING_BYTES <= most_bytes for so_far in taken)
-    return [frozenset(storages[:n]) for n in range(count + 1)]
+def prefixes(storages: Sequence[int], network: Network, most_bytes: float) -> list[Kept]:
+    """The first of `storages`, none to all, as long as they take no more than `most_bytes`, packed."""
+
+    def taken(count: int) -> int:
+        return packed_bytes(network.ranges(storages[:count]))
+
+    count = bisect_right(range(len(storages) + 1), most_bytes, key=taken)
+    return [frozenset(storages[:n]) for n in range(count)]
 
 
-def least(
-    choices: Sequence[frozenset[int]],
-    network: Network,
-    tried: Callable[[frozenset[int]], T],
-    enough: Callable[[T], bool],
-) -> T:
-    """What came of trying the smallest of `choices`, each with the one before it, that is enough, to within `CLOSE`; of the
-    largest, where none is."""
+def fewest(choices: Sequence[Kept], network: Network, enough: Callable[[Kept], bool]) -> Kept | None:
+    """The smallest of `choices`, each with the one before it, that is enough, to within `CLOSE` where more is never worse; None
+    where the largest is not."""
 
     def size(at: int) -> int:
         return sum(stop - start for start, stop in network.ranges(choices[at]))
 
     low, high = 0, len(choices) - 1
-    found = tried(choices[low])
-    if low == high or enough(found):
-        return found
-    found = tried(choices[high])
-    if not enough(found):
-        return found
+    if enough(choices[low]):
+        return choices[low]
+    if not enough(choices[high]):
+        return None
     while high - low > 1 and size(high) - size(low) > CLOSE * network.arena_bytes:
         middle = (low + high) // 2
-        other = tried(choices[middle])
-        if enough(other):
-            high, found = middle, other
+        if enough(choices[middle]):
+            high = middle
         else:
             low = middle
-    return found
+    return choices[high]
+
+
+def keeping(plan: Plan, storages: Iterable[int], network: Network) -> Plan:
+    """The plan with these staying on the target: its chunks bring what else it needs, cut where that begins and ends."""
+    kept = frozenset(storages)
+
+    def how(storage: int, before: Access) -> Access:
+        if storage in kept:
+            return Access.RESIDENT
+        nowhere = before is Access.PEER and not network.storages[storage].size_bytes
+        return Access.DIRECT if nowhere else before
+
+    access = tuple(
+        tuple(how(read.storage, before) for read, before in zip(layer.reads, row, strict=True))
+        for layer, row in zip(network.layers, plan.access, strict=True)
+    )
+    needed = list(
+        network.ranges(at for at, readers in enumerate(network.readers) if readers and at not in kept)
+    )
+    slots = [slot for at, slot in enumerate(pairwise(network.offsets)) if at in kept]
+    pieces = [[p for p in _without(chunk, slots) if _overlaps(p, needed)] for chunk in plan.chunks]
+    chunks = tuple(piece for found in pieces for piece in found)
+    return replace(plan, access=access, chunks=chunks, head=sum(map(len, pieces[: plan.head])))
+
+
+def _without(chunk: Chunk, slots: Iterable[Span]) -> Iterator[Chunk]:
+    """What sorted arena ranges leave of a chunk."""
+    at = chunk.start_bytes
+    for start, stop in slots:
+        low, high = max(start, at), min(stop, chunk.stop_bytes)
+        if low < high:
+            if at < low:
+                yield replace(chunk, start_bytes=at, stop_bytes=low)
+            at = high
+    if at < chunk.stop_bytes:
+        yield replace(chunk, start_bytes=at)
+
+
+def _overlaps(chunk: Chunk, ranges: Iterable[Span]) -> bool:
+    return any(start < chunk.stop_bytes and chunk.start_bytes < stop for start, stop in ranges)

@@ -183,6 +183,11 @@ class Plan:
         self._check_once()
         for ranges in landed.values():
             ranges.sort()
+        if both := self.kept(network) & self._reads(network, Access.COPIED):
+            raise InputError(
+                f"plan {self.name!r}: {network.storages[min(both)].name} is resident for one layer and copied for another; its "
+                "bytes are in one place: make it one or the other"
+            )
         here = landed.get(self.target, [])
         for index, (layer, accesses) in enumerate(zip(network.layers, self.access, strict=True)):
             # a search checks many plans: words are made only for what is wrong

@@ -11,10 +11,10 @@ from rich.text import Text
 
 from sim.account import Account, account, in_place
 from sim.baselines import Setting, dha, dha_static, published_partner
-from sim.bound import warm_ns
 from sim.catalog import find_host, host_names
 from sim.hints import run_words, size_words
 from sim.host import Host
+from sim.keep import order
 from sim.network import Network
 from sim.origins import LAYER_TIMES, MORE, Lever, levers, origins
 from sim.plan import Access, Launch, Plan
@@ -196,26 +196,42 @@ def what_it_does(answer: Answer) -> str:
 def kept_words(answer: Answer) -> str:
     """What stays on the GPU, of how much, and how near to a warm run a start comes by it."""
     outcome, network, options = answer.outcome, answer.profile.network, answer.options
-    kept, warm = outcome.best.plan.kept_bytes(network), warm_ns(answer.profile, answer.host)
+    kept, warm = outcome.best.plan.kept_bytes(network), outcome.warm_ns
     of = f"{size_words(kept) if kept else 'nothing'} of {size_words(network.total_bytes)}"
-    ratio = outcome.best.makespan_ns / warm
-    near = f"a start takes {ratio:.2f} times a warm run of {ms(warm)} ms"
+    ratio = outcome.best.makespan_ns / warm if warm else 1.0
+    near = f"a start takes {ratio:.3f} times a warm run of {ms(warm)} ms"
     if options.keep_ratio is not None and ratio > options.keep_ratio:
-        return f"Kept: {of}, all that may be; {near}, not {options.keep_ratio:g}."
-    least = ", the least with which that is reached (to within 1 %)" if options.keep_ratio and kept else ""
-    none = " (what is needed first does not fit)" if options.keep_bytes and not kept else ""
-    return f"Kept: {of}{none}; {near}{least}."
+        return f"Kept: {of}; {near}, and no plan was found that takes {options.keep_ratio:g} times."
+    fewest = ", and no fewer were found to do for that" if options.keep_ratio and kept else ""
+    return f"Kept: {of}{'' if kept else _why_none(answer)}; {near}{fewest}."
+
+
+def _why_none(answer: Answer) -> str:
+    """Why nothing is kept where something might be, in words; empty where that was asked."""
+    network, most = answer.profile.network, answer.options.keep_bytes
+    if not most or len(answer.outcome.strategies) < 2:
+        return ""
+    first = next(iter(order(answer.outcome.strategies[-2].plan, network)), None)
+    if first is None:
+        return ""
+    size = network.storages[first].size_bytes
+    return (
+        f" (what is needed first takes {size_words(size)})"
+        if size > most
+        else " (so few make no start sooner)"
+    )
 
 
 def why_faster(answer: Answer) -> str:
     """Against the fastest strategy that is published, or keeps nothing: how much, and which parts of the two timelines make the
     difference."""
     outcome, host = answer.outcome, answer.host
-    rivals = outcome.strategies[:-1]
+    kept = bool(outcome.best.plan.kept(answer.profile.network))
+    rivals = outcome.strategies[: -2 if answer.options.keeps and not kept else -1]
     if not rivals:
         return "Why: no published strategy fits what was asked, so there is nothing to compare it with."
-    rival = min(rivals, key=lambda c: c.mean_ns)
-    what = "which keeps nothing" if answer.options.keeps else "the best published strategy"
+    rival = rivals[-1] if kept else min(rivals, key=lambda c: c.mean_ns)
+    what = "which keeps nothing" if kept else "the best published strategy"
     ahead = rival.mean_ns - outcome.best.mean_ns
     if ahead <= 1e-6 * rival.mean_ns:
         return f"Why: {rival.name} is as fast, at {ms(rival.mean_ns)} ms; nothing that was tried beats it."
@@ -249,7 +265,8 @@ def _reasons(new: Account, old: Account, best: Candidate, rival: Candidate) -> I
     if best.plan.launch is Launch.GRAPH and rival.plan.launch is Launch.EAGER:
         chunks = "1 chunk" if best.plan.head == 1 else f"{best.plan.head} chunks"
         graphs = "two graphs" if best.plan.opening else "one graph"
-        ahead = f"{chunks} issued and {graphs} launched in" if best.plan.head else "one graph launch of"
+        alone = f"{graphs} launched in" if best.plan.opening else "one graph launch of"
+        ahead = f"{chunks} issued and {graphs} launched in" if best.plan.head else alone
         how = f" ({ahead} {ms(new.issue_ns)} ms instead of {old.issued} operations issued in {ms(old.issue_ns)} ms)"
     elif new.issued != old.issued:
         how = f" ({new.issued} operations issued instead of {old.issued})"

@@ -20,19 +20,19 @@ from sim.baselines import BASELINES, Setting, published_partner
 from sim.bound import bound_ns, intake, warm_ns
 from sim.budget import within
 from sim.cutting import Cutter
-from sim.draft import EVERY, SMALLEST_CHUNK_BYTES, Draft, Path, ReadKey, onward, paths_of, plan_of
+from sim.draft import EVERY, SMALLEST_CHUNK_BYTES, Draft, Path, ReadKey, held_bytes, onward, paths_of, plan_of
 from sim.errors import require
 from sim.exhaustive import every_plan
 from sim.hints import size_words
 from sim.host import Host
-from sim.keep import least, order, prefixes
+from sim.keep import Kept, fewest, keeping, order, prefixes
 from sim.memory import room_bytes
 from sim.moves import PART_BYTES, VARIATIONS, neighbours
 from sim.network import Network
 from sim.plan import Launch, Plan
 from sim.profile import Profile
 from sim.program import lower
-from sim.score import Scores
+from sim.score import Score, Scores
 from sim.simulate import simulate
 from sim.timeline import Timeline
 
@@ -89,18 +89,23 @@ class Options:
         )
         require(
             self.keep_ratio is None or self.keep_ratio >= 1,
-            f"--keep {self.keep_ratio}x: no start is faster than a warm run; give 1x or more, as 1.05x",
+            f"--keep {self.keep_ratio or 0:g}x: a start that is faster than a warm run is asked; give 1x or more, as 1.05x",
+        )
+        require(
+            self.keep_ratio is None or self.runs == 1,
+            f"--keep {self.keep_ratio or 0:g}x with --runs {self.runs}: the ratio is of one cold start; leave --runs out, or give "
+            "the bytes to keep",
         )
         require(
             self.keep_bytes is None or self.keep_ratio is None,
-            f"--keep {self.keep_bytes} and {self.keep_ratio}x: both cannot be kept to; give one",
+            f"--keep {self.keep_bytes} and {self.keep_ratio or 0:g}x: both cannot be kept to; give one",
         )
         require(
             self.keep_bytes is None
             or self.memory_budget_bytes is None
             or self.keep_bytes <= self.memory_budget_bytes,
-            f"--keep {self.keep_bytes}: more than the --memory-budget of {self.memory_budget_bytes} bytes, towards which it "
-            "counts; give at most that",
+            f"--keep {size_words(self.keep_bytes or 0)}: more than the --memory-budget of "
+            f"{size_words(self.memory_budget_bytes or 0)}, towards which it counts; give at most that",
         )
 
 
@@ -135,6 +140,8 @@ class Outcome:
     exact: bool
     evaluated: int
     seconds: float
+    warm_ns: float
+    """What a warm run takes at least."""
 
 
 def search(profile: Profile, host: Host, options: Options) -> Outcome:
@@ -155,45 +162,64 @@ def search(profile: Profile, host: Host, options: Options) -> Outcome:
     finder = _Finder(profile, host, options)
     strategies = [finder.candidate(plan.name, plan) for plan in finder.published]
     strategies.append(winner := finder.winner("best"))
+    left_out, tried = tuple(finder.left_out), finder.scores.evaluated
+    warm = warm_ns(profile, host)
     if options.keeps:
-        finder = _keeping(finder)
+        finder, tried = _keeping(finder)
         strategies.append(winner := finder.winner("kept"))
     lowest = bound_ns(profile, host, finder.gpus, finder.kept)
     if options.runs > 1:
-        lowest = (lowest + (options.runs - 1) * warm_ns(profile, host)) / options.runs
+        lowest = (lowest + (options.runs - 1) * warm) / options.runs
     return Outcome(
         winner,
         tuple(strategies),
-        tuple(finder.left_out),
+        left_out,
         lowest,
-        winner.mean_ns / lowest - 1 if lowest > 0 else 0.0,
+        max(0.0, winner.mean_ns / lowest - 1) if lowest > 0 else 0.0,
         finder.best[1],
-        finder.scores.evaluated,
+        tried,
         time.perf_counter() - began,
+        warm,
     )
 
 
-def _keeping(bare: _Finder) -> _Finder:
-    """The search among plans that keep what pays, by the best of those that keep nothing."""
-    profile, host, options, network = bare.profile, bare.host, bare.options, bare.network
+def _keeping(bare: _Finder) -> tuple[_Finder, int]:
+    """The search among plans that keep what pays, by the best of those that keep nothing; and how many plans were tried."""
+    options, network = bare.options, bare.network
     most = inf if bare.budget is None else bare.budget
     most = most if options.keep_bytes is None else min(most, options.keep_bytes)
     choices = prefixes(order(bare.best[0], network), network, most)
+    tried: dict[Kept, _Finder] = {frozenset(): bare}
 
-    def tried(kept: frozenset[int]) -> _Finder:
-        return _Finder(profile, host, options, kept) if kept else bare
+    def of(kept: Kept) -> _Finder:
+        if kept not in tried:
+            smaller = max((other for other in tried if other < kept), key=len)
+            known = [keeping(tried[other].best[0], kept, network) for other in {frozenset(), smaller}]
+            tried[kept] = _Finder(bare.profile, bare.host, options, kept, known)
+        return tried[kept]
 
+    found: Kept | None = None
     if options.keep_ratio is None:
-        return min((bare, tried(choices[-1])), key=lambda found: found.winner("kept").mean_ns)
-    longest = options.keep_ratio * warm_ns(profile, host)
-    return least(choices, network, tried, lambda found: found.winner("kept").makespan_ns <= longest)
+        of(choices[-1])
+    else:
+        longest = options.keep_ratio * warm_ns(bare.profile, bare.host)
+        found = fewest(choices, network, lambda kept: of(kept).score.makespan_ns <= longest)
+    best = (
+        tried[found] if found is not None else min(tried.values(), key=lambda finder: finder.score.value_ns)
+    )
+    return best, sum(finder.scores.evaluated for finder in tried.values())
 
 
 class _Finder:
-    """A search among the plans that keep `kept` on the target between starts."""
+    """A search among the plans that keep `kept` on the target between starts, none slower than those that are `known`."""
 
     def __init__(
-        self, profile: Profile, host: Host, options: Options, kept: frozenset[int] = frozenset()
+        self,
+        profile: Profile,
+        host: Host,
+        options: Options,
+        kept: Kept = frozenset(),
+        known: Sequence[Plan] = (),
     ) -> None:
         host.gpu(options.target)
         target = options.target
@@ -218,7 +244,8 @@ class _Finder:
         self.costs: dict[Draft, float] = {}
         self.cutters: dict[tuple[object, ...], Cutter] = {}
         self.left_out: list[tuple[str, str]] = []
-        self.published = tuple(self._published())
+        self.published = () if kept else tuple(self._published())
+        self.known = [*self.published, *filter(self.scores.fits, known)]
         self.reads = self._reads_by_cost()
         self.worth = [key for key in self.reads if self._size(key) >= SMALLEST_CHUNK_BYTES]
         """Those that may gain in place. What is smaller adds nothing to a copy; in place beside copies it took 7 us, which profiles
@@ -232,6 +259,11 @@ class _Finder:
         for gpu in others:
             if gpu not in used and self.host.reaches(gpu, self.options.target):
                 yield gpu, self.options.target
+
+    @property
+    def score(self) -> Score:
+        """Of the best plan."""
+        return self.scores.of(self.best[0])
 
     def winner(self, name: str) -> Candidate:
         """The best plan, by that name."""
@@ -251,7 +283,7 @@ class _Finder:
         """The best plan found, and whether it is exact."""
         target, fits = self.options.target, self.scores.fits
         small = every_plan(self.network, self.host, target, self.partners, fits, self.kept)
-        plans: list[Plan] = [*self.published, *(small or ())]
+        plans: list[Plan] = [*self.known, *(small or ())]
         best = self._least(plans)
         # where memory is short a partner's may be read, and such plans are not enumerated
         peers = (
@@ -260,6 +292,7 @@ class _Finder:
             and any(timing.peer for timing in self.profile.layers)
         )
         exact = small is not None and not peers and all(len(path) <= 2 for path in self.paths)
+        exact = exact and not self.kept  # few are left to copy then, which pays to be cut within
         if not exact or best is None:
             found = self._structured()
             best = found if best is None else self._better(best, found)
@@ -342,7 +375,8 @@ class _Finder:
         every = Draft(Launch.GRAPH, frozenset(self.reads), frozenset(), self.paths[:1], kept=self.kept)
         yield every
         for count in sorted({2, len(self.paths)} - {1}):
-            yield self._fit(replace(every, direct=frozenset(), paths=self.paths[:count]), 0)
+            none = held_bytes(every, self.network)  # but for what is kept
+            yield self._fit(replace(every, direct=frozenset(), paths=self.paths[:count]), none)
 
     def _cut(self, draft: Draft) -> Draft:
         """With its cuts."""

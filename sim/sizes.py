@@ -33,7 +33,7 @@ def parse_size(text: str, option: str = "--memory-budget") -> int:
 
 def parse_keep(text: str) -> tuple[int | None, float | None]:
     """`16MiB`: so many bytes at most. `1.05x`: what a start of so many times a warm run takes. InputError for anything else."""
-    if ratio := re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)x", text.strip(), re.ASCII):
+    if ratio := re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*x", text.strip(), re.ASCII):
         return None, float(ratio[1])
     try:
         return parse_size(text, "--keep"), None

@@ -153,6 +153,7 @@ def plans(draw: st.DrawFn, network: Network, host: Host, launch: Launch | None =
     sync = draw(st.sampled_from(Sync)) if launch is Launch.EAGER else Sync.STREAM
     bare = Plan("bare", target, launch, (), tuple(chunks), sync)
     landed = sorted((c.start_bytes, c.stop_bytes) for c in chunks if c.path[-1] == target)
+    kept = draw(st.sets(st.sampled_from(range(len(network.storages))))) if network.storages else set()
     access = []
     for layer in network.layers:
         row = []
@@ -163,7 +164,8 @@ def plans(draw: st.DrawFn, network: Network, host: Host, launch: Launch | None =
                 able.insert(0, Access.COPIED)
             if bare.holder(network, read.storage) is not None:
                 able.append(Access.PEER)
-            able.append(Access.RESIDENT)
+            if read.storage in kept:
+                able = [Access.DIRECT, Access.RESIDENT]
             row.append(draw(st.sampled_from(able)))
         access.append(tuple(row))
     head = draw(st.integers(0, len(chunks))) if launch is Launch.GRAPH else 0

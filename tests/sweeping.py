@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hwexec import commands, starts
-from hwexec.kept_plan import KeptPlan
+from hwexec.plan_line import PlanLine
 from hwexec.sweep import Point, SweepRecord
 from sim.plan import Launch, Sync
 from sim.profile import Provenance
@@ -28,7 +28,7 @@ def point(
     model: str = "m",
     launch: Launch = Launch.GRAPH,
 ) -> Point:
-    plan = KeptPlan(strategy, 0, launch, Sync.STREAM, 0, "c1", "+1")
+    plan = PlanLine(strategy, 0, launch, Sync.STREAM, 0, "c1", "+1")
     return Point(
         model, "fp32", 1, None, "d", "measured", links, strategy, 0, 1, 1, 0, match, predicted, measured, "", plan, (measured,)
     )  # fmt: skip

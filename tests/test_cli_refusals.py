@@ -53,10 +53,10 @@ def refused(done: Run, says: str, folder: Path) -> None:
         ),
         ("--keep 5", "--keep '5': of which unit? Say 5MiB"),
         ("--keep -1x", "--keep '-1x': must be a size"),
-        ("--keep 0.5x", "--keep 0.5x: no start is faster than a warm run; give 1x or more"),
+        ("--keep 0.5x", "--keep 0.5x: a start that is faster than a warm run is asked; give 1x or more"),
         (
             "--keep 9MiB --memory-budget 8MiB",
-            "--keep 9437184: more than the --memory-budget of 8388608 bytes, towards which",
+            "--keep 9.0 MiB: more than the --memory-budget of 8.0 MiB, towards which",
         ),
         ("--gpus 0,,2", "--gpus '0,,2': must be GPU numbers with commas between"),
         ("--gpus a", "must be GPU numbers"),

@@ -13,12 +13,12 @@ import torch
 
 import hwexec
 from hwexec.cuda import CudaDevice
+from sim.keep import keeping
 from sim.models import build
 from sim.plan import Launch
 from sim.trace import trace
 from tests import builders
 from tests.test_gpu_executor import MIB, dealt, links_here, same, tensors
-from tests.toys import keeping
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,7 +39,7 @@ def test_starts_that_overlap_and_are_not_waited_for_answer_right(
     nets = [trace(b).network for b in built]
     plans = [dealt(net, launch, links, 4 * MIB, direct=(0,)) for net in nets]
     if keeps:
-        plans = [keeping(net, plan, range(1, 9)) for net, plan in zip(nets, plans, strict=True)]
+        plans = [keeping(plan, range(1, 9), net) for net, plan in zip(nets, plans, strict=True)]
         assert all(plan.kept_bytes(net) for plan, net in zip(plans, nets, strict=True))
     if launch is Launch.GRAPH:  # what is issued ahead of all else would land first
         plans[1:] = [replace(plan, head=len(plan.chunks)) for plan in plans[1:]]

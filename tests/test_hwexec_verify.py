@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hwexec import commands, verify
+from hwexec.bench_record import BENCH
 from hwexec.cli import cli, parse_share
 from hwexec.cpu import CpuDevice
 from hwexec.device import Ready, Stream
@@ -145,25 +146,34 @@ def test_weights_that_stay_are_told_and_not_brought(
     assert "with arenas filled with 0xFF before each, but for 1.0 MiB that stay on the GPU; equal to" in said
     kept = read_plan("kept.yaml").plan
     assert f"Bytes: {kept.copied_bytes} left host memory, as planned." in said
-    benched = hwexec(
-        "bench",
-        "--model",
-        MODEL,
-        "-e",
-        "best,kept.yaml",
-        "--keep",
-        "2x",
-        "--device",
-        "cpu",
-        "--runs",
-        "2",
-        "-d",
-        "0,1",
+    short = ("--device", "cpu", "--runs", "1")
+    report = json.loads(hwexec("verify", "kept.yaml", *short, "--force", "--json").out)
+    assert report["kept_bytes"] == 1024 * 1024 + 4096
+    small = hwexec("verify", "kept.yaml", *short, "--force", "--within-budget")
+    assert "that the plan brings or keeps" in " ".join(small.out.split())
+
+
+def test_a_bench_of_plans_that_keep_weights_holds_each_against_what_it_copies(hwexec: Hwexec) -> None:
+    search = ["search", "--model", MODEL, "--gpus", "0", "--keep", "1100000", "--out", "kept.yaml"]
+    assert run_command(sim_cli, "sim", search) == 0
+    asked = ("-e", "best,kept.yaml", "--keep", "2x", "-d", "0,1", "--device", "cpu", "--runs", "1")
+    assert hwexec("bench", "--model", MODEL, *asked, "--out", "b.yaml").code == 0
+    rows = read_record("b.yaml", BENCH).rows
+    assert [(row.label, row.kept_bytes > 0) for row in rows] == [
+        ("warm", False),
+        ("best over 1", False),
+        ("best over 2", False),
+        ("kept over 1", True),
+        ("kept over 2", True),
+        ("kept (kept.yaml)", True),
+    ]
+    assert all(
+        ("stay on the GPU between starts; over limit by" in row.note) == (row.kept_bytes > 0) for row in rows
     )
-    assert benched.code == 0
-    assert [f"kept, {n}" in benched.err for n in ("1 link:", "2 links:")] == [True, True]
-    assert "kept (kept.yaml), 1 link: done" in benched.err
-    assert "1.0 MiB stay on the GPU between starts" in " ".join(benched.out.split())
+    told = json.loads(hwexec("bench", "--model", MODEL, *asked, "--json").out)["results"]
+    assert [row.get("kept_bytes", 0) for row in told] == [row.kept_bytes for row in rows]
+    nothing = hwexec("bench", "--model", MODEL, "-e", "best", "--keep", "0", "--device", "cpu", "--runs", "1")
+    assert "kept over 1: keeps nothing, which was found to be as good" in nothing.out
 
 
 def test_with_figures_prediction_and_measurement_stand_side_by_side(

@@ -44,7 +44,7 @@ def roomy(machine: Host, *rooms: int, runs: Network | None = None, target: int =
 def test_a_plan_counts_what_the_executor_allocates(data: st.DataObject) -> None:
     machine, net = data.draw(some.hosts()), data.draw(some.networks())
     plan = data.draw(some.plans(net, machine))
-    found = room_for(plan, net, CpuDevice(len(machine.gpus)), settles=False)
+    found = room_for(plan, net, CpuDevice(len(machine.gpus)), settles=False).arenas
     assert set(found) == set(plan.gpus)
     assert found[plan.target].size_bytes == plan.held_bytes(net)
     taken = [found[g.index].size_bytes if g.index in found else 0 for g in machine.gpus]
@@ -58,7 +58,7 @@ def test_a_plan_counts_what_the_executor_allocates(data: st.DataObject) -> None:
     need = taken[plan.target] + HEADROOM_BYTES + activation_bytes(net)
     alone = replace(plan, chunks=tuple(c for c in plan.chunks if c.path == (plan.target,)))
     assert room_for(alone, net, CpuDevice(len(machine.gpus), memory_bytes=need), settles=False)
-    whole = room_for(plan, net, CpuDevice(len(machine.gpus)))
+    whole = room_for(plan, net, CpuDevice(len(machine.gpus))).arenas
     assert whole[plan.target].size_bytes == net.arena_bytes
     assert all(whole[gpu] == found[gpu] for gpu in plan.gpus[1:])
 

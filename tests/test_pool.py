@@ -15,10 +15,11 @@ from hwexec.cpu import CpuDevice
 from hwexec.pool import Pool, shared
 from hwexec.rouse import ROUSE_BYTES
 from sim.errors import InputError
+from sim.keep import keeping
 from sim.plan import Access, Chunk, Launch, Plan
 from tests import toys
 from tests.pooling import Owner, ahead, planned, pool_of, prepared, text
-from tests.toys import TWO, Toy, dealt, keeping
+from tests.toys import TWO, Toy, dealt
 
 
 @pytest.mark.parametrize("launch", Launch)
@@ -118,7 +119,7 @@ def test_whatever_they_do_in_turn_answers_are_right_and_warm_runs_are_of_their_o
     with Pool({0: size, 1: size}, device) as pool:
         plans = [dealt(m, data.draw(st.sampled_from(Launch))) for m in made]
         keeps = [data.draw(st.sets(st.integers(0, len(m.network.storages) - 1), max_size=3)) for m in made]
-        plans = [keeping(m.network, plan, kept) for m, plan, kept in zip(made, plans, keeps, strict=True)]
+        plans = [keeping(plan, kept, m.network) for m, plan, kept in zip(made, plans, keeps, strict=True)]
         plans = [ahead(plan) if data.draw(st.booleans()) else plan for plan in plans]
         cold = [planned(m, plan, pool) for m, plan in zip(made, plans, strict=True)]
         for _ in range(12):
@@ -190,8 +191,8 @@ def test_a_thousand_starts_in_turn_leave_memory_where_it_was() -> None:
     [
         ({}, "pool: {} says no GPU; pass bytes by GPU, as in {0: 8 * 2**30}"),
         (2**30, "pool: 1073741824 says no GPU; pass bytes by GPU, as in {0: 8 * 2**30}"),
-        ({0: 0}, "pool: bytes of GPU 0 0: must be a whole number from 1"),
-        ({0: 1.5}, "pool: bytes of GPU 0 1.5: must be a whole number from 1"),
+        ({0: -1}, "pool: bytes of GPU 0 -1: must be a whole number from 0"),
+        ({0: 1.5}, "pool: bytes of GPU 0 1.5: must be a whole number from 0"),
         ({-1: 5}, "pool: GPU -1: must be a whole number from 0"),
         ({4: 5}, "pool: GPU 4 is not there; this machine has 2"),
         ({0: 2**20}, "pool: GPU 0 has 1000 bytes free, not 1048576 "),

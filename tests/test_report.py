@@ -118,6 +118,7 @@ def answer(options: Options | None = None) -> report.Answer:
         exact=False,
         evaluated=42,
         seconds=0.25,
+        warm_ns=made.warm_ns,
     )
     return report.Answer(made, MACHINE, options, outcome)
 
@@ -156,10 +157,11 @@ def test_print_with_weights_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "plan", "says"),
     [
-        (Options(keep_ratio=10), KEPT, "N times a warm run of N ms, the least with which that is reached (to within 1 %)."),
-        (Options(keep_ratio=1.05), KEPT, "all that may be; a start takes N times a warm run of N ms, not 1.05."),
+        (Options(keep_ratio=10), KEPT, "a start takes N times a warm run of N ms, and no fewer were found to do for that."),
+        (Options(keep_ratio=1.05), KEPT, "a start takes N times a warm run of N ms, and no plan was found that takes N times."),
         (Options(keep_ratio=10), BEST, "nothing of 13.5 MiB; a start takes N times a warm run of N ms."),
-        (Options(keep_bytes=5), BEST, "nothing of 13.5 MiB (what is needed first does not fit); a start takes N times "),
+        (Options(keep_bytes=5), BEST, "nothing of 13.5 MiB (what is needed first takes 97.7 KiB); a start takes N times "),
+        (Options(keep_bytes=2**20), BEST, "nothing of 13.5 MiB (so few make no start sooner); a start takes N times "),
         (Options(keep_bytes=0), BEST, "nothing of 13.5 MiB; a start takes N times a warm run of N ms."),
     ],
 )  # fmt: skip

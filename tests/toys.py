@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
@@ -151,20 +150,6 @@ def dealt(made: Toy, launch: Launch = Launch.GRAPH, links: int = 2, direct: tupl
         for index, layer in enumerate(made.network.layers)
     )
     return Plan("dealt", 0, launch, access, tuple(chunks))
-
-
-def keeping(net: Network, plan: Plan, storages: Iterable[int]) -> Plan:
-    """The same with these staying on the target between starts; chunks of nothing else are left out."""
-    kept = frozenset(storages)
-    access = tuple(
-        tuple(
-            Access.RESIDENT if read.storage in kept else a for read, a in zip(layer.reads, row, strict=True)
-        )
-        for layer, row in zip(net.layers, plan.access, strict=True)
-    )
-    others = list(net.ranges(set(range(len(net.storages))) - kept))
-    chunks = tuple(c for c in plan.chunks if any(a < c.stop_bytes and c.start_bytes < b for a, b in others))
-    return replace(plan, access=access, chunks=chunks, head=min(plan.head, len(chunks)))
 
 
 def cold_start(made: Toy, plan: Plan, device: CpuDevice, host: Host = TWO) -> hwexec.ColdStart:

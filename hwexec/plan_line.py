@@ -16,7 +16,7 @@ _CHUNK = re.compile(r"([0-9]{1,18})?\+([0-9]{1,18})(?:@([0-9]{1,4}(?:>[0-9]{1,4}
 
 
 @dataclass(frozen=True, slots=True)
-class KeptPlan:
+class PlanLine:
     """A plan without its network.
 
     `access`: all reads in order, alike ones counted together; `c4 d1 c12` is four copied, one direct, twelve copied
@@ -51,7 +51,7 @@ class KeptPlan:
         return frozenset({self.target, *(int(gpu) for gpu in paths if gpu)})
 
     def plan(self, network: Network) -> Plan:
-        """The plan that was kept. InputError where its reads are not those of `network`."""
+        """The plan. InputError where its reads are not those of `network`."""
         runs = [(word[0], int(word[1:])) for word in self.access.split()]
         here, there = sum(len(layer.reads) for layer in network.layers), sum(count for _, count in runs)
         require(
@@ -75,7 +75,7 @@ class KeptPlan:
         )
 
 
-def keep(plan: Plan) -> KeptPlan:
+def as_line(plan: Plan) -> PlanLine:
     reads = (_LETTERS[access] for row in plan.access for access in row)
     access = " ".join(f"{letter}{sum(1 for _ in run)}" for letter, run in groupby(reads))
     words = []
@@ -85,6 +85,6 @@ def keep(plan: Plan) -> KeptPlan:
         path = "" if chunk.path == (plan.target,) else "@" + ">".join(map(str, chunk.path))
         words.append(f"{start}+{chunk.size_bytes}{path}")
         stop = chunk.stop_bytes
-    return KeptPlan(
+    return PlanLine(
         plan.name, plan.target, plan.launch, plan.sync, plan.head, access, " ".join(words), plan.opening
     )
