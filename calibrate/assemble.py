@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 
 from calibrate.beside import read_label, together_label
 from calibrate.fit import (
@@ -25,7 +24,7 @@ from calibrate.fit import (
 from calibrate.links import direct_label, h2d_label, p2p_label, peer_read_label
 from calibrate.ranges import difference, middle, widened
 from calibrate.samples import CaseResult, Point
-from calibrate.sharing import shared
+from calibrate.sharing import groups, shared
 from calibrate.topology import nvlink, pcie
 from sim.errors import InputError, require
 from sim.host import Costs, Figure, Gpu, Host, Link, Peer
@@ -339,9 +338,8 @@ class _Assembly:
 
     def shared(self, rates: Sequence[float]) -> list[tuple[str, tuple[int, ...], Figure]]:
         """Names, members and capacities of what GPUs share on their way to host memory."""
-        every = tuple(range(len(self.gpus)))
-        groups = dict.fromkeys((*((gpu,) for gpu in every), *combinations(every, 2), every))
-        counted = {members: total for members in groups if (total := self.total(members)) is not None}
+        every = groups(range(len(self.gpus)))
+        counted = {members: total for members in every if (total := self.total(members)) is not None}
         return [
             (name, members, self.figure(constant, "h2d-together", together_label(members)))
             for name, members, constant in shared(counted, rates)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from itertools import combinations
 
 import torch
 
@@ -25,6 +24,7 @@ from calibrate.bench import (
 )
 from calibrate.links import Enqueue, copies, h2d_label, p2p_label, read_in_place
 from calibrate.samples import Point
+from calibrate.sharing import groups
 from hwexec.arena import HostArena
 from hwexec.device import Device, Ready, Stream
 from hwexec.script import do
@@ -53,7 +53,7 @@ def read_label(what: str, gpu: int) -> str:
 
 
 def h2d_together(bench: Bench) -> tuple[Point, ...]:
-    """Each GPU alone, each pair, and all at once: the time until the last has everything, all bytes counted.
+    """Each GPU alone, and groups of them at once (`groups`): the time until the last has everything, all bytes counted.
 
     Each GPU has bytes of its own, so that host memory is read as often as in a cold start, and so many that the flows' own
     starts and ends are lost among them.
@@ -61,10 +61,6 @@ def h2d_together(bench: Bench) -> tuple[Point, ...]:
     share = bench.effort.largest_bytes // len(bench.gpus)
     chunk = min(BESIDE_BYTES, share)
     count = min(GIB, 4 * bench.effort.largest_bytes) // chunk
-    groups: list[tuple[int, ...]] = [(gpu,) for gpu in bench.gpus]
-    groups += list(combinations(bench.gpus, 2))
-    if len(bench.gpus) > 2:
-        groups.append(tuple(bench.gpus))
     flows = []
     for gpu in bench.gpus:
         bench.poison(gpu)
@@ -73,7 +69,7 @@ def h2d_together(bench: Bench) -> tuple[Point, ...]:
         enqueue = copies(bench, stream, bench.arena(gpu)[:share], own, chunk, count)
         flows.append(Flow(h2d_label(gpu), stream, enqueue, count * chunk))
     found = []
-    for group in groups:
+    for group in groups(bench.gpus):
         points = bench.together([flows[gpu] for gpu in group])
         last = tuple(max(times) for times in zip(*(p.samples_ns for p in points), strict=True))
         found.append(Point(together_label(group), count * chunk, len(group), last))
@@ -208,7 +204,7 @@ def _beside(runs: Runs, device: Device, stream: Stream, rounds: int, size: int) 
 BESIDE_CASES = (
     Case(
         "h2d-together",
-        "all GPUs at once and each pair: what they share",
+        "GPUs at once, in pairs and more: what they share",
         h2d_together,
         several_gpus,
         seconds=2,

@@ -290,9 +290,14 @@ def _ns_per_byte(path: Path, host: Host) -> float:
 
 
 def shares(routes: Sequence[tuple[str, ...]], host: Host) -> list[float]:
-    """Bytes per second of each route with all of them busy: the fullest link is split evenly first, then the next."""
+    """Bytes per second of each route with all of them busy."""
+    return fair(routes, host.bandwidth)
+
+
+def fair(routes: Sequence[tuple[str, ...]], bandwidth: Mapping[str, float]) -> list[float]:
+    """What each route gets of links with these rates: the fullest link is split evenly first, then the next."""
     rates = [0.0] * len(routes)
-    left = dict(host.bandwidth)
+    left = dict(bandwidth)
     still = set(range(len(routes)))
     while still:
         sharers = Counter(link for at in still for link in routes[at])

@@ -8,6 +8,9 @@ import pytest
 
 from calibrate.assemble import GpuFacts, assemble
 from calibrate.samples import CaseResult, Point
+from calibrate.sharing import groups
+from sim.bound import intake
+from sim.draft import shares
 from sim.errors import InputError
 from sim.host import Figure
 
@@ -216,6 +219,39 @@ def test_what_all_share_is_found_though_no_pair_shares_it() -> None:
     assert host.bandwidth["host memory"] == pytest.approx(30e9)
     free = assemble("four", "", facts(4), cases(4, {**pairs, (0, 1, 2, 3): 47.9})).host
     assert {len(g.h2d) for g in free.gpus} == {1}
+
+
+def test_what_three_get_is_less_than_what_all_get_and_more_lanes_are_worth_it() -> None:
+    """Four H100 on one host: two lanes carried 107 GB/s, three 141, all four 162 (results/h100-quad)."""
+    pairs = {(a, b): 23.6 for a in range(4) for b in range(a + 1, 4)}
+    threes = {(a, b, c): 30.8 for a in range(4) for b in range(a + 1, 4) for c in range(b + 1, 4)}
+    host = assemble(
+        "four",
+        "",
+        facts(4),
+        cases(4, {**pairs, **threes, (0, 1, 2, 3): 35.4}, pushed=((1, 0), (2, 0), (3, 0))),
+    ).host
+    assert host.gpus[0].h2d == (
+        "pcie0",
+        "host memory 0+1+2",
+        "host memory 0+1+3",
+        "host memory 0+2+3",
+        "host memory",
+    )
+    for count, carried in ((1, 12e9), (2, 24e9), (3, 30.8e9), (4, 35.4e9)):
+        routes = [host.h2d_route(g) for g in range(count)]
+        assert sum(shares(routes, host)) == pytest.approx(carried, rel=0.001)
+        assert intake(host, tuple(range(count))) >= 0.999 * carried, "a bound"
+    one = assemble("four", "", facts(4), cases(4, {**pairs, **threes})).host
+    assert "host memory" not in one.bandwidth, "what nobody measured is not made up"
+    free = assemble("four", "", facts(4), cases(4, {**pairs, **dict.fromkeys(threes, 35.9)})).host
+    assert {len(g.h2d) for g in free.gpus} == {1}
+
+
+def test_of_many_gpus_pairs_and_all_are_measured() -> None:
+    assert groups((0, 1)) == [(0,), (1,), (0, 1)]
+    assert [len(members) for members in groups(range(4))] == [1] * 4 + [2] * 6 + [3] * 4 + [4]
+    assert [len(members) for members in groups(range(8))] == [1] * 8 + [2] * 28 + [8]
 
 
 def test_three_percent_less_at_once_is_charged_whatever_the_copies_latencies() -> None:
