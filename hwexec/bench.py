@@ -42,10 +42,11 @@ from sim.hints import size_words, unknown
 from sim.host import Host
 from sim.models import Built
 from sim.network import Network
+from sim.options import Options
 from sim.plan import Access, Chunk, Launch, Plan
 from sim.profile import Profile, Provenance
 from sim.program import lower
-from sim.search import Options, search
+from sim.search import search
 from sim.simulate import simulate
 
 DEFAULT_STRATEGIES = ("warm", "demand", "pipeline", "pipeswitch", "dha", "pt", "pt+dha", "best")

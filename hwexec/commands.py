@@ -17,7 +17,7 @@ from hwexec import verify as verifying
 from hwexec.device import Device
 from hwexec.devices import open_device
 from hwexec.host_memory import check_model, memory_error
-from hwexec.stage import room_for
+from hwexec.layout import room_for
 from sim.catalog import (
     DEFAULT_HOST,
     Request,

@@ -15,8 +15,8 @@ from hwexec.device import Device
 from hwexec.devices import open_device
 from hwexec.executor import ColdStart
 from hwexec.inputs import check_example, shown
+from hwexec.layout import layout_of
 from hwexec.pool import Pool
-from hwexec.stage import layout_of
 from sim.draft import aligned
 from sim.errors import InputError, require
 from sim.files import PlanFile

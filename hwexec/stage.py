@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
-from hwexec.arena import Extents, HostArena
+from hwexec.arena import HostArena
 from hwexec.binding import Binding, Weights, load, point, region, slots_of
 from hwexec.device import POISON, Device, Event, Graph, Stream
 from hwexec.hooks import Finder
+from hwexec.layout import layout_of, room_for
 from hwexec.pool import Tenant
 from hwexec.script import Head, Move, Script
 from hwexec.walk import Marks, Pairs, Walk
-from sim.errors import InputError, require
-from sim.memory import beside_bytes
-from sim.network import ALIGNMENT_BYTES, Network
+from sim.errors import InputError
+from sim.network import ALIGNMENT_BYTES
 from sim.ops import HOST, Copy, Op, Run, device_of
-from sim.plan import Access, Plan
+from sim.plan import Access
 from sim.program import Program
 
 COMPARED_BYTES = 64 * 2**20
@@ -35,72 +33,6 @@ class Way:
     ops: tuple[Op, ...]
     initial: Pairs
     repoint: Mapping[int, Pairs]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Which arena bytes lie where: `arenas` by GPU, and `apart` what a plan keeps between starts where its arenas are others' in
-    turn; else that lies in the target's arena, and nothing apart."""
-
-    arenas: Mapping[int, Extents]
-    apart: Extents
-
-
-def layout_of(plan: Plan, network: Network, settles: bool, *, pooled: bool = False) -> Layout:
-    """A GPU's arena has what the plan brings there or keeps there, the target's all where it `settles`."""
-    kept = plan.kept(network) if pooled else frozenset()
-    found = {
-        gpu: Extents.of(plan.crossing(gpu) if pooled else plan.holding(gpu, network)) for gpu in plan.gpus
-    }
-    if settles:
-        slots = pairwise(network.offsets)
-        others = [slot for storage, slot in enumerate(slots) if storage not in kept]
-        found[plan.target] = Extents.of([*others, *plan.crossing(plan.target)])
-    return Layout(found, Extents.of(network.ranges(kept)))
-
-
-def room_for(
-    plan: Plan, network: Network, device: Device, *, settles: bool = True, pooled: bool = False
-) -> Layout:
-    """What a plan takes of each GPU. InputError where that is not free; of a `pooled` one, what it takes beside its arenas."""
-    for gpu in plan.gpus:
-        require(
-            gpu < device.gpu_count,
-            f"plan {plan.name!r} uses GPU {gpu}, but this machine has {device.gpu_count}; search a plan for this host",
-        )
-    layout, least_of = layout_of(plan, network, settles, pooled=pooled), layout_of(plan, network, False)
-    for gpu, extents in layout.arenas.items():
-        beside = beside_bytes(network if gpu == plan.target else None)
-        if gpu == plan.target:
-            beside += layout.apart.size_bytes
-        need, least = (
-            beside + (0 if pooled else held.size_bytes) for held in (extents, least_of.arenas[gpu])
-        )
-        memory = device.memory(gpu)
-        if need > memory.free_bytes:  # what was let go of may still be held by cycles
-            gc.collect()
-            device.trim()
-            memory = device.memory(gpu)
-        require(
-            need <= memory.free_bytes,
-            f"GPU {gpu} ({device.describe(gpu)}) has {memory.free_bytes} of {memory.total_bytes} bytes free, and "
-            f"{network.model} needs {need} there; stop what else runs on it, "
-            + (
-                f"or make a smaller pool{_or_keep_less(layout)}"
-                if pooled
-                else f"or prepare it with settles=False, which needs {least} for plan {plan.name!r}"
-                if least < need
-                else "or search a plan with a smaller --memory-budget"
-                if gpu == plan.target and not settles
-                else "or take a smaller model"
-            ),
-        )
-    return layout
-
-
-def _or_keep_less(layout: Layout) -> str:
-    kept = layout.apart.size_bytes
-    return f", or search a plan that keeps less than its {kept} bytes (--keep)" if kept else ""
 
 
 class Stage:

@@ -24,11 +24,12 @@ from sim.errors import naming, require
 from sim.files import PlanFile, read_plan, write_plan
 from sim.hints import size_words
 from sim.host import Host
-from sim.listing import host_table, hosts_table, layers_json, layers_table
+from sim.listing import host_table, hosts_table, layer_choices, layers_json, layers_table
 from sim.made_for import check_host, check_name, check_network, host_named
 from sim.memory import beside_bytes, room_bytes
 from sim.names import known_models
 from sim.network import Network
+from sim.options import Options
 from sim.output import check_outputs, write_file
 from sim.picture import check_format, chrome_trace, picture
 from sim.plan import Plan
@@ -38,7 +39,6 @@ from sim.provenance import stamp
 from sim.report import (
     Answer,
     footnote,
-    layer_choices,
     mib,
     ms,
     search_json,
@@ -46,7 +46,7 @@ from sim.report import (
     strategy_table,
     title,
 )
-from sim.search import Options, search
+from sim.search import search
 from sim.simulate import simulate
 from sim.tables import show
 from sim.timeline import Timeline

@@ -1,17 +1,20 @@
-"""What there is: hosts with their figures, layers of a network, as tables and as JSON."""
+"""What there is: hosts with their figures, layers of a network and what plans do with them, as tables and as JSON."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 from rich.table import Table
 from rich.text import Text
 
+from sim.baselines import Setting, dha, dha_static, published_partner
 from sim.hints import size_words
 from sim.host import Figure, Host
 from sim.network import Network
 from sim.origins import figures, origins
-from sim.report import MIB, subject
+from sim.plan import Access
+from sim.report import MIB, Answer, subject
 
 
 def hosts_table(hosts: tuple[Host, ...]) -> Table:
@@ -105,3 +108,32 @@ def _table(title: str, columns: tuple[str, ...], align: str) -> Table:
 
 def _row(table: Table, *cells: str) -> None:
     table.add_row(*(Text(cell) for cell in cells))
+
+
+def layer_choices(answer: Answer) -> Iterator[str]:
+    """DeepPlan's layer table: `0-Conv2d (0.036 MB) | O | X (direct-host-access) | O`, one column per plan.
+
+    MB are 2**20 bytes of all the storages a layer reads, as published. O: copied to the GPU. X: read in place. A layer
+    that does both has both. `-`: no weights (the published tables count those as not loaded).
+    """
+    network, target = answer.profile.network, answer.options.target
+    setting = Setting(answer.profile, answer.host, target, published_partner(answer.host, target))
+    columns = {
+        "static plan": dha_static(setting),
+        "adaptive plan": dha(setting),
+        "best plan": answer.outcome.best.plan,
+    }
+    yield " | ".join(["layer", *columns])
+    for index, layer in enumerate(network.layers):
+        cells = [f"{index}-{layer.kind} ({network.layer_bytes(index) / MIB:.3f} MB)"]
+        yield " | ".join([*cells, *(_choice(plan.access[index]) for plan in columns.values())])
+
+
+def _choice(row: tuple[Access, ...]) -> str:
+    marks = {
+        Access.COPIED: "O",
+        Access.RESIDENT: "O (stays)",
+        Access.DIRECT: "X (direct-host-access)",
+        Access.PEER: "X (peer-direct-access)",
+    }
+    return " + ".join(marks[access] for access in marks if access in row) or "-"

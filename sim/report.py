@@ -10,16 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.account import Account, account, in_place
-from sim.baselines import Setting, dha, dha_static, published_partner
 from sim.catalog import find_host, host_names
 from sim.hints import run_words, size_words
 from sim.host import Host
 from sim.keep import order
 from sim.network import Network
+from sim.options import Candidate, Options, Outcome
 from sim.origins import LAYER_TIMES, MORE, Lever, levers, origins
 from sim.plan import Access, Launch, Plan
 from sim.profile import Profile, ProfileKind
-from sim.search import Candidate, Options, Outcome
 
 MIB = 2**20
 LABELS: dict[ProfileKind, str] = {
@@ -323,38 +322,6 @@ def _layer_words(network: Network, layers: tuple[int, ...]) -> str:
     names = [network.layers[i].name or network.layers[i].kind for i in layers[:3]]
     count = f"{len(layers)} layers: " if len(layers) > 3 else ""
     return count + ", ".join(names) + (", ..." if len(layers) > 3 else "")
-
-
-# Layers --------------------------------------------------------------------------------------------------------------
-
-
-def layer_choices(answer: Answer) -> Iterator[str]:
-    """DeepPlan's layer table: `0-Conv2d (0.036 MB) | O | X (direct-host-access) | O`, one column per plan.
-
-    MB are 2**20 bytes of all the storages a layer reads, as published. O: copied to the GPU. X: read in place. A layer
-    that does both has both. `-`: no weights (the published tables count those as not loaded).
-    """
-    network, target = answer.profile.network, answer.options.target
-    setting = Setting(answer.profile, answer.host, target, published_partner(answer.host, target))
-    columns = {
-        "static plan": dha_static(setting),
-        "adaptive plan": dha(setting),
-        "best plan": answer.outcome.best.plan,
-    }
-    yield " | ".join(["layer", *columns])
-    for index, layer in enumerate(network.layers):
-        cells = [f"{index}-{layer.kind} ({network.layer_bytes(index) / MIB:.3f} MB)"]
-        yield " | ".join([*cells, *(_choice(plan.access[index]) for plan in columns.values())])
-
-
-def _choice(row: tuple[Access, ...]) -> str:
-    marks = {
-        Access.COPIED: "O",
-        Access.RESIDENT: "O (stays)",
-        Access.DIRECT: "X (direct-host-access)",
-        Access.PEER: "X (peer-direct-access)",
-    }
-    return " + ".join(marks[access] for access in marks if access in row) or "-"
 
 
 # JSON ----------------------------------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from sim.cutting import MOST_BOUNDARIES, Cutter
 from sim.draft import EVERY, Draft, held_bytes, needed, plan_of, runs_of
 from sim.host import Costs
+from sim.options import Options
 from sim.plan import Launch
 from sim.profile import Timing
 from sim.program import lower
-from sim.search import Options, search
+from sim.search import search
 from sim.simulate import simulate
 from tests import strategies as some
 from tests.builders import FREE, figure, host, network, profile

@@ -9,8 +9,9 @@ from calibrate.published import deepbench_v100, published
 from sim.baselines import Setting
 from sim.catalog import Request, find_host, find_profile
 from sim.host import Figure
+from sim.options import Options
 from sim.profile import Profile
-from sim.search import Options, search
+from sim.search import search
 
 HOST = find_host("p3.8xlarge")
 FACTS = published("p3.8xlarge")

@@ -12,9 +12,10 @@ from sim.bound import bound_ns, warm_ns
 from sim.errors import InputError
 from sim.keep import CLOSE, fewest, keeping, order, prefixes
 from sim.memory import packed_bytes
+from sim.options import Options
 from sim.plan import Access
 from sim.program import lower
-from sim.search import Options, search
+from sim.search import search
 from sim.simulate import simulate
 from tests import strategies as some
 from tests.builders import copied, host, network, profile

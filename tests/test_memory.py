@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hwexec.arena import Extents
 from hwexec.cpu import CpuDevice
-from hwexec.stage import room_for
+from hwexec.layout import room_for
 from sim.budget import within
 from sim.cli import cli
 from sim.console import run_command
@@ -21,8 +21,9 @@ from sim.files import read_plan, write_host, write_plan, write_profile
 from sim.host import Host
 from sim.memory import HEADROOM_BYTES, activation_bytes
 from sim.network import Network, Read
+from sim.options import Options
 from sim.plan import Access, Chunk, Launch, Plan
-from sim.search import Options, search
+from sim.search import search
 from tests import strategies as some
 from tests.builders import copied, host, network, profile
 

@@ -12,18 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim import report
+from sim import listing, report
 from sim.account import account, in_place
 from sim.baselines import BASELINES, Setting
 from sim.catalog import find_host
 from sim.errors import InputError
 from sim.host import Figure, Host
 from sim.network import Network
+from sim.options import Candidate, Options, Outcome
 from sim.picture import chrome_trace, picture, plot
 from sim.plan import Access, Chunk, Launch, Plan
 from sim.profile import Profile, Provenance, Timing
 from sim.program import lower
-from sim.search import Candidate, Options, Outcome, search
+from sim.search import search
 from sim.simulate import simulate
 from sim.tables import as_text, show
 from sim.timeline import SpanKind, Timeline
@@ -150,7 +151,7 @@ def test_print_with_weights_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     made = answer(Options(keep_bytes=2**20))
     text = as_text(report.strategy_table(made), *report.search_words(made))
     golden.compare("search_keep", text)
-    layers = list(report.layer_choices(made))
+    layers = list(listing.layer_choices(made))
     assert layers[1].endswith("| O (stays)")
 
 
@@ -204,7 +205,7 @@ def test_nothing_fits_and_nothing_is_copied(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_layer_table_in_the_published_form() -> None:
-    lines = list(report.layer_choices(answer()))
+    lines = list(listing.layer_choices(answer()))
     golden.compare("layers", "\n".join(lines))
     assert lines[3] == "2-Linear (0.000 MB) | - | - | -"
 
@@ -215,7 +216,7 @@ def test_a_layer_may_do_both() -> None:
     access[1], access[5] = (Access.COPIED, Access.DIRECT), (Access.PEER, Access.PEER)
     plan = replace(made.outcome.best.plan, access=tuple(access))
     best = replace(made.outcome.best, plan=plan)
-    lines = list(report.layer_choices(replace(made, outcome=replace(made.outcome, best=best))))
+    lines = list(listing.layer_choices(replace(made, outcome=replace(made.outcome, best=best))))
     assert lines[2].endswith("| O + X (direct-host-access)")
     assert lines[6].endswith("| X (peer-direct-access)")
 

@@ -15,11 +15,12 @@ from sim import search as sim_search
 from sim.bound import bound_ns, intake, warm_ns
 from sim.catalog import Request, find_host, find_profile
 from sim.errors import InputError
+from sim.options import Options
 from sim.plan import Access, Chunk, Launch, Plan
 from sim.profile import LayerTiming, Profile, Timing
 from sim.program import lower
 from sim.score import Scores
-from sim.search import Options, search
+from sim.search import search
 from sim.simulate import simulate
 from tests import strategies as some
 from tests.builders import FREE, figure, host, network, profile

@@ -14,9 +14,10 @@ from sim.errors import InputError
 from sim.host import Gpu, Host, Link, Peer
 from sim.memory import HEADROOM_BYTES
 from sim.ops import Copy
+from sim.options import Options, Outcome
 from sim.plan import Launch
 from sim.program import lower
-from sim.search import Options, Outcome, search
+from sim.search import search
 from tests.builders import FREE, GB, figure, host, network, profile
 
 P3 = find_host("p3.8xlarge")

@@ -26,8 +26,9 @@ from sim.files import read_plan, read_record
 from sim.host import Host
 from sim.memory import HEADROOM_BYTES, activation_bytes
 from sim.network import Network
+from sim.options import Options
 from sim.plan import Access, Chunk, Launch, Plan
-from sim.search import Options, search
+from sim.search import search
 from sim.timeline import SpanKind
 from sim.trace import trace_model
 from tests import builders, toys
