@@ -13,7 +13,7 @@ from sim.errors import InputError
 from sim.keep import CLOSE, fewest, keeping, order, prefixes
 from sim.memory import packed_bytes
 from sim.options import Options
-from sim.plan import Access
+from sim.plan import Access, Chunk
 from sim.program import lower
 from sim.search import search
 from sim.simulate import simulate
@@ -164,3 +164,14 @@ def test_a_ratio_that_no_plan_reaches_gives_the_fastest_that_was_tried() -> None
     found = search(MADE, MACHINE, Options(keep_ratio=1, memory_budget_bytes=900_000))
     assert found.best.makespan_ns > warm_ns(MADE, MACHINE)
     assert found.best.makespan_ns <= found.strategies[-2].makespan_ns
+
+
+def test_a_storage_is_not_brought_for_one_layer_where_it_stays_for_another() -> None:
+    net = network(512, 512)
+    shared = replace(net, layers=(net.layers[0], replace(net.layers[1], reads=net.layers[0].reads)))
+    plan = replace(copied(shared, Chunk(0, 512, (0,))), access=((Access.RESIDENT,), (Access.COPIED,)))
+    with pytest.raises(
+        InputError, match="w0 is resident for one layer and copied for another; its bytes are in one place"
+    ):
+        plan.check(shared, MACHINE)
+    replace(plan, access=((Access.RESIDENT,), (Access.DIRECT,))).check(shared, MACHINE)
