@@ -122,16 +122,11 @@ class Extents:
 
     def slice(self, buffer: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """The bytes [start, stop) of the arena in this GPU's buffer."""
-        at = self.where(start, stop)
-        return buffer[at : at + stop - start]
-
-    def where(self, start: int, stop: int) -> int:
-        """Where in the buffer the bytes [start, stop) of the arena begin."""
         for low, high, at in self.rows:
             if low <= start and stop <= high:
-                return at + start - low
+                return buffer[at + start - low : at + stop - low]
         if start == stop:
-            return 0
+            return buffer[:0]
         raise InputError(
             f"bytes {start}..{stop} of the arena are not on this GPU; the plan's chunks skip them"
         )

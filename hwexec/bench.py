@@ -94,8 +94,8 @@ class Task:
     runs: int = 15
     pauses: bool = True
     """Whether warm runs and best plans are started after pauses as well, which takes half a second each."""
-    keep: tuple[int | None, float | None] = (None, None)
-    """What plans called "kept" may keep between starts, as Options.keep_bytes and keep_ratio; (None, None): there are none."""
+    keep: tuple[int | None, float | None] | None = None
+    """What plans called "kept" may keep between starts, as Options.keep_bytes and keep_ratio; None: there are none."""
 
 
 def check_names(names: tuple[str, ...]) -> None:
@@ -111,30 +111,28 @@ def entries(task: Task) -> tuple[list[Entry], list[Waived]]:
     waived: list[Waived] = []
     target, *partners = task.gpus
     setting = Setting(task.profile, task.host, target, partners[0] if partners else None)
-    if set(task.names) - {"warm"} or task.keep != (
-        None,
-        None,
-    ):  # a plan's own way may go over more GPUs than one
+    # a plan's own way may go over more GPUs than one
+    if set(task.names) - {"warm"} or task.keep is not None:
         for partner in partners:
             task.host.peer_route(partner, target)
     for name in task.names:
         if name == "warm":
             found.append(Entry(name, warm_plan(task.network, target), 1))
         elif name == "best":
-            found += _searched(task, name, (None, None))
+            found += _searched(task, name)
         else:
             baseline = next(b for b in BASELINES if b.name == name)
             if baseline.relays and not partners:
                 waived.append(Waived(name, "it needs a second GPU; name two, as -d 0 1"))
             else:
                 found.append(Entry(name, plan := baseline.make(setting), lanes(plan)))
-    if task.keep != (None, None):
+    if task.keep is not None:
         found += _searched(task, "kept", task.keep)
     found += [Entry(f.plan.name, f.plan, lanes(f.plan)) for f in task.plans]
     return found, waived
 
 
-def _searched(task: Task, name: str, keep: tuple[int | None, float | None]) -> Iterator[Entry]:
+def _searched(task: Task, name: str, keep: tuple[int | None, float | None] = (None, None)) -> Iterator[Entry]:
     """One plan for each number of links."""
     target, *partners = task.gpus
     for count in range(len(task.gpus)):

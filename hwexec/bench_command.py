@@ -34,7 +34,7 @@ class BenchCall:
     gpus: tuple[int, ...] | None
     names: tuple[str, ...]
     files: tuple[str, ...]
-    keep: tuple[int | None, float | None]
+    keep: tuple[int | None, float | None] | None
     peers: bool
     runs: int
     out: str | None

@@ -168,7 +168,7 @@ def bench(**options: Any) -> int:
     options["files"] = tuple(dict.fromkeys(files))
     options["names"] = tuple(dict.fromkeys(word for word in given if word not in options["files"]))
     keep = options.pop("keep")
-    options["keep"] = (None, None) if keep is None else parse_keep(keep)
+    options["keep"] = None if keep is None else parse_keep(keep)
     # `hwexec --help` answers without torch
     from hwexec import bench_command  # noqa: PLC0415
     from hwexec.bench import DEFAULT_STRATEGIES  # noqa: PLC0415

@@ -117,8 +117,9 @@ class ColdStart:
             )
             stack.callback(self._rouse.close)
             self.evict()
-            stage.keep()
-            device.synchronize()
+            if self.plan.kept(self.network):
+                stage.keep()
+                device.synchronize()  # what cannot be brought is told here
 
     @property
     def launch(self) -> Launch:

@@ -17,7 +17,7 @@ from hwexec.pool import Tenant
 from hwexec.script import Head, Move, Script
 from hwexec.walk import Marks, Pairs, Walk
 from sim.errors import InputError
-from sim.network import ALIGNMENT_BYTES
+from sim.memory import gaps
 from sim.ops import HOST, Copy, Op, Run, device_of
 from sim.plan import Access
 from sim.program import Program
@@ -282,10 +282,9 @@ class Stage:
         return done
 
     def _bring_all(self) -> None:
-        for start, stop, at in self._layout.arenas[self.plan.target].rows:
-            self.device.copy(
-                self.background, self.arena[at : at + stop - start], self.host.tensor[start:stop]
-            )
+        target = self.plan.target
+        for start, stop, _ in self._layout.arenas[target].rows:
+            self.device.copy(self.background, self._held(target, start, stop), self.host.tensor[start:stop])
         if self._apart:
             self._bring(self.background, self._kept)
 
@@ -327,24 +326,13 @@ class Stage:
         """Fill every arena with 0xFF, but for what the plan keeps between starts. Blocks."""
         device, target = self.device, self.plan.target
         device.synchronize()
-        kept = () if self._apart else self.network.ranges(self._kept)
-        stays = sorted((self._layout.arenas[target].where(a, b), b - a) for a, b in kept)
-        for gpu, arena in self.arenas.items():
+        kept = [] if self._apart else list(self.network.ranges(self._kept))
+        for gpu, extents in self._layout.arenas.items():
             stream = next(s for s in self.streams.values() if s.gpu == gpu)
-            for start, stop in _between(stays if gpu == target else [], arena.numel()):
-                device.fill(stream, arena[start:stop], POISON)
+            for start, stop, _ in extents.rows:
+                for part in gaps(kept if gpu == target else [], start, stop):
+                    device.fill(stream, self._held(gpu, *part), POISON)
         device.synchronize()
-
-
-def _between(spans: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
-    """What sorted spans, by start and size, leave of so many bytes, padding between storages aside."""
-    at = 0
-    for start, taken in spans:
-        if start - at >= ALIGNMENT_BYTES:
-            yield at, start
-        at = start + taken
-    if at < size:
-        yield at, size
 
 
 @contextmanager

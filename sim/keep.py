@@ -7,16 +7,14 @@ what is still copied stays neighbours. What a plan reads in place takes little o
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from sim.memory import packed_bytes
+from sim.memory import gaps, packed_bytes
 from sim.network import Network
-from sim.plan import Access, Chunk, Plan
+from sim.plan import Access, Plan
 
-Span = tuple[int, int]
-"""First byte and the one behind the last."""
 Kept = frozenset[int]
 """Storages that stay on the target."""
 CLOSE = 0.01
@@ -83,23 +81,13 @@ def keeping(plan: Plan, storages: Iterable[int], network: Network) -> Plan:
         network.ranges(at for at, readers in enumerate(network.readers) if readers and at not in kept)
     )
     slots = [slot for at, slot in enumerate(pairwise(network.offsets)) if at in kept]
-    pieces = [[p for p in _without(chunk, slots) if _overlaps(p, needed)] for chunk in plan.chunks]
+    pieces = [
+        [
+            replace(chunk, start_bytes=start, stop_bytes=stop)
+            for start, stop in gaps(slots, chunk.start_bytes, chunk.stop_bytes)
+            if any(low < stop and start < high for low, high in needed)
+        ]
+        for chunk in plan.chunks
+    ]
     chunks = tuple(piece for found in pieces for piece in found)
     return replace(plan, access=access, chunks=chunks, head=sum(map(len, pieces[: plan.head])))
-
-
-def _without(chunk: Chunk, slots: Iterable[Span]) -> Iterator[Chunk]:
-    """What sorted arena ranges leave of a chunk."""
-    at = chunk.start_bytes
-    for start, stop in slots:
-        low, high = max(start, at), min(stop, chunk.stop_bytes)
-        if low < high:
-            if at < low:
-                yield replace(chunk, start_bytes=at, stop_bytes=low)
-            at = high
-    if at < chunk.stop_bytes:
-        yield replace(chunk, start_bytes=at)
-
-
-def _overlaps(chunk: Chunk, ranges: Iterable[Span]) -> bool:
-    return any(start < chunk.stop_bytes and chunk.start_bytes < stop for start, stop in ranges)

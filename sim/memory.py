@@ -36,6 +36,16 @@ def packed_bytes(ranges: Iterable[tuple[int, int]]) -> int:
     return max((at + stop - start for start, stop, at in pack(ranges)), default=0)
 
 
+def gaps(ranges: Iterable[tuple[int, int]], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """What sorted ranges leave of [start, stop)."""
+    for low, high in ranges:
+        if start < min(low, stop):
+            yield start, min(low, stop)
+        start = max(start, high)
+    if start < stop:
+        yield start, stop
+
+
 def activation_bytes(network: Network) -> int:
     """What running takes on the target beside weights and headroom: the largest layer's activations, twice."""
     return 2 * max(layer.activation_bytes for layer in network.layers)

@@ -178,15 +178,12 @@ def _check_own_dtype(module: nn.Module, name: str) -> None:
 def check_shows_operators(module: nn.Module, name: str) -> None:
     """InputError where a module or a part of it runs what cannot be followed operator by operator."""
     for key, part in module.named_modules():
-        what = ""
-        if isinstance(part, torch.jit.ScriptModule):
-            what = "TorchScript"
-        elif (
-            part._compiled_call_impl is not None or "_orig_mod" in part._modules
-        ):  # Module.compile, torch.compile
-            what = "compiled"
+        # the first is what Module.compile leaves there, the second torch.compile
+        compiled = part._compiled_call_impl is not None or "_orig_mod" in part._modules
+        scripted = isinstance(part, torch.jit.ScriptModule)
+        what = "TorchScript" if scripted else "compiled"
         require(
-            not what,
+            not scripted and not compiled,
             f"model {name!r}: module {key or ROOT!r} is {what}, which shows no operators; give the module that it was made from",
         )
 

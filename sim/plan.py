@@ -183,7 +183,9 @@ class Plan:
         self._check_once()
         for ranges in landed.values():
             ranges.sort()
-        if both := self.kept(network) & self._reads(network, Access.COPIED):
+        # a search checks many plans, and most keep nothing
+        keeps = any(Access.RESIDENT in row for row in self.access)
+        if keeps and (both := self.kept(network) & self._reads(network, Access.COPIED)):
             raise InputError(
                 f"plan {self.name!r}: {network.storages[min(both)].name} is resident for one layer and copied for another; its "
                 "bytes are in one place: make it one or the other"

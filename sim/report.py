@@ -208,7 +208,7 @@ def kept_words(answer: Answer) -> str:
 def _why_none(answer: Answer) -> str:
     """Why nothing is kept where something might be, in words; empty where that was asked."""
     network, most = answer.profile.network, answer.options.keep_bytes
-    if not most or len(answer.outcome.strategies) < 2:
+    if not most:
         return ""
     first = next(iter(order(answer.outcome.strategies[-2].plan, network)), None)
     if first is None:

@@ -86,7 +86,7 @@ def search(profile: Profile, host: Host, options: Options) -> Outcome:
         left_out,
         lowest,
         max(0.0, winner.mean_ns / lowest - 1) if lowest > 0 else 0.0,
-        finder.best[1],
+        finder.exact,
         tried,
         time.perf_counter() - began,
         warm,
@@ -98,13 +98,13 @@ def _keeping(bare: _Finder) -> tuple[_Finder, int]:
     options, network = bare.options, bare.network
     most = inf if bare.budget is None else bare.budget
     most = most if options.keep_bytes is None else min(most, options.keep_bytes)
-    choices = prefixes(order(bare.best[0], network), network, most)
+    choices = prefixes(order(bare.best, network), network, most)
     tried: dict[Kept, _Finder] = {frozenset(): bare}
 
     def of(kept: Kept) -> _Finder:
         if kept not in tried:
             smaller = max((other for other in tried if other < kept), key=len)
-            known = [keeping(tried[other].best[0], kept, network) for other in {frozenset(), smaller}]
+            known = [keeping(tried[other].best, kept, network) for other in {frozenset(), smaller}]
             tried[kept] = _Finder(bare.profile, bare.host, options, kept, known)
         return tried[kept]
 
@@ -173,11 +173,11 @@ class _Finder:
     @property
     def score(self) -> Score:
         """Of the best plan."""
-        return self.scores.of(self.best[0])
+        return self.scores.of(self.best)
 
     def winner(self, name: str) -> Candidate:
         """The best plan, by that name."""
-        return self.candidate(name, replace(self.best[0], name=name))
+        return self.candidate(name, replace(self.best, name=name))
 
     def candidate(self, name: str, plan: Plan) -> Candidate:
         score = self.scores.of(plan)
@@ -188,9 +188,19 @@ class _Finder:
 
     # Where it looks
 
+    @property
+    def best(self) -> Plan:
+        """The best plan found."""
+        return self._found[0]
+
+    @property
+    def exact(self) -> bool:
+        """Whether no plan is better, of those cut between storages."""
+        return self._found[1]
+
     @cached_property
-    def best(self) -> tuple[Plan, bool]:
-        """The best plan found, and whether it is exact."""
+    def _found(self) -> tuple[Plan, bool]:
+        """The best plan, and whether it is exact."""
         target, fits = self.options.target, self.scores.fits
         small = every_plan(self.network, self.host, target, self.partners, fits, self.kept)
         plans: list[Plan] = [*self.known, *(small or ())]

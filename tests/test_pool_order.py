@@ -29,6 +29,16 @@ def started_to_settle_late(a: hwexec.ColdStart, one: Toy, device: CpuDevice) -> 
     device.gate(a._stage.background, 0.05e9)
 
 
+def one_that_settles_late_and_another() -> tuple[Pool, hwexec.ColdStart, hwexec.ColdStart, Toy, CpuDevice]:
+    """A pool, two modules whose places overlap, what the second is made of, and the device. The first has made its start."""
+    one, other = text(1, "inner", "norm"), text(2, "inner", "bare")
+    device = CpuDevice(2, delay_us=0)
+    pool = pool_of(one, device, times=1.5)
+    a, b = settling(pool, one), planned(other, ahead(dealt(other)), pool)
+    started_to_settle_late(a, one, device)
+    return pool, a, b, other, device
+
+
 def holds_its_own(b: hwexec.ColdStart, other: Toy, device: CpuDevice) -> None:
     """Nothing that others left under way lands on its weights."""
     b(*other.inputs)
@@ -91,11 +101,8 @@ def test_what_was_busy_when_a_start_was_refused_is_no_matter_once_it_is_closed(l
 
 
 def test_a_settle_that_breaks_half_way_lands_on_nobodys_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = text(1, "inner", "norm"), text(2, "inner", "bare")
-    device = CpuDevice(2, delay_us=0)
-    with pool_of(one, device, times=1.5) as pool:
-        a, b = settling(pool, one), planned(other, ahead(dealt(other)), pool)
-        started_to_settle_late(a, one, device)
+    pool, a, b, other, device = one_that_settles_late_and_another()
+    with pool:
         with monkeypatch.context() as patch:
             patch.setattr(a._place, "filling", stopped)
             with pytest.raises(Stopped):
@@ -120,11 +127,8 @@ def test_copies_alone_that_are_stopped_land_on_nobodys_weights(monkeypatch: pyte
 def test_a_close_that_is_interrupted_leaves_a_place_to_be_taken_behind_what_is_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one, other = text(1, "inner", "norm"), text(2, "inner", "bare")
-    device = CpuDevice(2, delay_us=0)
-    with pool_of(one, device, times=1.5) as pool:
-        a, b = settling(pool, one), planned(other, ahead(dealt(other)), pool)
-        started_to_settle_late(a, one, device)
+    pool, a, b, other, device = one_that_settles_late_and_another()
+    with pool:
         a.settle()
         stream = a._stage.background
         with monkeypatch.context() as patch:
@@ -137,11 +141,8 @@ def test_a_close_that_is_interrupted_leaves_a_place_to_be_taken_behind_what_is_t
 
 
 def test_one_that_is_let_go_of_while_it_settles_is_waited_for() -> None:
-    one, other = text(1, "inner", "norm"), text(2, "inner", "bare")
-    device = CpuDevice(2, delay_us=0)
-    with pool_of(one, device, times=1.5) as pool:
-        a, b = settling(pool, one), planned(other, ahead(dealt(other)), pool)
-        started_to_settle_late(a, one, device)
+    pool, a, b, other, device = one_that_settles_late_and_another()
+    with pool:
         background = a._stage.background  # its thread goes on, as a GPU does
         opened = threading.Event()
         background.raw.queue.put(opened.wait)
@@ -265,11 +266,8 @@ def test_a_timeline_that_is_stopped_leaves_starts_right(monkeypatch: pytest.Monk
 def test_a_start_that_is_stopped_before_it_begins_leaves_the_next_to_come_behind_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one, other = text(1, "inner", "norm"), text(2, "inner", "bare")
-    device = CpuDevice(2, delay_us=0)
-    with pool_of(one, device, times=1.5) as pool:
-        a, b = settling(pool, one), planned(other, ahead(dealt(other)), pool)
-        started_to_settle_late(a, one, device)
+    pool, a, b, other, device = one_that_settles_late_and_another()
+    with pool:
         a.settle()
         with monkeypatch.context() as patch:
             patch.setattr(b._inputs, "stage", stopped)
